@@ -1,0 +1,329 @@
+"""The ``torch.compile`` entry: normalise, match, plan, rewrite, hand to the inner compiler.
+
+Dynamo calls the backend once per graph. One graph may serve many layers (graph breaks, regional
+compile), so what runs is chosen at every call by the identity of the layer's parameters.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._guards import TracingContext
+
+from attnpass import report as reports
+from attnpass.capture import weight_inputs
+from attnpass.errors import AttnpassError
+from attnpass.match import Matches, match
+from attnpass.normalize import NormalizeError, normalize, retrace
+from attnpass.options import Options
+from attnpass.plan import Plan, assign, digest_weights
+from attnpass.region import Region
+from attnpass.report import Report
+from attnpass.rewrite import FORMS_ATTRIBUTE, rewrite
+from attnpass.site import Decline
+
+log = logging.getLogger("attnpass")
+
+Compiled = Callable[..., Any]
+
+MARKS = ("softmax", "scaled_dot_product_attention", "multi_head_attention", "encoder_layer_fwd")
+"""Parts of the names that attention has in Dynamo's own graph."""
+
+
+def attnpass_backend(
+    gm: fx.GraphModule,
+    inputs: list[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Compiled:
+    """``torch.compile`` backend: the graph under the chosen forms, compiled by ``inner``.
+
+    Raises:
+        OptionError: an unknown option or value.
+        PlanError: the plan cannot be read, or with ``strict`` does not fit.
+    """
+    chosen = Options.parse(options, mode)
+    if os.environ.get("ATTNPASS_DISABLE") == "1" or not _has_anchor(gm):
+        return chosen.compile(gm, inputs)
+    if chosen.form is None and chosen.plan is None and not _pins(chosen):
+        return chosen.compile(gm, inputs)
+    try:
+        return _Graph(gm, inputs, chosen).compile()
+    except AttnpassError:
+        raise
+    except NormalizeError as error:
+        decline = Decline("HOP_UNSUPPORTED", hint=str(error))
+    except Exception as error:
+        if chosen.strict:
+            raise
+        log.exception("attnpass failed inside; the model runs unchanged")
+        decline = Decline("INTERNAL_ERROR", hint=f"{type(error).__name__}: {error}")
+    reports.record(Report(declined=[decline], graphs=1))
+    log.warning("graph left unchanged: %s", decline)
+    return chosen.compile(gm, inputs)
+
+
+def _has_anchor(gm: fx.GraphModule) -> bool:
+    """Whether any node of the graph, or of a graph inside it, may be attention."""
+    return any(
+        any(mark in str(node.target).lower() for mark in MARKS)
+        for module in gm.modules()
+        if isinstance(module, fx.GraphModule)
+        for node in module.graph.nodes
+        if node.op in ("call_function", "call_method", "call_module")
+    )
+
+
+def _pins(options: Options) -> list[Plan]:
+    """The pinned plans of the database, none where there is no database."""
+    from attnpass.store import pinned_plans
+
+    try:
+        return pinned_plans(options.db)
+    except AttnpassError as error:
+        log.warning("pinned plans are not applied: %s", error)
+        return []
+
+
+class _Graph:
+    """One graph on its way through the pass."""
+
+    def __init__(self, gm: fx.GraphModule, inputs: list[Any], options: Options) -> None:
+        self.original, self.inputs, self.options = gm, inputs, options
+        self.normal = normalize(gm, list(inputs))
+        weights = weight_inputs(self.normal, inputs)
+        self.matches: Matches = match(self.normal.graph, weights, options.allow)
+        placeholders = self.normal.graph.find_nodes(op="placeholder")
+        at = {node: i for i, node in enumerate(placeholders)}
+        self.positions = [[at[n] for n in r.parameters] for r in self.regions]
+        self.report = Report([r.site for r in self.regions], list(self.matches.declined), graphs=1)
+
+    @property
+    def regions(self) -> list[Region]:
+        return self.matches.regions
+
+    def compile(self) -> Compiled:
+        """The callable that Dynamo runs from now on."""
+        plan = self.options.plan or (self._bare() if self.options.form else self._pinned())
+        if plan is None:
+            return self._unchanged()
+        self._warn_frozen(plan)
+        layers = self._layers(plan)
+        variants: dict[tuple[Any, ...], Compiled] = {}
+        checked = self.options.form is None or bool(self.options.sites)
+        out = _Dispatch(self.original.forward, checked)
+        for names in layers:
+            modules = self._modules(plan, names)
+            key = tuple((m, _signature(modules[m])) for m in sorted(modules))
+            if key not in variants:
+                variants[key] = self._variant(modules)
+            out.add(variants[key], modules, self._parameters(plan, names))
+            forms = {n: plan.sites[n].form for m, n in names.items() if m in modules}
+            self.report.rewritten |= forms
+        self.report.plan = plan.hash
+        reports.record(self.report)
+        log.info("%s; plan %s", self.report.summary, plan.hash)
+        return out.callable()
+
+    def _unchanged(self) -> Compiled:
+        reports.record(self.report)
+        return self.options.compile(self.original, self.inputs)
+
+    def _bare(self) -> Plan:
+        """A plan of one form, constants instead of parameters."""
+        assert self.options.form is not None
+        entries, declines = assign(
+            [r.site for r in self.regions],
+            self.options.form,
+            self.options.form_options,
+            self.options.sites or None,
+            strict=self.options.strict,
+        )
+        self.report.declined += declines
+        if not self.regions:
+            log.warning("no attention found in this graph; nothing to rewrite")
+        return Plan(entries).initialise(r.site for r in self.regions).frozen()
+
+    def _pinned(self) -> Plan | None:
+        """The pinned plan whose sites and weights are this graph's."""
+        for plan in _pins(self.options):
+            same = all(
+                (entry := plan.sites.get(r.site.name)) is not None and entry.fits == r.site.fits()
+                for r in self.regions
+            )
+            if not self.regions or not same:
+                continue
+            digests = [digest_weights(self.inputs[i] for i in at) for at in self.positions]
+            if all(
+                plan.sites[r.site.name].weights == d
+                for r, d in zip(self.regions, digests, strict=True)
+            ):
+                log.warning("applying pinned plan %s (attnpass unpin removes it)", plan.hash)
+                return plan.frozen()
+            log.warning(
+                "pinned plan %s is of the same model with other weights; not applied", plan.hash
+            )
+        return None
+
+    def _warn_frozen(self, plan: Plan) -> None:
+        trains = torch.is_grad_enabled() and any(
+            isinstance(x, nn.Parameter) and x.requires_grad for x in self.inputs
+        )
+        frozen = [p for p in plan.parameters() if not p.requires_grad]
+        if trains and frozen:
+            log.warning(
+                "the forms' parameters are frozen while the model trains; "
+                "Plan.create(...) and options={'plan': plan} make them trainable"
+            )
+
+    def _layers(self, plan: Plan) -> list[dict[str, str]]:
+        """For every layer that this graph may serve: the graph's site name to the plan's.
+
+        One graph of a whole model serves one. A graph of a block whose parameters the plan knows
+        serves every layer of the plan with the same inner names.
+        """
+        own = {r.site.name: r.site.name for r in self.regions}
+        if all(name in plan.sites for name in own):
+            return [own]
+        first = next(iter(own), "")
+        prefixes = []
+        for name in plan.sites:
+            prefix = (
+                name[: len(name) - len(first)]
+                if name.endswith(f".{first}")
+                else (f"{name}|" if first == "root" else None)
+            )
+            if prefix is not None:
+                prefixes.append(prefix)
+        layers = [{n: p[:-1] if p.endswith("|") else p + n for n in own} for p in prefixes]
+        layers = [x for x in layers if all(n in plan.sites for n in x.values())]
+        if not plan.owners or not layers:
+            hint = (
+                "the graph does not say which layer it is; give the model: "
+                "attnpass.Plan.load(path).bind(model, *args)"
+            )
+            self.report.declined += [
+                Decline("SHARED_GRAPH", r.site.name, r.site.source, hint) for r in self.regions
+            ]
+            log.warning("%s: %s", ", ".join(own), hint)
+            return []
+        return layers
+
+    def _modules(self, plan: Plan, names: dict[str, str]) -> dict[str, nn.Module]:
+        """The graph's site names to the modules of one layer."""
+        out = {}
+        for region in self.regions:
+            site = replace(region.site, name=names[region.site.name])
+            module = plan.module(site, strict=self.options.strict)
+            if module is not None:
+                out[region.site.name] = module
+        return out
+
+    def _parameters(self, plan: Plan, names: dict[str, str]) -> list[tuple[int, Any]]:
+        """Input positions with weak references to the parameters that this layer has there."""
+        found = []
+        for region, positions in zip(self.regions, self.positions, strict=True):
+            name = names[region.site.name]
+            owned = plan.parameters_of(name)
+            here = [self.inputs[i] for i in positions]
+            values = owned if owned and name != region.site.name else here
+            if len(values) == len(positions):
+                found += [(i, weakref.ref(p)) for i, p in zip(positions, values, strict=True)]
+        return found
+
+    def _variant(self, modules: dict[str, nn.Module]) -> Compiled:
+        """The graph with ``modules``, compiled; takes the inputs and then their parameters."""
+        if not modules:
+            return self.options.compile(self.original, self.inputs)
+        gm = rewrite(self.normal, self.regions, modules)
+        values = _values(modules)
+        flat = list(values.values())
+        _make_static(flat)
+
+        def run(*inputs: Any) -> Any:
+            given = dict(zip(values, inputs[len(self.inputs) :], strict=True))
+            forms = gm.get_submodule(FORMS_ATTRIBUTE)
+            own = _by_position(gm, given, modules)
+            with torch.nn.utils.stateless._reparametrize_module(forms, own):
+                return fx.Interpreter(gm).run(*inputs[: len(self.inputs)])
+
+        everything = [*self.inputs, *flat]
+        traced = retrace(run, self.original, everything)
+        return self.options.compile(traced, everything)
+
+
+def _values(modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], nn.Parameter]:
+    """Every parameter of the modules, by site and name, in a fixed order."""
+    return {
+        (site, name): value
+        for site in sorted(modules)
+        for name, value in sorted(modules[site].named_parameters())
+    }
+
+
+def _by_position(
+    gm: fx.GraphModule, given: Mapping[tuple[str, str], Tensor], modules: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """The same values under the names that the rewritten graph's forms have."""
+    forms: Any = gm.get_submodule(FORMS_ATTRIBUTE)
+    where = {id(module): key for key, module in forms.items()}
+    return {f"{where[id(modules[site])]}.{name}": value for (site, name), value in given.items()}
+
+
+def _signature(module: nn.Module) -> tuple[Any, ...]:
+    """What two modules must share to run the same code: all but the parameters' values."""
+    plain = {k: repr(v) for k, v in vars(module).items() if not k.startswith("_")}
+    shapes = {n: (tuple(p.shape), p.requires_grad) for n, p in module.named_parameters()}
+    return (type(module).__name__, *sorted(plain.items()), *sorted(shapes.items()))
+
+
+def _make_static(parameters: list[nn.Parameter]) -> None:
+    """Tell the inner compiler that the forms' parameters have fixed sizes and addresses."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatefulSymbolicContext
+
+    context = TracingContext.try_get()
+    if context is None:
+        return
+    for i, parameter in enumerate(parameters):
+        context.tensor_to_context[parameter] = StatefulSymbolicContext(
+            dynamic_sizes=[DimDynamic.STATIC] * parameter.dim(),
+            tensor_source=ConstantSource(f"attnpass_parameter_{i}"),
+        )
+
+
+class _Dispatch:
+    """Chooses the variant of the layer whose parameters a call brings."""
+
+    def __init__(self, fallback: Compiled, checked: bool) -> None:
+        self.fallback, self.checked = fallback, checked
+        self.layers: list[tuple[list[tuple[int, Any]], Compiled, list[Tensor]]] = []
+        self.warned = False
+
+    def add(
+        self, variant: Compiled, modules: Mapping[str, nn.Module], identity: list[tuple[int, Any]]
+    ) -> None:
+        self.layers.append((identity, variant, list(_values(modules).values())))
+
+    def callable(self) -> Compiled:
+        return self.__call__
+
+    def __call__(self, *args: Any) -> Any:
+        for identity, variant, values in self.layers:
+            if not self.checked or all(args[i] is ref() for i, ref in identity):
+                return variant(*args, *values)
+        if not self.warned:
+            self.warned = True
+            log.warning(
+                "a graph serves a layer that the plan does not know; it runs unchanged: "
+                "give the model with plan.bind(model, *args)"
+            )
+        return self.fallback(*args)

@@ -1,0 +1,243 @@
+"""Capture a model once, then run it under any plan: switching a plan takes milliseconds.
+
+Every captured graph sits behind a trampoline, so that Dynamo's guards and bytecode stay while the
+graph that runs is exchanged. Graphs run eagerly, in plain operators: for accuracy, calibration and
+distillation, not for speed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import types
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from attnpass.errors import CaptureError
+from attnpass.match import Matches, match
+from attnpass.normalize import NormalizeError, normalize
+from attnpass.plan import Entry, Plan
+from attnpass.region import Region
+from attnpass.rewrite import rewrite
+from attnpass.site import AttentionSite, Decline
+
+log = logging.getLogger("attnpass")
+
+_number = itertools.count()
+
+
+def weight_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> set[fx.Node]:
+    """The placeholders that hold parameters and buffers."""
+    return {
+        node
+        for node, value in zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True)
+        if isinstance(value, nn.Parameter)
+        or (
+            isinstance(value, Tensor)
+            and node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
+        )
+    }
+
+
+class Graph:
+    """One captured graph: its normal form, its verdicts, and what runs now."""
+
+    def __init__(self, gm: fx.GraphModule, inputs: list[Any], allow: Collection[str]) -> None:
+        """Normalise and match ``gm``; called inside a ``torch.compile`` backend."""
+        self.matches = Matches()
+        self.normal: fx.GraphModule = gm
+        try:
+            self.normal = normalize(gm, inputs)
+            weights = weight_inputs(self.normal, inputs)
+            self.matches = match(self.normal.graph, weights, allow)
+        except NormalizeError as error:
+            self.matches.declined.append(Decline("HOP_UNSUPPORTED", hint=str(error)))
+        placeholders = self.normal.graph.find_nodes(op="placeholder")
+        at = {node: i for i, node in enumerate(placeholders)}
+        self.parameters = {
+            r.site.name: [inputs[at[n]] for n in r.parameters] for r in self.matches.regions
+        }
+        self.active: Callable[..., Any] = self.normal
+        self.last: tuple[tuple[Any, ...], Any] | None = None
+
+    def use(self, modules: dict[str, nn.Module]) -> fx.GraphModule:
+        """Run ``modules`` at their sites from now on."""
+        present = {n: m for n, m in modules.items() if n in self.parameters}
+        active = rewrite(self.normal, self.matches.regions, present) if present else self.normal
+        self.active = active
+        return active
+
+    def __call__(self, *inputs: Any) -> Any:
+        """The outputs of what runs now."""
+        return self.active(*inputs)
+
+
+class Capture:
+    """A model behind trampolines. Call it like the model.
+
+    Args:
+        model: the model; its parameters stay its own and may change.
+        allow: what the caller accepts (``site.ALLOW``).
+        dynamic: handed to ``torch.compile``: whether sizes are symbolic from the start.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, allow: Collection[str] = (), dynamic: bool | None = None
+    ) -> None:
+        self.model, self.allow = model, tuple(allow)
+        self.graphs: list[Graph] = []
+        self._modules: dict[str, nn.Module] = {}
+        self._keep = False
+        self._entry = torch.compile(_fresh_entry(model), backend=self._backend, dynamic=dynamic)
+
+    def _backend(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graph = Graph(gm, inputs, self.allow)
+        graph.use(self._modules)
+        self.graphs.append(graph)
+
+        def trampoline(*args: Any) -> Any:
+            out = graph(*args)
+            if self._keep:
+                graph.last = (args, out)
+            return out
+
+        return trampoline
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output under the plan in use.
+
+        Raises:
+            CaptureError: the model was recompiled too often to trust what runs.
+        """
+        with _recompiles():
+            try:
+                return self._entry(*args, **kwargs)
+            except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+                raise CaptureError(
+                    "expected a model whose graphs can be captured, got endless"
+                    " recompiles; pass inputs of few shapes"
+                ) from error
+
+    def trace(self, *args: Any, **kwargs: Any) -> Capture:
+        """Capture by running once without gradients; returns self.
+
+        Raises:
+            CaptureError: no graph came out, or the model failed.
+        """
+        with torch.set_grad_enabled(self.model.training and torch.is_grad_enabled()):
+            self(*args, **kwargs)
+        if not self.graphs:
+            raise CaptureError(
+                "expected a model that torch.compile can capture, got no graph;"
+                " is compilation disabled (TORCHDYNAMO_DISABLE)?"
+            )
+        return self
+
+    @property
+    def regions(self) -> list[Region]:
+        """The regions of all graphs, the first of each name."""
+        found: dict[str, Region] = {}
+        for graph in self.graphs:
+            for region in graph.matches.regions:
+                found.setdefault(region.site.name, region)
+        return list(found.values())
+
+    @property
+    def sites(self) -> list[AttentionSite]:
+        """The attention sites found so far."""
+        return [r.site for r in self.regions]
+
+    @property
+    def declined(self) -> list[Decline]:
+        """What was declined so far, each once."""
+        return list(dict.fromkeys(d for g in self.graphs for d in g.matches.declined))
+
+    def plan(self, entries: dict[str, Entry]) -> Plan:
+        """A plan of ``entries`` for this model, parameters at their start.
+
+        Raises:
+            CaptureError: the model has no attention.
+        """
+        if not self.sites:
+            raise CaptureError(
+                "expected a model with softmax attention, found none;"
+                " attnpass.find_sites(model, ...) says what was declined"
+            )
+        plan = Plan(entries).initialise(self.sites)
+        self.own(plan)
+        return plan
+
+    def own(self, plan: Plan) -> None:
+        """Tell ``plan`` which parameters make its sites."""
+        for graph in self.graphs:
+            for region in graph.matches.regions:
+                plan.own(region.site, graph.parameters[region.site.name])
+
+    def use(self, plan: Plan | None, *, strict: bool = False) -> dict[str, str]:
+        """Run under ``plan`` from now on; returns site name to form for what is rewritten.
+
+        Raises:
+            PlanError: with ``strict``, an entry that does not fit.
+        """
+        modules: dict[str, nn.Module] = {}
+        for site in self.sites if plan is not None else ():
+            assert plan is not None
+            module = plan.module(site, strict=strict)
+            if module is not None:
+                modules[site.name] = module
+        if plan is not None:
+            _unknown(plan, {s.name for s in self.sites}, strict)
+        self.use_modules(modules)
+        return {name: plan.sites[name].form for name in modules} if plan is not None else {}
+
+    def use_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Run ``modules`` (site name to module) from now on."""
+        self._modules = modules
+        for graph in self.graphs:
+            graph.use(modules)
+
+    def record(self, *args: Any, **kwargs: Any) -> Any:
+        """Run once and keep every graph's inputs and outputs in ``graph.last``."""
+        self._keep = True
+        try:
+            return self(*args, **kwargs)
+        finally:
+            self._keep = False
+
+
+def _unknown(plan: Plan, names: set[str], strict: bool) -> None:
+    from attnpass.errors import PlanError
+
+    for name, entry in plan.sites.items():
+        if entry.form != "softmax" and name not in names:
+            error = PlanError(
+                f"expected the plan's site {name} in the model, found none;"
+                " was the plan made for another model?"
+            )
+            if strict:
+                raise error
+            log.warning("%s", error)
+
+
+def _fresh_entry(model: nn.Module) -> Callable[..., Any]:
+    """A function that calls ``model``, with code of its own.
+
+    Dynamo counts recompiles per code object: captures of one class must not share the model's.
+    """
+
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    code = entry.__code__.replace(co_name=f"attnpass_capture_{next(_number)}")
+    return types.FunctionType(code, entry.__globals__, code.co_name, None, entry.__closure__)
+
+
+def _recompiles() -> AbstractContextManager[Any]:
+    patch = torch._dynamo.config.patch(  # type: ignore[no-untyped-call]
+        recompile_limit=64, accumulated_recompile_limit=4096, fail_on_recompile_limit_hit=True
+    )
+    return patch  # type: ignore[no-any-return]

@@ -1,0 +1,35 @@
+"""Every exception of attnpass: each message says what was expected, what came, and the cure."""
+
+from __future__ import annotations
+
+
+class AttnpassError(Exception):
+    """Base of all errors raised on purpose: one clear line, no traceback needed."""
+
+
+class OptionError(AttnpassError):
+    """An option, form or site name that attnpass does not know."""
+
+
+class PlanError(AttnpassError):
+    """A plan that cannot be read, or does not fit the model."""
+
+
+class CaptureError(AttnpassError):
+    """A model that cannot be captured the way the caller needs."""
+
+
+class TaskError(AttnpassError):
+    """A tuning task that cannot be imported or is not usable."""
+
+
+class StoreError(AttnpassError):
+    """A database that cannot be opened, read or written."""
+
+
+class MeasureError(AttnpassError):
+    """A measurement that could not be taken or cannot be trusted."""
+
+
+class MissingDependencyError(AttnpassError):
+    """An optional package that a command needs is not installed."""

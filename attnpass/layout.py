@@ -1,0 +1,110 @@
+"""How a tensor of a site becomes ``[B, H, rows, columns]`` and back.
+
+A permutation, then the leading axes split or merged. Decided from axis provenance, applied by
+``rewrite``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from attnpass.axes import Axis, kinds, op_name
+
+
+@dataclass(frozen=True)
+class Lead:
+    """What the leading axes of a stage are.
+
+    Attributes:
+        count: number of leading axes.
+        order: their order with the head axis last.
+        heads: H.
+        paired: the last of them is the head axis; else one axis holds batch and heads
+            (``count`` 1) or there is no head axis (H = 1).
+    """
+
+    count: int
+    order: tuple[int, ...]
+    heads: int
+    paired: bool
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A node with the permutation to (leading..., rows, columns) and its leading axes."""
+
+    node: fx.Node
+    permutation: tuple[int, ...]
+    lead: Lead
+
+
+def lead_of(axes: Sequence[Axis], sizes: Sequence[Any]) -> Lead:
+    """Which leading axis holds the heads: the one made by a projection, else the last.
+
+    An axis of heads is a product ending in feature factors; ``[B*H]`` is split at its feature
+    part. Without any proof (graph inputs) the convention ``[..., B, H, T, d]`` holds.
+    """
+    count = len(axes)
+    if count == 0:
+        return Lead(0, (), 1, False)
+    if count == 1:
+        features = 1
+        for factor in reversed(axes[0]):
+            if factor.kind not in ("feature", "repeat") or not isinstance(factor.size, int):
+                break
+            features *= factor.size
+        return Lead(1, (0,), features, False)
+    made = [i for i, axis in enumerate(axes) if "feature" in kinds(axis)]
+    at = made[-1] if made else count - 1
+    if not made and "token" in kinds(axes[at]) or not isinstance(sizes[at], int):
+        return Lead(count, tuple(range(count)), 1, False)
+    order = (*(i for i in range(count) if i != at), at)
+    return Lead(count, order, int(sizes[at]), True)
+
+
+def absorb(node: fx.Node, permutation: tuple[int, ...]) -> tuple[fx.Node, tuple[int, ...]]:
+    """Step over transposes that the permutation can take in, so that none is emitted twice."""
+    while op_name(node) in ("transpose", "permute", "swapaxes", "mT"):
+        rank = node.meta["val"].dim()
+        own = list(range(rank))
+        if op_name(node) == "permute":
+            own = [int(i) % rank for i in node.args[1]]  # type: ignore[union-attr, arg-type]
+        else:
+            a, b = node.args[1:3] if len(node.args) > 2 else (-2, -1)
+            own[int(a)], own[int(b)] = own[int(b)], own[int(a)]  # type: ignore[arg-type]
+        permutation = tuple(own[i] for i in permutation)
+        node = node.args[0]  # type: ignore[assignment]
+    return node, permutation
+
+
+def ungrouped(operand: Operand) -> tuple[Operand, int]:
+    """The key/value heads before they were repeated for grouped queries, and the group size."""
+    node, p = operand.node, operand.permutation
+    if p != (0, 1, 2, 3) or not operand.lead.paired or operand.lead.count != 2:
+        return operand, 1
+    if (
+        op_name(node) == "repeat_interleave"
+        and node.args[2:3] == (1,)
+        and isinstance(node.args[1], int)
+    ):
+        base, group = node.args[0], node.args[1]
+        return Operand(base, p, operand.lead), group  # type: ignore[arg-type]
+    if op_name(node) not in ("reshape", "view", "flatten", "_unsafe_view"):
+        return operand, 1
+    inner = node.args[0]
+    while op_name(inner) in ("clone", "contiguous"):  # type: ignore[arg-type]
+        inner = inner.args[0]  # type: ignore[union-attr]
+    if op_name(inner) != "expand" or inner.meta["val"].dim() != 5:  # type: ignore[arg-type, union-attr]
+        return operand, 1
+    lifted = inner.args[0]  # type: ignore[union-attr]
+    if op_name(lifted) != "unsqueeze" or lifted.args[1] not in (2, -3):  # type: ignore
+        return operand, 1
+    group = inner.meta["val"].shape[2]  # type: ignore[union-attr]
+    heads, own = node.meta["val"].shape[1], inner.meta["val"].shape[1]  # type: ignore[union-attr]
+    if not all(isinstance(x, int) for x in (group, heads, own)) or heads != own * group:
+        return operand, 1
+    return Operand(lifted.args[0], p, operand.lead), group  # type: ignore[union-attr, arg-type]

@@ -1,0 +1,134 @@
+"""Which form is legal at which site: one table of rules over one record; None means yes.
+
+The table follows the mathematics of the forms: a form that cannot express what a site does is
+declined with a reason that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+from attnpass.site import FORMS, Decline
+
+KEY_MASKS = frozenset({"causal", "padding"})
+"""The mask factors that a form without a [T, S] map can still honour."""
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What decides legality at one site.
+
+    Attributes:
+        kind: ``self``, ``cross`` or ``class``.
+        mask: proven mask factors.
+        bias: a float bias is added to the logits.
+        dropout: drop probability on the weights while training, else 0.0.
+        escapes: name of a node that reads the attention weights elsewhere, else ``""``.
+        softcap: the logits are capped with tanh.
+        cached: keys and values come from a growing cache.
+        same_len: T and S are provably equal.
+        value_dim_differs: dv != d.
+        previous: a source for skipat exists: same width and length, earlier in this graph.
+        causal_rows: causal with T = S proven.
+        extra: other traits that no rewrite can express, as code to hint.
+    """
+
+    kind: str = "self"
+    mask: frozenset[str] = frozenset()
+    bias: bool = False
+    dropout: float = 0.0
+    escapes: str = ""
+    softcap: bool = False
+    cached: bool = False
+    same_len: bool = True
+    value_dim_differs: bool = False
+    previous: bool = False
+    extra: tuple[tuple[str, str], ...] = field(default=())
+
+
+Rule = tuple[Collection[str], str, Callable[[Traits], bool], str]
+"""(forms, code, when it declines, hint)"""
+
+_CHEAP = ("sigmoid", "relu", "hydra", "skipat")
+
+RULES: tuple[Rule, ...] = (
+    (
+        ("hydra",),
+        "BIAS_NOT_SUPPORTED",
+        lambda t: t.bias,
+        "hydra has no logits to add a bias to; choose sigmoid or relu",
+    ),
+    (
+        ("hydra", "skipat"),
+        "MASK_ARBITRARY",
+        lambda t: bool(t.mask - KEY_MASKS),
+        "only causal and key-padding masks can be honoured without a [T, S] map",
+    ),
+    (
+        ("hydra",),
+        "MASK_ARBITRARY",
+        lambda t: "causal" in t.mask and not t.same_len,
+        "causal hydra is a running sum and needs as many queries as keys",
+    ),
+    (
+        ("softmax", "sigmoid", "relu"),
+        "SOFTCAP",
+        lambda t: t.softcap,
+        "the tanh cap on the logits has no fused form",
+    ),
+    (("hydra",), "SOFTCAP", lambda t: t.softcap, "hydra has no logits to cap"),
+    (
+        _CHEAP[:3],
+        "PROBS_ESCAPE",
+        lambda t: bool(t.escapes),
+        "the attention weights are read elsewhere; allow=['other_weights'] accepts other weights",
+    ),
+    (
+        ("softmax", "skipat"),
+        "PROBS_ESCAPE",
+        lambda t: bool(t.escapes),
+        "the attention weights are read elsewhere; call the model without returning them",
+    ),
+    (
+        _CHEAP,
+        "DROPOUT_TRAINING",
+        lambda t: t.dropout > 0,
+        "attention dropout is active; allow=['drop_dropout'] accepts losing it",
+    ),
+    (("hydra", "skipat"), "CROSS_GRAPH", lambda t: t.cached, "keys and values come from a cache"),
+    (
+        ("skipat",),
+        "NOT_ATTENTION:cross",
+        lambda t: t.kind != "self",
+        "skipat reuses the previous self attention; this site is not self attention",
+    ),
+    (
+        ("hydra",),
+        "NEEDS_PARAMS",
+        lambda t: t.value_dim_differs,
+        "hydra multiplies keys with values and needs equal head dims",
+    ),
+    (
+        ("skipat",),
+        "CROSS_GRAPH",
+        lambda t: not t.previous,
+        "no earlier attention block of the same width and length in this graph",
+    ),
+)
+
+
+def legality(
+    traits: Traits, at: Decline, allow: Collection[str] = ()
+) -> dict[str, Decline | None]:
+    """Per form ``None`` (legal) or the Decline, located where ``at`` is."""
+    waived = {"DROPOUT_TRAINING"} if "drop_dropout" in allow else set()
+    found: dict[str, Decline | None] = dict.fromkeys(FORMS)
+    rules = [(_CHEAP + ("softmax",), c, lambda _: True, h) for c, h in traits.extra]
+    for forms, code, applies, hint in (*rules, *RULES):
+        if code in waived or not applies(traits):
+            continue
+        for form in forms:
+            if found[form] is None:
+                found[form] = Decline(code, at.path, at.source, hint, traits.escapes or at.node)
+    return found

@@ -1,0 +1,106 @@
+"""Graph -> attention sites and declines. Pure: reads the graph, edits nothing.
+
+Every softmax-like anchor gets exactly one verdict: a region with its site, or a Decline.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from torch import fx
+
+from attnpass.axes import AxisTracer, op_name
+from attnpass.chain import SOFTMAX, Refuse
+from attnpass.legality import legality
+from attnpass.region import SDPA, Reader, Region
+from attnpass.site import Decline
+
+OPAQUE = {
+    "_native_multi_head_attention": "torch.backends.mha.set_fastpath_enabled(False) before "
+    "compiling opens it",
+    "_transformer_encoder_layer_fwd": "torch.backends.mha.set_fastpath_enabled(False) before "
+    "compiling opens it",
+    "_flash_attention_forward": "call scaled_dot_product_attention instead",
+}
+"""Attention operators that cannot be opened, with the cure."""
+
+ANCHORS = SOFTMAX | frozenset(OPAQUE) | {SDPA}
+
+
+@dataclass
+class Matches:
+    """All verdicts of one graph."""
+
+    regions: list[Region] = field(default_factory=list)
+    declined: list[Decline] = field(default_factory=list)
+
+
+def anchors(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that may be attention, in program order."""
+    return [n for n in graph.nodes if n.op == "call_function" and op_name(n) in ANCHORS]
+
+
+def match(graph: fx.Graph, parameters: set[fx.Node], allow: Collection[str] = ()) -> Matches:
+    """Every verdict on a normalised graph; ``parameters`` are its weight placeholders."""
+    found = anchors(graph)
+    out = Matches()
+    if not found:
+        return out
+    reader = Reader(AxisTracer(graph, parameters).axes, parameters)
+    names: dict[str, int] = {}
+    for anchor in found:
+        path, source = module_path(anchor), source_line(anchor)
+        at = Decline("", path, source, node=anchor.name)
+        try:
+            if op_name(anchor) in OPAQUE:
+                raise Refuse("OPAQUE_FASTPATH", OPAQUE[op_name(anchor)], anchor)
+            names[path] = names.get(path, 0) + 1
+            name = path if names[path] == 1 else f"{path}#{names[path]}"
+            region = reader.read(anchor, name, source)
+        except Refuse as no:
+            names[path] = names.get(path, 1) - 1
+            out.declined.append(replace(at, code=no.code, hint=no.hint, node=no.node.name))
+            continue
+        _link(region, out.regions)
+        traits = replace(region.traits, previous=region.previous is not None)
+        legal = MappingProxyType(legality(traits, at, allow))
+        region.site = replace(region.site, legal=legal)
+        out.regions.append(region)
+    return out
+
+
+def module_path(node: fx.Node) -> str:
+    """The module path of a node below the compiled module, ``root`` at its top."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return "root"
+    entries = list(stack.values())
+    if len(entries) > 1 and getattr(entries[-1][1], "__name__", "") in ("Softmax", "Dropout"):
+        entries.pop()  # nn.Softmax: the attention is the module around it
+    path = str(entries[-1][0])
+    path = re.sub(r"^[LG]\['[^']*'\]", "", path)
+    path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path)
+    return path.replace("_modules.", "").strip(".") or "root"
+
+
+def source_line(node: fx.Node) -> str:
+    """``file:line`` of the innermost user frame, ``""`` where unknown."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+
+
+def _link(region: Region, earlier: list[Region]) -> None:
+    """Find the attention block whose output skipat would reuse."""
+    for other in reversed(earlier):
+        if (
+            region.block_out is not None
+            and other.block_out is not None
+            and other.site.kind == "self"
+            and other.site.width == region.site.width
+            and other.tokens == region.tokens
+        ):
+            region.previous = other
+            return

@@ -1,0 +1,254 @@
+"""Dynamo's graph as one functional, differentiable vocabulary: pre-dispatch ATen.
+
+One operation has one spelling and a schema, module paths and source lines are kept, opaque
+attention is opened, and in-place writes to fresh tensors become functional.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx.traceback as fx_traceback
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._guards import TracingContext
+from torch.fx.experimental.proxy_tensor import make_fx
+
+
+class NormalizeError(Exception):
+    """The graph cannot be re-traced; it goes to the inner compiler as it is."""
+
+
+def normalize(gm: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
+    """``gm`` in pre-dispatch ATen, same placeholders in the same order.
+
+    Must run inside a ``torch.compile`` backend: it uses Dynamo's own fake tensors.
+
+    Raises:
+        NormalizeError: the graph cannot be re-traced, or doing so would add a shape guard that
+            nobody checks.
+    """
+    return retrace(_Opened(gm).run, gm, inputs)
+
+
+def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
+    """``run(*inputs)`` traced to functional ATen, with the metadata of the graph ``like``.
+
+    Raises:
+        NormalizeError: as ``normalize``.
+    """
+    context = TracingContext.try_get()
+    if context is None or context.fake_mode is None:
+        raise NormalizeError("no tracing context: not called from torch.compile")
+    mode = context.fake_mode
+    guards = _guard_count(mode)
+    try:
+        fakes = [_fake(x, context) for x in inputs]
+        with mode, fx_traceback.preserve_node_meta():
+            out = make_fx(run, pre_dispatch=True)(*fakes)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise NormalizeError(f"{type(error).__name__}: {first}") from error
+    if _guard_count(mode) != guards:
+        raise NormalizeError("the re-trace added a shape guard")
+    functionalize(out.graph)
+    _carry_metadata(like, out)
+    _describe_added(out, inputs, context)
+    out.recompile()
+    return out
+
+
+def _guard_count(mode: Any) -> int:
+    return 0 if mode.shape_env is None else len(mode.shape_env.guards)
+
+
+def _fake(x: Any, context: TracingContext) -> Any:
+    """The fake twin of one example input, under Dynamo's own symbolic sizes."""
+    if not isinstance(x, Tensor):
+        return x
+    known = context.tensor_to_context.get(x) if x in context.tensor_to_context else None
+    assert context.fake_mode is not None
+    return context.fake_mode.from_tensor(
+        x,
+        static_shapes=known is None,
+        symbolic_context=known,
+        source=None if known is None else known.tensor_source,  # type: ignore[attr-defined]
+    )
+
+
+def _carry_metadata(old: fx.GraphModule, new: fx.GraphModule) -> None:
+    """What the inner compiler reads off Dynamo's graph: static inputs, sources, ids."""
+    new.meta.update(old.meta)
+    if hasattr(old, "_param_name_to_source"):
+        new._param_name_to_source = old._param_name_to_source  # type: ignore[assignment]
+    pairs = zip(
+        old.graph.find_nodes(op="placeholder"),
+        new.graph.find_nodes(op="placeholder"),
+        strict=False,
+    )
+    for before, after in pairs:
+        if "tensor_dict" in before.meta:
+            after.meta["tensor_dict"] = before.meta["tensor_dict"]
+        if hasattr(before, "_dynamo_source"):
+            after._dynamo_source = before._dynamo_source  # type: ignore[attr-defined]
+
+
+def _describe_added(gm: fx.GraphModule, inputs: list[Any], context: TracingContext) -> None:
+    """Inputs that Dynamo did not know (a form's parameters): their source, and that they stay."""
+    for node, value in zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        if not hasattr(node, "_dynamo_source"):
+            known = context.tensor_to_context[value]
+            node._dynamo_source = known.tensor_source
+            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+
+
+class _Opened(fx.Interpreter):
+    """Runs Dynamo's graph with opaque attention operators opened into primitives."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch._transformer_encoder_layer_fwd:
+            with _in_submodule("self_attn", nn.MultiheadAttention):
+                return encoder_layer(*args, **kwargs)
+        return super().call_function(target, args, kwargs)
+
+
+class _in_submodule:
+    """Records the nodes made inside as if they stood in a submodule of the current one."""
+
+    def __init__(self, name: str, kind: type) -> None:
+        self.name, self.kind = name, kind
+
+    def __enter__(self) -> None:
+        meta = fx_traceback.current_meta
+        self.before = meta.get("nn_module_stack")
+        if self.before:
+            path = f"{list(self.before.values())[-1][0]}.{self.name}"
+            meta["nn_module_stack"] = {**self.before, f"attnpass_{path}": (path, self.kind)}
+
+    def __exit__(self, *_: object) -> None:
+        if self.before:
+            fx_traceback.current_meta["nn_module_stack"] = self.before
+
+
+def encoder_layer(
+    src: Tensor,
+    embed_dim: int,
+    num_heads: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    use_gelu: bool,
+    norm_first: bool,
+    eps: float,
+    norm_weight_1: Tensor,
+    norm_bias_1: Tensor,
+    norm_weight_2: Tensor,
+    norm_bias_2: Tensor,
+    ffn_weight_1: Tensor,
+    ffn_bias_1: Tensor,
+    ffn_weight_2: Tensor,
+    ffn_bias_2: Tensor,
+    mask: Tensor | None = None,
+    mask_type: int | None = None,
+) -> Tensor:
+    """``torch._transformer_encoder_layer_fwd`` (the eval fast path) in primitives, ``[B, N, D]``.
+
+    ``mask`` is True where *not* attended: ``[N, N]`` (type 0), ``[B, N]`` (1) or both merged.
+    """
+
+    def attend(x: Tensor) -> Tensor:
+        qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, d]
+        keep = None if mask is None else mask.logical_not()
+        if keep is not None and mask_type == 1:
+            keep = keep[:, None, None, :]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=keep)
+        return F.linear(out.transpose(1, 2).flatten(2), proj_weight, proj_bias)
+
+    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.layer_norm(x, (embed_dim,), weight, bias, eps)
+
+    def feed(x: Tensor) -> Tensor:
+        hidden = F.linear(x, ffn_weight_1, ffn_bias_1)
+        hidden = F.gelu(hidden) if use_gelu else F.relu(hidden)
+        return F.linear(hidden, ffn_weight_2, ffn_bias_2)
+
+    if norm_first:
+        src = src + attend(norm(src, norm_weight_1, norm_bias_1))
+        return src + feed(norm(src, norm_weight_2, norm_bias_2))
+    src = norm(src + attend(src), norm_weight_1, norm_bias_1)
+    return norm(src + feed(src), norm_weight_2, norm_bias_2)
+
+
+def functionalize(graph: fx.Graph) -> None:
+    """Turn in-place writes to fresh, unaliased tensors into their functional twins.
+
+    Writes through views, and to inputs and parameters, stay as they are; ``match`` declines the
+    sites that they touch.
+    """
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        twin = _functional_twin(node)
+        if twin is None:
+            continue
+        base = node.args[0]
+        if not _fresh(base, node, order):
+            continue
+        with graph.inserting_after(node):
+            new = graph.call_function(twin, node.args, node.kwargs)
+        new.meta = dict(node.meta)
+        order[new] = order[node]
+        later = [u for u in base.users if order[u] > order[node] and u is not new]
+        for user in later:
+            user.replace_input_with(base, new)
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether the node's operator writes to its first argument."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(
+        schema is not None
+        and schema.is_mutable
+        and schema.arguments
+        and schema.arguments[0].alias_info is not None
+        and schema.arguments[0].alias_info.is_write
+    )
+
+
+def aliases(node: fx.Node) -> bool:
+    """Whether the node's operator may return a view of an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(r.alias_info is not None for r in schema.returns)
+
+
+def _functional_twin(node: fx.Node) -> Any:
+    """The functional overload of an in-place ATen node with unchanged dtype, else None."""
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    name = node.target.__name__.split(".")[0]
+    if not writes(node) or not name.endswith("_") or name.endswith("__"):
+        return None
+    own = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
+    for arg in node.all_input_nodes[1:]:
+        other = arg.meta.get("val")
+        if isinstance(other, Tensor) and other.dtype not in (torch.bool, getattr(own, "dtype", 0)):
+            return None
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    return getattr(packet, node.target._overloadname, None) if packet else None
+
+
+def _fresh(base: Any, write: fx.Node, order: dict[fx.Node, int]) -> bool:
+    """Whether ``base`` was made by a non-view operator and no view of it outlives the write."""
+    if not isinstance(base, fx.Node) or base.op != "call_function" or aliases(base):
+        return False
+    return not any(
+        aliases(user)
+        and order[user] < order[write]
+        and any(order[x] > order[write] for x in user.users)
+        for user in base.users
+        if user is not write
+    )

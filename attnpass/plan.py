@@ -1,0 +1,412 @@
+"""Plan: which form runs at which site, with its parameters; JSON and safetensors on disk.
+
+Loading never unpickles. A plan fits a site by name and structure; what does not fit stays softmax.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from attnpass import forms
+from attnpass.errors import OptionError, PlanError
+from attnpass.site import FORMS, AttentionSite, Decline
+
+log = logging.getLogger("attnpass")
+
+VERSION = 1
+
+
+@dataclass
+class Entry:
+    """One site of a plan: its form, the form's options, and how to recognise the site."""
+
+    form: str
+    options: dict[str, Any] = field(default_factory=dict)
+    fits: dict[str, Any] = field(default_factory=dict)
+    weights: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The entry as plain JSON types."""
+        out: dict[str, Any] = {"form": self.form}
+        if self.options:
+            out["options"] = self.options
+        return out | {"fits": self.fits, "weights": self.weights}
+
+
+def assign(
+    sites: Iterable[AttentionSite],
+    form: str,
+    options: Mapping[str, Any] | None = None,
+    globs: Sequence[str] | str | None = None,
+    *,
+    strict: bool = False,
+) -> tuple[dict[str, Entry], list[Decline]]:
+    """An entry per site: ``form`` where a glob selects it and it is legal, else softmax.
+
+    Returns the entries and the Declines of the selected sites that stay softmax.
+
+    Raises:
+        OptionError: unknown form or option, or a glob that matches no site.
+        PlanError: with ``strict``, an illegal site named exactly.
+    """
+    sites, given = list(sites), dict(options or {})
+    forms.check_options(form, given)
+    patterns = [globs] if isinstance(globs, str) else list(globs or ["*"])
+    for pattern in patterns:
+        if sites and not fnmatch.filter([s.name for s in sites], pattern):
+            raise OptionError(
+                f"expected a glob that matches a site, got {pattern!r};"
+                f" sites are {', '.join(s.name for s in sites)}"
+            )
+    entries, declines = {}, []
+    for site in sites:
+        chosen = any(fnmatch.fnmatchcase(site.name, p) for p in patterns)
+        no = site.legal.get(form) if chosen else None
+        if no is not None:
+            declines.append(no)
+            if site.name in patterns:
+                _loud(
+                    PlanError(
+                        f"expected a legal form at {site.name}, got {form} ({no});"
+                        " it stays softmax"
+                    ),
+                    strict,
+                )
+        runs = form if chosen and no is None else "softmax"
+        entries[site.name] = Entry(runs, given if runs == form else {}, site.fits())
+    return entries, declines
+
+
+def _loud(error: PlanError, strict: bool) -> None:
+    if strict:
+        raise error
+    log.warning("%s", error)
+
+
+class Plan:
+    """Forms per site, with trainable parameters.
+
+    Attributes:
+        sites: site name to ``Entry``, every site of the model, unconverted ones as ``softmax``.
+        values: site name to the form's parameters by name.
+        tiles: launch parameters per device and kernel, as ``Tile.as_dict()``.
+        measured: numbers taken with this plan. made_by: versions and command.
+        owners: projection parameter to site names, where the model is known: a site's identity.
+    """
+
+    def __init__(self, sites: dict[str, Entry]) -> None:
+        self.sites = sites
+        self.values: dict[str, nn.ParameterDict] = {}
+        self.tiles: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}
+        self.made_by: dict[str, Any] = {}
+        self.owners: Any = WeakIdKeyDictionary()
+
+    @classmethod
+    def create(
+        cls,
+        model: nn.Module,
+        *args: Any,
+        form: str = "softmax",
+        form_options: Mapping[str, Any] | None = None,
+        sites: Sequence[str] | str | None = None,
+        allow: Sequence[str] = (),
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> Plan:
+        """A plan for ``model``, captured on ``model(*args, **kwargs)``, parameters at their start.
+
+        Args:
+            model: the model, in the mode (train or eval) in which it will run.
+            args: example inputs. kwargs: likewise.
+            form: the form of all sites that ``sites`` selects. form_options: its options.
+            sites: globs on site names; ``None`` selects all.
+            allow: what the caller accepts (``site.ALLOW``).
+            strict: raise where a site named exactly cannot take the form.
+
+        Raises:
+            OptionError: unknown form, option, or a glob that matches no site.
+            PlanError: with ``strict``, an illegal site.
+            CaptureError: the model cannot be captured, or has no attention.
+        """
+        from attnpass.capture import Capture
+
+        capture = Capture(model, allow=allow)
+        capture.trace(*args, **kwargs)
+        entries, _ = assign(capture.sites, form, form_options, sites, strict=strict)
+        return capture.plan(entries)
+
+    def initialise(self, sites: Iterable[AttentionSite]) -> Plan:
+        """Make the parameters of every entry at their start, where there are none yet."""
+        for site in sites:
+            entry = self.sites.get(site.name)
+            if entry is not None and entry.form != "softmax" and site.name not in self.values:
+                module = forms.build(entry.form, site, entry.options)
+                self.values[site.name] = nn.ParameterDict(dict(module.named_parameters()))
+        return self
+
+    def module(self, site: AttentionSite, *, strict: bool = False) -> nn.Module | None:
+        """The form's module for ``site``, sharing this plan's parameters; None: stays softmax.
+
+        An entry that is missing, does not fit, is illegal there, or has parameters of other
+        shapes gives None with one warning; ``strict`` raises instead.
+
+        Raises:
+            PlanError: with ``strict``, as above.
+        """
+        entry = self.sites.get(site.name)
+        if entry is None or entry.form == "softmax":
+            return None
+        try:
+            self._check(entry, site)
+            module = forms.build(entry.form, site, entry.options)
+            self._share(module, site)
+        except (PlanError, OptionError) as error:
+            _loud(PlanError(f"{error}; {site.name} stays softmax"), strict)
+            return None
+        return module
+
+    @staticmethod
+    def _check(entry: Entry, site: AttentionSite) -> None:
+        if entry.fits and entry.fits != site.fits():
+            differs = [k for k, v in site.fits().items() if entry.fits.get(k) != v]
+            raise PlanError(
+                f"expected the plan's site {site.name} with {differs[0]} "
+                f"{entry.fits.get(differs[0])}, got {site.fits()[differs[0]]}: another model"
+            )
+        no = site.legal.get(entry.form)
+        if no is not None:
+            raise PlanError(f"expected a legal form at {site.name}, got {entry.form} ({no})")
+
+    def _share(self, module: nn.Module, site: AttentionSite) -> None:
+        """Put this plan's parameters in place of the module's own."""
+        values = self.values.setdefault(site.name, nn.ParameterDict())
+        own = dict(module.named_parameters())
+        extra = sorted(set(values) - set(own))
+        if extra:
+            log.warning(
+                "%s: parameters %s are not of this form and are ignored",
+                site.name,
+                ", ".join(extra),
+            )
+        for name, start in own.items():
+            if name not in values:
+                values[name] = start
+            elif values[name].shape != start.shape:
+                raise PlanError(
+                    f"expected {site.name}.{name} of shape {tuple(start.shape)}, "
+                    f"got {tuple(values[name].shape)}"
+                )
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, values[name])
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The forms' parameters, for an optimiser."""
+        for values in self.values.values():
+            yield from values.values()
+
+    def attach(self, model: nn.Module) -> Plan:
+        """Register the parameters in ``model`` as ``attnpass_plan``; returns the plan.
+
+        They are then in ``model.parameters()``, its state dict and under DDP.
+        """
+        names = {name.replace(".", "/"): values for name, values in self.values.items()}
+        model.add_module("attnpass_plan", nn.ModuleDict(names))
+        return self
+
+    def own(self, site: AttentionSite, parameters: Iterable[Tensor]) -> None:
+        """Remember which projection parameters make ``site``; voids numbers of other weights."""
+        parameters = list(parameters)
+        for parameter in parameters:
+            names = self.owners.setdefault(parameter, [])
+            if site.name not in names:
+                names.append(site.name)
+        entry, digest = self.sites.get(site.name), digest_weights(parameters)
+        if entry is not None:
+            if entry.weights and entry.weights != digest and self.measured:
+                log.warning(
+                    "the weights of %s changed since this plan was measured; its numbers are void",
+                    site.name,
+                )
+                self.measured = {}
+            entry.weights = digest
+
+    def bind(self, model: nn.Module, *args: Any, **kwargs: Any) -> Plan:
+        """Learn the layers' identities from ``model(*args, **kwargs)``; returns the plan.
+
+        Needed for a loaded plan where one graph serves many layers (graph breaks, regional
+        compile).
+
+        Raises:
+            CaptureError: the model cannot be captured.
+        """
+        from attnpass.capture import Capture
+
+        Capture(model).trace(*args, **kwargs).own(self)
+        return self
+
+    def parameters_of(self, site: str) -> list[Tensor]:
+        """The projection parameters that make ``site``, in order; empty where unknown."""
+        return [p for p, names in self.owners.items() if site in names]
+
+    @property
+    def hash(self) -> str:
+        """What identifies this plan: forms, options and parameter values, 16 hex digits."""
+        h = hashlib.sha256()
+        for name, entry in sorted(self.sites.items()):
+            if entry.form == "softmax":
+                continue
+            h.update(json.dumps([name, entry.form, entry.options], sort_keys=True).encode())
+            values = dict(self.values.get(name, {}))
+            h.update(" ".join(sorted(values)).encode())
+            h.update(digest_weights(values[k] for k in sorted(values)).encode())
+        return h.hexdigest()[:16]
+
+    @property
+    def structure(self) -> str:
+        """Digest of the sites' names and shapes, 16 hex digits."""
+        rows = [[name, e.fits] for name, e in sorted(self.sites.items())]
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def weights(self) -> str:
+        """Digest of the sites' projection weights, 16 hex digits."""
+        rows = [[name, e.weights] for name, e in sorted(self.sites.items())]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan without parameter values, as plain JSON types."""
+        return {
+            "version": VERSION,
+            "model": {"structure": self.structure, "weights": self.weights},
+            "sites": {name: e.as_dict() for name, e in self.sites.items()},
+            "tiles": self.tiles,
+            "measured": self.measured,
+            "made_by": self.made_by,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Write ``path`` (JSON) and, beside it, the parameters as safetensors.
+
+        Raises:
+            PlanError: the folder cannot be written.
+        """
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        out = self.as_dict()
+        tensors = {
+            f"{site}|{name}": value.detach().cpu().contiguous()
+            for site, values in self.values.items()
+            for name, value in values.items()
+        }
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if tensors:
+                out["parameters"] = path.with_suffix(".safetensors").name
+                save_file(tensors, path.with_suffix(".safetensors"))
+            path.write_text(json.dumps(out, indent=2) + "\n")
+        except OSError as error:
+            raise PlanError(
+                f"expected to write the plan to {path}, got {error.strerror};"
+                " choose another folder"
+            ) from error
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """The plan of a JSON file. Sites are validated when the plan meets a model.
+
+        Raises:
+            PlanError: no such file, not a plan, another version, an unknown form or option, or
+                parameters that cannot be read.
+        """
+        path = Path(path)
+        try:
+            data = json.loads(path.read_text())
+        except OSError as error:
+            raise PlanError(f"expected a plan file at {path}, got {error.strerror}") from error
+        except ValueError as error:
+            raise PlanError(f"expected a plan in JSON at {path}, got {error}") from error
+        return cls.from_dict(data, path)
+
+    @classmethod
+    def from_dict(cls, data: Any, path: Path) -> Plan:
+        """The plan of parsed JSON; ``path`` locates its parameters and names it in errors.
+
+        Raises:
+            PlanError: as ``load``.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("sites"), dict):
+            raise PlanError(f"expected a plan with 'version' and 'sites' in {path}, got neither")
+        if data.get("version") != VERSION:
+            raise PlanError(
+                f"expected plan version {VERSION} in {path}, got {data.get('version')};"
+                " write it again with this version of attnpass"
+            )
+        sites = {name: _entry(name, raw, path) for name, raw in data["sites"].items()}
+        plan = cls(sites)
+        for key in ("tiles", "measured", "made_by"):
+            value = data.get(key, {})
+            if not isinstance(value, dict):
+                raise PlanError(f"expected '{key}' in {path} to be an object, got {value!r}")
+            setattr(plan, key, value)
+        if data.get("parameters"):
+            plan._load_values(path.parent / Path(str(data["parameters"])).name)
+        return plan
+
+    def _load_values(self, path: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise PlanError(f"expected the plan's parameters at {path}, got: {error}") from error
+        for key, value in tensors.items():
+            site, _, name = key.partition("|")
+            if site not in self.sites:
+                raise PlanError(f"expected parameters of the plan's sites in {path}, got {site}")
+            self.values.setdefault(site, nn.ParameterDict())[name] = nn.Parameter(value)
+
+    def frozen(self) -> Plan:
+        """The same plan with parameters that no optimiser can change."""
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        return self
+
+
+def _entry(name: str, raw: Any, path: Path) -> Entry:
+    """One validated entry of a plan file."""
+    if not isinstance(raw, dict) or raw.get("form") not in FORMS:
+        got = raw.get("form") if isinstance(raw, dict) else raw
+        raise PlanError(f"expected a form of {', '.join(FORMS)} at {name} in {path}, got {got!r}")
+    options = raw.get("options", {})
+    try:
+        forms.check_options(raw["form"], options)
+    except (OptionError, TypeError) as error:
+        raise PlanError(f"{error} (at {name} in {path})") from error
+    return Entry(
+        raw["form"], dict(options), dict(raw.get("fits", {})), str(raw.get("weights", ""))
+    )
+
+
+def digest_weights(parameters: Iterable[Tensor]) -> str:
+    """Digest of parameter values, 16 hex digits."""
+    h = hashlib.sha256()
+    for parameter in parameters:
+        value = parameter.detach().cpu().contiguous()
+        h.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        h.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return h.hexdigest()[:16]

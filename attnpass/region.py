@@ -1,0 +1,436 @@
+"""One anchor read into a Region: the operands, the logits' terms, the result, the block output.
+
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from attnpass.axes import Axes, Axis, expr, kinds, op_name
+from attnpass.chain import CASTS, COPIES, Chain, Refuse, chain
+from attnpass.layout import Lead, Operand, absorb, lead_of, ungrouped
+from attnpass.legality import Traits
+from attnpass.masks import Mask, Recipe, additive, classify
+from attnpass.normalize import writes
+from attnpass.site import AttentionSite
+
+SDPA = "scaled_dot_product_attention"
+PROJECTIONS = frozenset(
+    {"linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution", "embedding"}
+)
+_TO_BLOCK_OUT = (
+    CASTS
+    | COPIES
+    | {
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "transpose",
+        "permute",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+    }
+)
+
+
+@dataclass
+class Placed:
+    """A mask recipe with the leading axes of the logits ``at`` which it was applied."""
+
+    recipe: Recipe
+    lead: Lead
+    at: fx.Node
+
+
+@dataclass
+class Logits:
+    """Everything between ``q k^T`` and softmax."""
+
+    scale: float = 1.0
+    factors: set[str] = field(default_factory=set)
+    causal: bool = False
+    fill: float | None = None
+    keeps: list[Placed] = field(default_factory=list)
+    biases: list[Placed] = field(default_factory=list)
+    tempers: list[tuple[Placed, bool]] = field(default_factory=list)
+
+    def take(self, mask: Mask, stage: Lead, at: fx.Node) -> None:
+        """Add what a mask operand was found to be."""
+        self.factors |= mask.factors
+        self.causal |= mask.causal
+        if mask.fill is not None:
+            self.fill = mask.fill if self.fill is None else max(self.fill, mask.fill)
+        self.keeps += [Placed(r, stage, at) for r in mask.keeps]
+        self.biases += [Placed(r, stage, at) for r in mask.biases]
+
+
+@dataclass
+class Region:
+    """The nodes a rewrite needs. Internal: never serialised, never shown.
+
+    Attributes:
+        site: the public record. traits: what decides its legality.
+        q, k, v: the operands, before any grouping was repeated.
+        out: the node whose value is replaced, with its layout.
+        logits: scale, kept positions, biases, factors on q.
+        block_out: output of the projection ``[B, T, D]``, before residual and scaling.
+        tokens: provenance of the query axis.
+        previous: the region whose block output skipat reuses.
+        parameters: placeholders of the projections that feed the site.
+    """
+
+    site: AttentionSite
+    traits: Traits
+    q: Operand
+    k: Operand
+    v: Operand
+    out: Operand
+    logits: Logits
+    block_out: fx.Node | None = None
+    tokens: Axis = ()
+    previous: Region | None = None
+    parameters: tuple[fx.Node, ...] = ()
+
+
+class Reader:
+    """Reads anchors of one graph, given the provenance of its axes and its parameters."""
+
+    def __init__(self, axes: dict[fx.Node, Axes], parameters: set[fx.Node]) -> None:
+        self.axes, self.parameters = axes, parameters
+
+    def read(self, anchor: fx.Node, name: str, source: str) -> Region:
+        """The region around ``anchor``.
+
+        Raises:
+            Refuse: it is not attention, or cannot be proven to be.
+        """
+        self.anchor, self.name, self.source = anchor, name, source
+        return self._fused() if op_name(anchor) == SDPA else self._eager(chain(anchor))
+
+    def _fused(self) -> Region:
+        """From ``scaled_dot_product_attention`` in any call shape."""
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        given: dict[str, Any] = dict(zip(names, self.anchor.args, strict=False))
+        given |= dict(self.anchor.kwargs)
+        q, k, v = given["query"], given["key"], given["value"]
+        shape, rank = q.meta["val"].shape, q.meta["val"].dim()
+        lead = self._lead(q, range(rank - 2))
+        order = (*lead.order, rank - 2, rank - 1)
+        scale = given.get("scale")
+        if scale is None:
+            if not isinstance(shape[-1], int):
+                raise Refuse("DYNAMIC_AXIS", "the head dim is symbolic", self.anchor)
+            scale = 1 / math.sqrt(shape[-1])
+        logits = Logits(scale=float(scale), causal=bool(given.get("is_causal")))
+        if logits.causal:
+            logits.factors.add("causal")
+        if given.get("attn_mask") is not None:
+            sizes = (shape[-2], k.meta["val"].shape[-2])
+            logits.take(self._mask(Recipe(given["attn_mask"]), sizes), lead, q)
+        self._check(self.axes[q][-1], self.axes[k][-1], self.axes[q][-2], self.axes[k][-2])
+        operands = [Operand(*absorb(x, order), lead) for x in (q, k, v)]
+        return self._finish(
+            operands,
+            Operand(self.anchor, order, lead),
+            logits,
+            float(given.get("dropout_p") or 0.0),
+            [],
+        )
+
+    def _eager(self, c: Chain) -> Region:
+        """From a softmax between two products."""
+        scores = c.scores
+        side, other = self._sides(c)
+        q, q_letters = _side(scores, side)
+        k, k_letters = _side(scores, other)
+        t, s, d = scores.own(side), scores.own(other), scores.summed
+        lead = self._lead(q, [q_letters.index(x) for x in scores.batch])
+        batch = [scores.batch[i] for i in lead.order]
+        axis = lambda x, letters, c: self.axes[x][letters.index(c)]  # noqa: E731
+        self._check(
+            axis(q, q_letters, d),
+            axis(k, k_letters, d),
+            axis(q, q_letters, t),
+            axis(k, k_letters, s),
+        )
+        operands = [
+            _operand(q, q_letters, [*batch, t, d], lead),
+            _operand(k, k_letters, [*batch, s, d], lead),
+        ]
+        value, out = self._values(c)
+        if value.lead.heads != lead.heads:
+            raise Refuse("AXIS_UNPROVEN", "heads of weights and values differ", self.anchor)
+        sizes = (q.meta["val"].shape[q_letters.index(t)], k.meta["val"].shape[k_letters.index(s)])
+        swapped = scores.out.index(t) > scores.out.index(s)
+        logits = self._logits(c, lead, sizes, swapped)
+        softcap = any(term.kind == "softcap" for term in c.terms)
+        return self._finish([*operands, value], out, logits, c.dropout, c.escapes, softcap)
+
+    def _sides(self, c: Chain) -> tuple[str, str]:
+        """Which operand of the scores holds queries, which keys: softmax runs over the keys."""
+        scores = c.scores
+        views = [t for t in c.terms if t.kind == "view"]
+        if any(len(x) != 1 for x in (scores.summed, scores.own("a"), scores.own("b"))):
+            raise Refuse(
+                "NOT_ATTENTION:product",
+                "the logits are no product of rows and columns",
+                scores.node,
+            )
+        if views and {scores.own("a"), scores.own("b")} != set(scores.out[-2:]):
+            raise Refuse(
+                "AXIS_UNPROVEN", "the logits are viewed with their tokens not last", views[0].at
+            )
+        if -c.dim > len(scores.out) or (views and c.dim < -2):
+            raise Refuse("AXIS_NOT_TOKEN", "softmax runs over a leading axis", c.softmax)
+        for side, other in (("a", "b"), ("b", "a")):
+            if scores.own(other) == scores.out[c.dim]:
+                return side, other
+        raise Refuse("AXIS_NOT_TOKEN", "softmax does not run over the keys", c.softmax)
+
+    def _values(self, c: Chain) -> tuple[Operand, Operand]:
+        """Values and result of the second product, which must sum over the softmax axis."""
+        product = c.output
+        assert product is not None
+        last = c.after[-1] if c.after else c.softmax
+        if product.a is last and product.b is last:
+            raise Refuse("NOT_ATTENTION:product", "the weights are multiplied by themselves", last)
+        side, other = ("a", "b") if product.a is last else ("b", "a")
+        _, weights = _side(product, side)
+        v, letters = _side(product, other)
+        rows, own = product.own(side), product.own(other)
+        if weights[c.dim] != product.summed or len(own) != 1 or len(rows) != 1:
+            raise Refuse(
+                "AXIS_NOT_TOKEN", "the weights are not summed over the softmax axis", product.node
+            )
+        lead = self._lead(v, [letters.index(x) for x in product.batch])
+        batch = [product.batch[i] for i in lead.order]
+        order = tuple(product.out.index(x) for x in (*batch, rows, own))
+        value = _operand(v, letters, [*batch, product.summed, own], lead)
+        return value, Operand(product.node, order, lead)
+
+    def _logits(self, c: Chain, lead: Lead, sizes: tuple[Any, Any], swapped: bool) -> Logits:
+        """Fold the terms between the product and softmax."""
+        out, stage, at = Logits(scale=c.scores.factor), lead, c.scores.node
+        plain = not swapped and lead.order == tuple(range(lead.count))
+        for term in c.terms:
+            if term.kind in ("add", "select", "temper") and not plain:
+                raise Refuse("AXIS_UNPROVEN", "a mask on transposed logits", term.at)
+            if term.kind == "scale":
+                out.scale *= term.value
+                out.biases = [
+                    Placed(
+                        Recipe(p.recipe.base, False, (*p.recipe.steps, term.value)), p.lead, p.at
+                    )
+                    for p in out.biases
+                ]
+            elif term.kind == "temper":
+                if out.biases or not _row_factor(term.node):
+                    raise Refuse("UNKNOWN_SCORE_OP:mul", "a [T, S] factor on the logits", term.at)
+                out.tempers.append((Placed(Recipe(term.node), stage, at), term.flip))
+            elif term.kind == "add":
+                out.take(self._mask(Recipe(term.node), sizes), stage, at)
+            elif term.kind == "select":
+                mask = Mask(fill=term.value)
+                classify(mask, [Recipe(term.node, term.flip)], sizes, self.axes)
+                out.take(mask, stage, at)
+            elif term.kind == "view":
+                at, shape = term.at, term.at.meta["val"].shape[:-2]
+                stage = lead_of(self.axes[term.at][:-2], _static(shape))
+                plain = stage.order == tuple(range(stage.count))
+                if stage.heads != lead.heads:
+                    raise Refuse("AXIS_UNPROVEN", "a view mixes heads and batch", term.at)
+        return out
+
+    def _mask(self, recipe: Recipe, sizes: tuple[Any, Any]) -> Mask:
+        """A mask operand as kept positions, biases and fill."""
+        mask, keeps = Mask(), []
+        if recipe.base.meta["val"].dtype == torch.bool:
+            keeps.append(recipe)
+        else:
+            for kind, part, fill in additive(recipe):
+                if kind == "keep":
+                    keeps.append(part)
+                    mask.fill = fill if mask.fill is None else max(fill, mask.fill)
+                else:
+                    mask.biases.append(part)
+        classify(mask, keeps, sizes, self.axes)
+        return mask
+
+    def _check(self, q_sum: Axis, k_sum: Axis, rows: Axis, columns: Axis) -> None:
+        """Features are contracted and tokens compared; anything else is another thing."""
+        if "token" in kinds(q_sum) | kinds(k_sum):
+            raise Refuse("NOT_ATTENTION:channel", "the product runs over tokens", self.anchor)
+        if "feature" in kinds(rows) | kinds(columns):
+            raise Refuse("AXIS_NOT_TOKEN", "softmax compares features, not tokens", self.anchor)
+        self.rows, self.columns = rows, columns
+
+    def _lead(self, node: fx.Node, at: Iterable[int]) -> Lead:
+        at = list(at)
+        shape = node.meta["val"].shape
+        return lead_of([self.axes[node][i] for i in at], _static([shape[i] for i in at]))
+
+    def _finish(
+        self,
+        operands: list[Operand],
+        out: Operand,
+        logits: Logits,
+        dropout: float,
+        escapes: list[fx.Node],
+        softcap: bool = False,
+    ) -> Region:
+        """The record and the region from what was read."""
+        q, k, v = operands
+        self._refuse_written([q.node, k.node, v.node, *(p.recipe.base for p in logits.keeps)])
+        (k, group), (v, v_group) = ungrouped(k), ungrouped(v)
+        if group != v_group:
+            (k, v), group = operands[1:], 1
+        own = _heads(k) if k.lead.paired else q.lead.heads // group
+        dims = [x.node.meta["val"].shape[x.permutation[-1]] for x in (q, v)]
+        if not all(isinstance(x, int) for x in dims):
+            raise Refuse("DYNAMIC_AXIS", "the head dim is symbolic", self.anchor)
+        t, s = (x.node.meta["val"].shape[x.permutation[-2]] for x in (q, k))
+        kind = "self" if self.rows == self.columns else "class" if t == 1 else "cross"
+        block = self._block_out(out)
+        weights = self._weights([q.node, k.node, v.node])
+        grid, prefix = _grid(self.rows)
+        site = AttentionSite(
+            name=self.name,
+            kind=kind,
+            heads=q.lead.heads,
+            kv_heads=own,
+            head_dim=dims[0],
+            value_dim=dims[1],
+            query_len=_length(t),
+            key_len=_length(s),
+            scale=logits.scale,
+            mask=frozenset(logits.factors),
+            fill=logits.fill,
+            bias=bool(logits.biases),
+            dropout=dropout,
+            width=None if block is None else int(block.meta["val"].shape[-1]),
+            grid=grid,
+            prefix=prefix,
+            weights=tuple(tuple(n.meta["val"].shape) for n in weights),
+            source=self.source,
+        )
+        traits = Traits(
+            kind=kind,
+            mask=site.mask,
+            bias=site.bias,
+            dropout=dropout,
+            escapes=escapes[0].name if escapes else "",
+            softcap=softcap,
+            cached=kind == "cross" and any(f.parts and f.kind == "input" for f in self.columns),
+            same_len=expr(t) == expr(s),
+            value_dim_differs=dims[0] != dims[1],
+        )
+        return Region(site, traits, q, k, v, out, logits, block, self.rows, None, weights)
+
+    def _refuse_written(self, nodes: list[fx.Node]) -> None:
+        for node in nodes:
+            base = node
+            while base.op == "call_function" and op_name(base) in _TO_BLOCK_OUT | {
+                "slice",
+                "select",
+                "expand",
+            }:
+                base = base.args[0]  # type: ignore[assignment]
+            for user in [*node.users, *base.users]:
+                if writes(user):
+                    raise Refuse("MUTATED_ALIAS", "an operand is written in place", user)
+
+    def _block_out(self, out: Operand) -> fx.Node | None:
+        """The projected output ``[B, T, D]``, token axis in the middle, else None."""
+        node, projected = out.node, False
+        found = None
+        while len(node.users) == 1:
+            node = next(iter(node.users))
+            name = op_name(node)
+            if name in ("linear", "addmm") and not projected:
+                projected = True
+            elif name not in _TO_BLOCK_OUT:
+                break
+            axes = self.axes.get(node, ())
+            if (
+                projected
+                and len(axes) == 3
+                and axes[1] == self.rows
+                and kinds(axes[2]) == {"feature"}
+            ):
+                found = node
+        return (
+            found if found is not None and isinstance(found.meta["val"].shape[-1], int) else None
+        )
+
+    def _weights(self, roots: list[fx.Node]) -> tuple[fx.Node, ...]:
+        """Parameters of the projections that make q, k and v, in order of first use."""
+        found: dict[fx.Node, None] = {}
+        seen: set[fx.Node] = set()
+        stack = list(reversed(roots))
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in self.parameters:
+                found[node] = None
+            elif op_name(node) in PROJECTIONS:
+                found.update(
+                    dict.fromkeys(n for n in node.all_input_nodes if n in self.parameters)
+                )
+            else:
+                stack.extend(reversed(node.all_input_nodes))
+        return tuple(found)
+
+
+def _side(product: Any, side: str) -> tuple[fx.Node, str]:
+    return (product.a, product.a_letters) if side == "a" else (product.b, product.b_letters)
+
+
+def _operand(node: fx.Node, letters: str, want: list[str], lead: Lead) -> Operand:
+    if set(want) != set(letters):
+        raise Refuse("AXIS_UNPROVEN", "an operand broadcasts over a leading axis", node)
+    return Operand(*absorb(node, tuple(letters.index(x) for x in want)), lead)
+
+
+def _heads(operand: Operand) -> int:
+    return int(operand.node.meta["val"].shape[operand.permutation[operand.lead.count - 1]])
+
+
+def _static(sizes: Iterable[Any]) -> list[int | None]:
+    return [x if isinstance(x, int) else None for x in sizes]
+
+
+def _row_factor(node: Any) -> bool:
+    shape = node.meta["val"].shape
+    return len(shape) == 0 or expr(shape[-1]) == 1
+
+
+def _length(size: Any) -> int | str:
+    return size if isinstance(size, int) else str(size)
+
+
+def _grid(tokens: Axis) -> tuple[tuple[int, int] | None, int]:
+    """Rows and columns of patch tokens and the tokens before them, proven by a convolution."""
+    if len(tokens) == 1 and tokens[0].parts:
+        *before, last = tokens[0].parts
+        grid, _ = _grid(last)
+        sizes = [
+            math.prod(f.size for f in part) if all(isinstance(f.size, int) for f in part) else None
+            for part in before
+        ]
+        if grid is None or None in sizes:
+            return None, 0
+        return grid, sum(x for x in sizes if x is not None)
+    if len(tokens) == 2 and all(f.kind == "token" and isinstance(f.size, int) for f in tokens):
+        return (tokens[0].size, tokens[1].size), 0
+    return None, 0

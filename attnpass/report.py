@@ -1,0 +1,118 @@
+"""What was found, rewritten, declined, and why: a record, a dict, a table."""
+
+from __future__ import annotations
+
+import io
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from attnpass.site import FORMS, AttentionSite, Decline
+
+
+@dataclass
+class Report:
+    """The verdicts on a model, or on all graphs compiled so far.
+
+    Attributes:
+        sites: every attention found.
+        declined: everything that looked like attention and is not, or was not rewritten.
+        rewritten: site name to the form that runs there.
+        plan: hash of the plan that ran, ``""`` for none.
+        graphs: number of graphs seen.
+    """
+
+    sites: list[AttentionSite] = field(default_factory=list)
+    declined: list[Decline] = field(default_factory=list)
+    rewritten: dict[str, str] = field(default_factory=dict)
+    plan: str = ""
+    graphs: int = 0
+
+    @property
+    def summary(self) -> str:
+        """One line: what was found, rewritten and declined."""
+        return (
+            f"{len(self.sites)} attention sites found, {len(self.rewritten)} rewritten, "
+            f"{len(self.declined)} declined"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON types."""
+        return {
+            "sites": [s.as_dict() for s in self.sites],
+            "declined": [d.as_dict() for d in self.declined],
+            "rewritten": dict(self.rewritten),
+            "plan": self.plan,
+            "graphs": self.graphs,
+        }
+
+    def merge(self, other: Report) -> None:
+        """Add the verdicts of another graph; a site seen again counts once."""
+        known = {s.name for s in self.sites}
+        self.sites += [s for s in other.sites if s.name not in known]
+        self.declined += [d for d in other.declined if d not in self.declined]
+        self.rewritten |= other.rewritten
+        self.plan = other.plan or self.plan
+        self.graphs += other.graphs
+
+    def table(self) -> Any:
+        """The sites as a ``rich`` table: per form legal, or the code that says why not."""
+        from rich.table import Table
+
+        table = Table(title=self.summary, title_justify="left")
+        for column in ("site", "kind", "heads", "T x S", "mask", *FORMS):
+            table.add_column(column, no_wrap=column == "site")
+        for s in self.sites:
+            groups = f"{s.heads}" if s.heads == s.kv_heads else f"{s.heads}/{s.kv_heads}"
+            mask = ",".join(sorted(s.mask)) + ("+bias" if s.bias else "") or "none"
+            marks = []
+            for form in FORMS:
+                no = s.legal.get(form)
+                run = self.rewritten.get(s.name) == form
+                marks.append(
+                    "[green]runs[/]" if run else "yes" if no is None else f"[dim]{no.code}[/]"
+                )
+            table.add_row(
+                s.name,
+                s.kind,
+                f"{groups}x{s.head_dim}",
+                f"{s.query_len}x{s.key_len}",
+                mask,
+                *marks,
+            )
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        out = io.StringIO()
+        console = Console(file=out, width=160)
+        console.print(self.table())
+        for d in self.declined:
+            console.print(f"declined {d.path}: {d} ({d.source})", markup=False, highlight=False)
+        return out.getvalue()
+
+
+_lock = threading.Lock()
+_total = Report()
+
+
+def record(report: Report) -> None:
+    """Add one compiled graph to the process' report."""
+    with _lock:
+        _total.merge(report)
+
+
+def compiled_report() -> Report:
+    """What ``torch.compile(backend="attnpass")`` found and did in this process so far."""
+    with _lock:
+        out = Report()
+        out.merge(_total)
+        return out
+
+
+def reset_report() -> None:
+    """Forget the graphs compiled so far."""
+    global _total
+    with _lock:
+        _total = Report()

@@ -1,0 +1,223 @@
+"""Graph + regions + modules -> graph: each region becomes one call of its form's module.
+
+The original graph is never touched: the rewrite works on a copy, which runs eagerly as it is, or
+is traced once more into plain operators for a compiler. Shapes: B batch, H heads, T, S tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from attnpass.forms import SkipAt
+from attnpass.layout import Lead, Operand
+from attnpass.masks import FIRST_HEAD, Recipe, recipe_shape
+from attnpass.region import Placed, Region
+
+FORMS_ATTRIBUTE = "attnpass_forms"
+"""The submodule of a rewritten graph that holds the forms, keyed by position."""
+
+aten = torch.ops.aten
+
+
+def rewrite(
+    gm: fx.GraphModule, regions: list[Region], modules: Mapping[str, nn.Module]
+) -> fx.GraphModule:
+    """A copy of ``gm`` in which every region named in ``modules`` runs its module.
+
+    A module that nothing legal uses must not be passed: it would be dropped as dead code.
+    """
+    return _Rewriter(gm).run(regions, modules)
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node without users must stay: writes, region markers, inputs, outputs."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
+
+
+class _Rewriter:
+    def __init__(self, gm: fx.GraphModule) -> None:
+        self.new: dict[fx.Node, fx.Node] = {}
+        self.graph = fx.Graph()
+        result = self.graph.graph_copy(gm.graph, self.new)
+        self.graph.output(result)
+        self.gm = fx.GraphModule(gm, self.graph)
+        self.gm.meta.update(gm.meta)
+        self.block_out: dict[str, fx.Node] = {}
+
+    def run(self, regions: list[Region], modules: Mapping[str, nn.Module]) -> fx.GraphModule:
+        forms = nn.ModuleDict()
+        self.gm.add_module(FORMS_ATTRIBUTE, forms)
+        for i, region in enumerate(regions):
+            if region.block_out is not None:
+                self.block_out[region.site.name] = self.new[region.block_out]
+            module = modules.get(region.site.name)
+            if module is None:
+                continue
+            forms[str(i)] = module
+            target = f"{FORMS_ATTRIBUTE}.{i}"
+            if isinstance(module, SkipAt):
+                self._skip(region, target)
+            else:
+                self._replace(region, target)
+        self.graph.eliminate_dead_code(is_impure_node=is_impure)
+        self.graph.lint()
+        self.gm.recompile()
+        return self.gm
+
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """One new node at the current insertion point."""
+        return self.graph.call_function(target, args, kwargs)
+
+    def _replace(self, region: Region, target: str) -> None:
+        old = self.new[region.out.node]
+        with self.graph.inserting_before(old):
+            q, k, v = (self._operand(x) for x in (region.q, region.k, region.v))
+            for factor, inverse in region.logits.tempers:
+                op = aten.div.Tensor if inverse else aten.mul.Tensor
+                q = self.call(op, q, self._mask(factor))
+            keep = self._all(region.logits.keeps, aten.bitwise_and.Tensor)
+            bias = self._all(region.logits.biases, aten.add.Tensor)
+            out = self.graph.call_module(target, (q, k, v, bias, keep))
+            self._stamp(out, old)
+            out = self._undo(out, region)
+        old.replace_all_uses_with(out)
+
+    def _skip(self, region: Region, target: str) -> None:
+        assert region.block_out is not None and region.previous is not None
+        old = self.new[region.block_out]
+        with self.graph.inserting_before(old):
+            keep = self._all(region.logits.keeps, aten.bitwise_and.Tensor)
+            source = self.block_out[region.previous.site.name]
+            out = self.graph.call_module(target, (source, keep))
+            self._stamp(out, old)
+        old.replace_all_uses_with(out)
+        self.block_out[region.site.name] = out
+
+    @staticmethod
+    def _stamp(node: fx.Node, like: fx.Node) -> None:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+            if key in like.meta:
+                node.meta[key] = like.meta[key]
+
+    def _operand(self, operand: Operand) -> fx.Node:
+        """``[B, H, rows, columns]``."""
+        x, p, lead = self.new[operand.node], operand.permutation, operand.lead
+        if p != tuple(range(len(p))):
+            x = self.call(aten.permute.default, x, list(p))
+        return self._canonical(x, lead)
+
+    def _canonical(self, x: fx.Node, lead: Lead) -> fx.Node:
+        """Leading axes (in order) merged to batch and heads."""
+        if lead.count == 0:
+            return self.call(aten.unsqueeze.default, self.call(aten.unsqueeze.default, x, 0), 0)
+        if lead.count == 1:
+            if lead.heads == 1:
+                return self.call(aten.unsqueeze.default, x, 1)
+            return self.call(aten.unflatten.int, x, 0, [-1, lead.heads])
+        if lead.paired:
+            return (
+                x if lead.count == 2 else self.call(aten.flatten.using_ints, x, 0, lead.count - 2)
+            )
+        return self.call(
+            aten.unsqueeze.default, self.call(aten.flatten.using_ints, x, 0, lead.count - 1), 1
+        )
+
+    def _undo(self, out: fx.Node, region: Region) -> fx.Node:
+        """From ``[B, H, T, dv]`` back to the layout and dtype of the replaced node."""
+        lead, p = region.out.lead, region.out.permutation
+        like = region.out.node.meta["val"]
+        shape = [like.shape[i] for i in p]
+        if lead.count == 0:
+            out = self.call(aten.squeeze.dims, out, [0, 1])
+        elif lead.count == 1:
+            out = self.call(aten.flatten.using_ints, out, 0, 1)
+        elif lead.count > 2 or not lead.paired:
+            if not lead.paired:
+                out = self.call(aten.squeeze.dim, out, 1)
+            batch = lead.count - 1 if lead.paired else lead.count
+            out = self.call(aten.unflatten.int, out, 0, self._sizes(shape[:batch], region, p))
+        if p != tuple(range(len(p))):
+            inverse = [p.index(i) for i in range(len(p))]
+            out = self.call(aten.permute.default, out, inverse)
+        dtypes = {x.node.meta["val"].dtype for x in (region.v,)} | {like.dtype}
+        return out if len(dtypes) == 1 else self.call(aten.to.dtype, out, like.dtype)
+
+    def _sizes(self, shape: list[Any], region: Region, p: tuple[int, ...]) -> list[Any]:
+        """Sizes as numbers where known, one -1, else read off the replaced node's operand."""
+        unknown = [i for i, s in enumerate(shape) if not isinstance(s, int)]
+        if len(unknown) <= 1:
+            return [-1 if i in unknown else s for i, s in enumerate(shape)]
+        value, at = self.new[region.v.node], region.v.permutation
+        return [self.call(aten.sym_size.int, value, at[i]) for i in range(len(shape))]
+
+    def _all(self, placed: list[Placed], combine: Any) -> fx.Node | None:
+        """All masks of a kind combined, broadcastable to ``[B, H, T, S]``, or None."""
+        out: fx.Node | None = None
+        for item in placed:
+            x = self._mask(item)
+            out = x if out is None else self.call(combine, out, x)
+        return out
+
+    def _mask(self, placed: Placed) -> fx.Node:
+        """A recipe rebuilt and lifted to four axes that broadcast to ``[B, H, T, S]``."""
+        x, rank = self._rebuild(placed.recipe)
+        lead = placed.lead
+        if rank <= 2 or (lead.count == 2 and lead.paired):
+            return self._lifted(x, rank, 4)
+        x = self._lifted(x, rank, lead.count + 2)
+        if rank < lead.count + 2 or self._broadcasts(placed.recipe, lead.count):
+            if lead.count == 1:
+                return self.call(aten.unsqueeze.default, x, 0)
+        elif lead.count > 1:
+            x = self._expanded(x, placed)
+        return self._canonical(x, lead)
+
+    def _lifted(self, x: fx.Node, rank: int, to: int) -> fx.Node:
+        for _ in range(to - rank):
+            x = self.call(aten.unsqueeze.default, x, 0)
+        return x
+
+    def _broadcasts(self, recipe: Recipe, count: int) -> bool:
+        shape = recipe_shape(recipe)
+        return shape is not None and all(isinstance(s, int) and s == 1 for s in shape[:count])
+
+    def _expanded(self, x: fx.Node, placed: Placed) -> fx.Node:
+        """Leading axes expanded so that they can be merged; the head axis stays as it is."""
+        lead = placed.lead
+        batch = lead.count - 1 if lead.paired else lead.count
+        at, shape = self.new[placed.at], placed.at.meta["val"].shape
+        wanted = [
+            s if isinstance(s, int) else self.call(aten.sym_size.int, at, i)
+            for i, s in enumerate(shape[:batch])
+        ]
+        return self.call(aten.expand.default, x, [*wanted, *([-1] * (lead.count + 2 - batch))])
+
+    def _rebuild(self, recipe: Recipe) -> tuple[fx.Node, int]:
+        """The recipe's node and its rank."""
+        x, rank = self.new[recipe.base], recipe.base.meta["val"].dim()
+        if recipe.negate:
+            x = self.call(aten.logical_not.default, x)
+        for step in recipe.steps:
+            if step == FIRST_HEAD:
+                x = self.call(aten.slice.Tensor, x, 1, 0, 1)
+            elif isinstance(step, float):
+                x = self.call(aten.mul.Tensor, x, step)
+            elif isinstance(step, int):
+                x, rank = self._lifted(x, rank, step), step
+            else:
+                assert isinstance(step, fx.Node)
+                rest = fx.map_arg(step.args[1:], self.new.__getitem__)
+                kwargs = fx.map_arg(step.kwargs, self.new.__getitem__)
+                x = self.call(step.target, x, *rest, **kwargs)
+                rank = step.meta["val"].dim()
+        return x, rank

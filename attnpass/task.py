@@ -1,0 +1,147 @@
+"""Task: what the tuner needs of a user's model, and how it is loaded.
+
+A task is an import path, ``package.module:factory`` or ``file.py:factory``, so that a worker
+process can load it too; the factory takes no arguments and returns a ``Task``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnpass.errors import AttnpassError, TaskError
+
+BUILT_IN = {"digits": "attnpass.tuner.digits:task"}
+
+
+@dataclass
+class Task:
+    """A model with the data to judge it.
+
+    Attributes:
+        name: shown in results.
+        model: in the mode in which it is served (usually ``eval()``).
+        example: positional arguments of one call as served: its batch is what is timed.
+        calibration: a few unlabelled batches, each the positional arguments of a call.
+        validation: ``(arguments, target)`` per batch; selection and held-out come from these.
+        score: ``score(output, target)`` -> one number per item, higher is better, finite.
+        metric: what the score is, e.g. ``accuracy``.
+    """
+
+    name: str
+    model: nn.Module
+    example: tuple[Any, ...]
+    calibration: Sequence[tuple[Any, ...]]
+    validation: Sequence[tuple[tuple[Any, ...], Any]]
+    score: Callable[[Any, Any], Tensor]
+    metric: str = "accuracy"
+    path: str = field(default="", repr=False)
+
+    def digest(self) -> str:
+        """Digest of the data and the name of the metric, 16 hex digits."""
+        h = hashlib.sha256(f"{self.metric} {getattr(self.score, '__qualname__', '')}".encode())
+        for leaf in torch.utils._pytree.tree_leaves([list(self.validation), self.example]):
+            if isinstance(leaf, Tensor):
+                value = leaf.detach().cpu().contiguous()
+                h.update(f"{value.dtype}{tuple(value.shape)}".encode())
+                h.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+            else:
+                h.update(repr(leaf).encode())
+        return h.hexdigest()[:16]
+
+
+def load_task(path: str) -> Task:
+    """The task of a built-in name or an import path, checked.
+
+    Raises:
+        TaskError: it does not import, is no Task, or its validation set is empty.
+    """
+    target = BUILT_IN.get(path, path)
+    where, sep, name = target.rpartition(":")
+    if not sep:
+        raise TaskError(
+            f"expected a task '{', '.join(BUILT_IN)}', 'file.py:factory' or"
+            f" 'package.module:factory', got {path!r}"
+        )
+    module = _module(where, path)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise TaskError(f"expected a function {name} in {where}, found none")
+    try:
+        task = factory()
+    except AttnpassError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"expected {path} to make a Task, got {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(task, Task):
+        raise TaskError(f"expected {path} to return an attnpass.Task, got {type(task).__name__}")
+    _check(task, path)
+    task.path = path
+    return task
+
+
+def _module(where: str, path: str) -> Any:
+    """The module of a file or of a dotted name."""
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where)
+        file = Path(where).resolve()
+        if not file.exists():
+            raise TaskError(f"expected a file {where} for task {path}, found none")
+        name = f"attnpass_task_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        sys.path.insert(0, str(file.parent))
+        spec.loader.exec_module(module)
+        return module
+    except AttnpassError:
+        raise
+    except Exception as error:
+        raise TaskError(
+            f"expected task {path} to import, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check(task: Task, path: str) -> None:
+    for name in ("calibration", "validation"):
+        if len(getattr(task, name)) == 0:
+            raise TaskError(f"expected {path} with at least one {name} batch, got none")
+    if not isinstance(task.example, tuple):
+        raise TaskError(
+            f"expected example of {path} to be a tuple of arguments,"
+            f" got {type(task.example).__name__}"
+        )
+
+
+def score_batch(task: Task, output: Any, target: Any) -> Tensor:
+    """Per-item scores ``[n]`` in float64, checked.
+
+    Raises:
+        TaskError: not one finite number per item.
+    """
+    scores = task.score(output, target)
+    if not isinstance(scores, Tensor) or scores.dim() != 1:
+        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise TaskError(
+            f"expected score() to return one number per item (a 1-D tensor), got {got}"
+        )
+    scores = scores.detach().double().cpu()
+    if not bool(torch.isfinite(scores).all()):
+        raise TaskError(
+            f"expected finite scores, got {int((~torch.isfinite(scores)).sum())} that"
+            " are NaN or infinite; check the model's output and the score function"
+        )
+    return scores

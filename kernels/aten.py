@@ -1,0 +1,66 @@
+"""The forms as plain differentiable torch operations, which the inner compiler fuses.
+
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from attnpass.kernels.cpu import H
+
+
+def _repeat(x: Tensor, heads: int) -> Tensor:
+    """Grouped key/value heads repeated: ``[B, G, S, d]`` -> ``[B, H, S, d]``."""
+    group = heads // x.shape[1]
+    if group == 1:
+        return x
+    return x.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2)
+
+
+def pointwise(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    tau: Tensor | None,
+    offset: Tensor | None,
+    scale: float,
+    h: str,
+    causal: bool,
+) -> Tensor:
+    """``[B, H, T, dv]``; see ``ops.pointwise``. Holds the ``[B, H, T, S]`` weights."""
+    heads = q.shape[1]
+    s = (q @ _repeat(k, heads).transpose(-1, -2)) * scale  # [B, H, T, S]
+    if bias is not None:
+        finite = bias != -math.inf
+        keep = finite if keep is None else keep & finite
+        s = s + bias.masked_fill(~finite, 0.0)
+    s = s if tau is None else s * tau.view(1, -1, 1, 1)
+    s = s if offset is None else s + offset
+    p = H[h][0](s)
+    if causal:
+        t = torch.arange(q.shape[2], device=q.device).unsqueeze(1)
+        below = torch.arange(k.shape[2], device=q.device) <= t
+        keep = below if keep is None else keep & below
+    p = p if keep is None else p.masked_fill(~keep, 0.0)
+    return p.to(v.dtype) @ _repeat(v, heads)
+
+
+def hydra(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, causal: bool, eps: float
+) -> Tensor:
+    """``[B, H, T, d]`` in float32 or wider; see ``ops.hydra``."""
+
+    def unit(x: Tensor) -> Tensor:
+        x = x if x.dtype == torch.float64 else x.float()
+        return x * (x * x).sum((1, 3), keepdim=True).clamp_min(eps).rsqrt()
+
+    kv = unit(_repeat(k, q.shape[1])) * _repeat(v, q.shape[1])
+    if keep is not None:
+        kv = kv.masked_fill(~keep.transpose(-1, -2), 0.0)
+    return unit(q) * (kv.cumsum(2) if causal else kv.sum(2, keepdim=True))
