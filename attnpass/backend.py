@@ -150,7 +150,9 @@ class _Graph:
         self.report.declined += declines
         if not self.regions:
             log.warning("no attention found in this graph; nothing to rewrite")
-        return Plan(entries).initialise(r.site for r in self.regions).frozen()
+        plan = Plan(entries)
+        plan.round_trip = self.options.form == "softmax"
+        return plan.constant()
 
     def _pinned(self) -> Plan | None:
         """The pinned plan whose sites and weights are this graph's."""
@@ -177,8 +179,7 @@ class _Graph:
         trains = torch.is_grad_enabled() and any(
             isinstance(x, nn.Parameter) and x.requires_grad for x in self.inputs
         )
-        frozen = [p for p in plan.parameters() if not p.requires_grad]
-        if trains and frozen:
+        if trains and (not plan.trainable or any(not p.requires_grad for p in plan.parameters())):
             log.warning(
                 "the forms' parameters are frozen while the model trains; "
                 "Plan.create(...) and options={'plan': plan} make them trainable"

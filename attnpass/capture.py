@@ -92,7 +92,7 @@ class Capture:
         self.graphs: list[Graph] = []
         self._modules: dict[str, nn.Module] = {}
         self._keep = False
-        self._entry = torch.compile(_fresh_entry(model), backend=self._backend, dynamic=dynamic)
+        self._entry = torch.compile(fresh_entry(model), backend=self._backend, dynamic=dynamic)
 
     def _backend(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         graph = Graph(gm, inputs, self.allow)
@@ -223,7 +223,7 @@ def _unknown(plan: Plan, names: set[str], strict: bool) -> None:
             log.warning("%s", error)
 
 
-def _fresh_entry(model: nn.Module) -> Callable[..., Any]:
+def fresh_entry(model: nn.Module) -> Callable[..., Any]:
     """A function that calls ``model``, with code of its own.
 
     Dynamo counts recompiles per code object: captures of one class must not share the model's.

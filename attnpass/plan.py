@@ -103,15 +103,20 @@ class Plan:
         tiles: launch parameters per device and kernel, as ``Tile.as_dict()``.
         measured: numbers taken with this plan. made_by: versions and command.
         owners: projection parameter to site names, where the model is known: a site's identity.
+        round_trip: rewrite ``softmax`` sites too, from what was extracted, instead of leaving
+            them as they are.
+        trainable: whether the forms have parameters; else the constants they start from.
     """
 
     def __init__(self, sites: dict[str, Entry]) -> None:
         self.sites = sites
-        self.values: dict[str, nn.ParameterDict] = {}
+        self.values: dict[str, dict[str, nn.Parameter]] = {}
         self.tiles: dict[str, Any] = {}
         self.measured: dict[str, Any] = {}
         self.made_by: dict[str, Any] = {}
         self.owners: Any = WeakIdKeyDictionary()
+        self.round_trip = False
+        self.trainable = True
 
     @classmethod
     def create(
@@ -153,7 +158,7 @@ class Plan:
             entry = self.sites.get(site.name)
             if entry is not None and entry.form != "softmax" and site.name not in self.values:
                 module = forms.build(entry.form, site, entry.options)
-                self.values[site.name] = nn.ParameterDict(dict(module.named_parameters()))
+                self.values[site.name] = dict(module.named_parameters())
         return self
 
     def module(self, site: AttentionSite, *, strict: bool = False) -> nn.Module | None:
@@ -166,11 +171,11 @@ class Plan:
             PlanError: with ``strict``, as above.
         """
         entry = self.sites.get(site.name)
-        if entry is None or entry.form == "softmax":
+        if entry is None or (entry.form == "softmax" and not self.round_trip):
             return None
         try:
             self._check(entry, site)
-            module = forms.build(entry.form, site, entry.options)
+            module = forms.build(entry.form, site, entry.options, trainable=self.trainable)
             self._share(module, site)
         except (PlanError, OptionError) as error:
             _loud(PlanError(f"{error}; {site.name} stays softmax"), strict)
@@ -191,7 +196,7 @@ class Plan:
 
     def _share(self, module: nn.Module, site: AttentionSite) -> None:
         """Put this plan's parameters in place of the module's own."""
-        values = self.values.setdefault(site.name, nn.ParameterDict())
+        values = self.values.setdefault(site.name, {})
         own = dict(module.named_parameters())
         extra = sorted(set(values) - set(own))
         if extra:
@@ -202,6 +207,7 @@ class Plan:
             )
         for name, start in own.items():
             if name not in values:
+                start.requires_grad_(self.trainable)
                 values[name] = start
             elif values[name].shape != start.shape:
                 raise PlanError(
@@ -221,8 +227,13 @@ class Plan:
 
         They are then in ``model.parameters()``, its state dict and under DDP.
         """
-        names = {name.replace(".", "/"): values for name, values in self.values.items()}
-        model.add_module("attnpass_plan", nn.ModuleDict(names))
+        sites = {
+            site.replace(".", "/"): nn.ParameterDict(
+                {k.replace(".", "/"): v for k, v in own.items()}
+            )
+            for site, own in self.values.items()
+        }
+        model.add_module("attnpass_plan", nn.ModuleDict(sites))
         return self
 
     def own(self, site: AttentionSite, parameters: Iterable[Tensor]) -> None:
@@ -265,10 +276,10 @@ class Plan:
         """What identifies this plan: forms, options and parameter values, 16 hex digits."""
         h = hashlib.sha256()
         for name, entry in sorted(self.sites.items()):
-            if entry.form == "softmax":
+            if entry.form == "softmax" and not self.round_trip:
                 continue
             h.update(json.dumps([name, entry.form, entry.options], sort_keys=True).encode())
-            values = dict(self.values.get(name, {}))
+            values = self.values.get(name, {})
             h.update(" ".join(sorted(values)).encode())
             h.update(digest_weights(values[k] for k in sorted(values)).encode())
         return h.hexdigest()[:16]
@@ -296,6 +307,14 @@ class Plan:
             "made_by": self.made_by,
         }
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameter values under ``site|name``, as they are stored."""
+        return {
+            f"{site}|{name}": value.detach().cpu().contiguous()
+            for site, values in self.values.items()
+            for name, value in values.items()
+        }
+
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (JSON) and, beside it, the parameters as safetensors.
 
@@ -306,11 +325,7 @@ class Plan:
 
         path = Path(path)
         out = self.as_dict()
-        tensors = {
-            f"{site}|{name}": value.detach().cpu().contiguous()
-            for site, values in self.values.items()
-            for name, value in values.items()
-        }
+        tensors = self.tensors()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if tensors:
@@ -378,7 +393,12 @@ class Plan:
             site, _, name = key.partition("|")
             if site not in self.sites:
                 raise PlanError(f"expected parameters of the plan's sites in {path}, got {site}")
-            self.values.setdefault(site, nn.ParameterDict())[name] = nn.Parameter(value)
+            self.values.setdefault(site, {})[name] = nn.Parameter(value)
+
+    def constant(self) -> Plan:
+        """The same plan with constants instead of parameters, where it has none yet."""
+        self.trainable = False
+        return self
 
     def frozen(self) -> Plan:
         """The same plan with parameters that no optimiser can change."""

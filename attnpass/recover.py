@@ -1,0 +1,315 @@
+"""Closed-form calibration: the parameters with which a form comes nearest to softmax.
+
+Seconds, a few unlabelled batches, no gradients. Every site is fitted to the original model's own
+activations, so a fit does not depend on which other sites are converted.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from attnpass import forms
+from attnpass.capture import Capture, Graph
+from attnpass.forms import Hydra, Pointwise, SkipAt
+from attnpass.plan import Plan
+
+ITEMS = 32
+"""Items per site that are kept for fitting."""
+
+TEMPERATURES = (0.0, 0.25, 0.5)
+SHIFTS = (-0.5, 0.0, 0.5)
+QUANTILES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+RIDGE = 1e-3
+
+
+@dataclass
+class Sample:
+    """What one attention saw, and its output ``[B, H, T, dv]``."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    keep: Tensor | None
+    out: Tensor
+
+
+@dataclass
+class Observed:
+    """Activations of the original model, per site."""
+
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    blocks: dict[str, list[tuple[Tensor, Tensor, Tensor | None]]] = field(default_factory=dict)
+    """Per site (previous block output, own block output ``[B, T, D]``, keep) for skipat."""
+
+
+class _Recorder(nn.Module):
+    """Softmax that keeps what passes."""
+
+    def __init__(self, softmax: nn.Module, into: list[Sample]) -> None:
+        super().__init__()
+        self.softmax, self.into = softmax, into
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        out: Tensor = self.softmax(q, k, v, bias, keep)
+        room = ITEMS - sum(s.q.shape[0] for s in self.into)
+        if room > 0:
+            b = q.shape[0]
+            parts = (
+                x if x is None or x.shape[0] != b else x[:room] for x in (q, k, v, bias, keep, out)
+            )
+            self.into.append(Sample(*(x if x is None else x.detach().clone() for x in parts)))  # type: ignore[arg-type]
+        return out
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph and keeps the values of some nodes."""
+
+    def __init__(self, gm: fx.GraphModule, nodes: set[fx.Node]) -> None:
+        super().__init__(gm)
+        self.nodes, self.seen = nodes, dict[fx.Node, Tensor]()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.nodes:
+            self.seen[n] = value
+        return value
+
+
+def observe(capture: Capture, batches: Sequence[tuple[Any, ...]]) -> Observed:
+    """Run the original model on ``batches`` and keep up to ``ITEMS`` items per site."""
+    out = Observed()
+    recorders: dict[str, nn.Module] = {
+        s.name: _Recorder(forms.build("softmax", s), out.samples.setdefault(s.name, []))
+        for s in capture.sites
+        if s.legal.get("softmax") is None
+    }
+    taken = 0
+    with torch.no_grad():
+        for batch in batches:
+            if taken >= ITEMS:
+                break
+            capture.use_modules(recorders)
+            capture(*batch)
+            capture.use_modules({})
+            with _watching(capture, out):
+                capture(*batch)
+            taken = max(
+                (sum(x.q.shape[0] for x in s) for s in out.samples.values()), default=ITEMS
+            )
+    capture.use_modules({})
+    return out
+
+
+@contextmanager
+def _watching(capture: Capture, out: Observed) -> Iterator[None]:
+    """While active, block outputs of every graph that runs are added to ``out``."""
+    for graph in capture.graphs:
+        graph.active = _watch(graph, out)
+    try:
+        yield
+    finally:
+        capture.use_modules({})
+
+
+def _watch(graph: Graph, out: Observed) -> Any:
+    pairs = [(r, r.previous) for r in graph.matches.regions if r.previous is not None]
+    nodes = {n for pair in pairs for r in pair if (n := r.block_out) is not None}
+
+    def run(*inputs: Any) -> Any:
+        watcher = _Watcher(graph.normal, nodes)
+        result = watcher.run(*inputs)
+        for region, previous in pairs:
+            assert region.block_out is not None and previous.block_out is not None
+            found = out.blocks.setdefault(region.site.name, [])
+            samples = out.samples.get(region.site.name, [])
+            keep = samples[len(found)].keep if len(found) < len(samples) else None
+            if sum(z.shape[0] for z, _, _ in found) < ITEMS:
+                z, y = watcher.seen[previous.block_out], watcher.seen[region.block_out]
+                found.append((z.detach().clone(), y.detach().clone(), keep))
+        return result
+
+    return run
+
+
+def calibrate(capture: Capture, plan: Plan, observed: Observed) -> dict[str, float]:
+    """Fit every converted site of ``plan`` in place; returns the relative error left per site.
+
+    The error is ``|form - softmax|^2 / |softmax|^2`` over the observed outputs.
+    """
+    errors = {}
+    with torch.no_grad():
+        for site in capture.sites:
+            module = plan.module(site)
+            if module is None:
+                continue
+            errors[site.name] = fit(
+                module, observed.samples.get(site.name, []), observed.blocks.get(site.name, [])
+            )
+    return errors
+
+
+def fit(
+    module: nn.Module,
+    samples: Sequence[Sample],
+    blocks: Sequence[tuple[Tensor, Tensor, Tensor | None]] = (),
+) -> float:
+    """Fit one form's parameters to what softmax gave; returns the relative error left."""
+    if isinstance(module, SkipAt):
+        return _fit_skipat(module, blocks)
+    if not samples:
+        return math.nan
+    if isinstance(module, Pointwise) and module.b is not None:
+        _fit_pointwise(module, samples)
+    elif isinstance(module, Hydra) and module.gain is not None:
+        _fit_gain(module.gain, *_moments(module, samples, (0, 2)))
+    return _error(module, samples)
+
+
+def _moments(
+    module: nn.Module, samples: Sequence[Sample], dims: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """``sum out * form`` and ``sum form^2`` over ``dims`` of all samples, in float64."""
+    dot = power = torch.zeros(())
+    for s in samples:
+        y = module(s.q, s.k, s.v, s.bias, s.keep).double()
+        dot = dot + (s.out.double() * y).nan_to_num().sum(dims)
+        power = power + y.square().sum(dims)
+    return dot, power
+
+
+def _fit_gain(gain: Tensor, dot: Tensor, power: Tensor) -> None:
+    """Least squares: the gain that brings the form nearest to the target."""
+    value = torch.where(power > 0, dot / power.clamp_min(1e-30), torch.ones_like(dot))
+    gain.copy_((gain.double() * value.reshape(gain.shape)).to(gain.dtype))
+
+
+def _fit_pointwise(module: Pointwise, samples: Sequence[Sample]) -> None:
+    """Per head: k0 the mean key, then (tau, b) of a small grid with the least error, then g."""
+    assert module.b is not None and module.gain is not None and module.k0 is not None
+    total = torch.stack([_key_sums(s)[0] for s in samples]).sum(0)
+    count = torch.stack([_key_sums(s)[1] for s in samples]).sum()
+    module.k0.copy_((total / count.clamp_min(1)).to(module.k0.dtype))
+    best = torch.full_like(module.b, math.inf, dtype=torch.float64)
+    kept_tau, kept_b, kept_gain = torch.zeros_like(module.b), module.b.clone(), module.gain.clone()
+    for log_tau, b in _candidates(module, samples):
+        module.gain.fill_(1.0)
+        module.b.copy_(b)
+        if module.log_tau is not None:
+            module.log_tau.fill_(log_tau)
+        dot, power = _moments(module, samples, (0, 2, 3))
+        # |y - g f|^2 at the best g is |y|^2 - dot^2 / power
+        error = torch.where(power > 0, -dot * dot / power.clamp_min(1e-30), torch.zeros_like(dot))
+        better = (error < best) & torch.isfinite(error)
+        best = torch.where(better, error, best)
+        gain = (dot / power.clamp_min(1e-30)).to(module.gain.dtype)
+        kept_gain = torch.where(better, gain, kept_gain)
+        kept_b = torch.where(better, module.b, kept_b)
+        kept_tau = torch.where(better, torch.full_like(kept_tau, log_tau), kept_tau)
+    module.b.copy_(kept_b)
+    module.gain.copy_(kept_gain)
+    if module.log_tau is not None:
+        module.log_tau.copy_(kept_tau)
+
+
+def _key_sums(s: Sample) -> tuple[Tensor, Tensor]:
+    """Sum of keys ``[G, d]`` and their number, over kept positions where the mask is padding."""
+    k = s.k.double()
+    if s.keep is not None and s.keep.dim() == 4 and s.keep.shape[1:3] == (1, 1):
+        weight = s.keep.expand(k.shape[0], -1, -1, -1).transpose(-1, -2).double()  # [B, 1, S, 1]
+        return (k * weight).sum((0, 2)), weight.sum()
+    return k.sum((0, 2)), torch.tensor(float(k.shape[0] * k.shape[2]))
+
+
+def _candidates(module: Pointwise, samples: Sequence[Sample]) -> Iterator[tuple[float, Tensor]]:
+    """Pairs of log tau and ``b [H]``; the first is the closed form of the paper's identity."""
+    logits = [_logits(module, s) for s in samples]
+    if module.h == "sigmoid":
+        # sigma(s - LSE) = p / (1 + p): b is the mean of log L - LSE over non-empty rows
+        for log_tau in TEMPERATURES:
+            rows = [torch.logsumexp(x * math.exp(log_tau), -1) for x, _ in logits]
+            offset = [length.log() - r for (_, length), r in zip(logits, rows, strict=True)]
+            start = torch.stack([_row_mean(o) for o in offset]).mean(0)
+            for shift in SHIFTS:
+                yield log_tau, (start + shift).to(torch.float32)
+        return
+    flat = torch.cat([x.transpose(0, 1).flatten(1)[:, ::7] for x, _ in logits], dim=1)
+    for quantile in QUANTILES:
+        at = torch.stack(
+            [torch.quantile(h[torch.isfinite(h)][:1_000_000].float(), quantile) for h in flat]
+        )
+        yield 0.0, -at
+    yield 0.0, torch.zeros(flat.shape[0])
+
+
+def _row_mean(x: Tensor) -> Tensor:
+    """Mean over batch and rows per head, empty rows left out: ``[B, H, T]`` -> ``[H]``."""
+    ok = torch.isfinite(x)
+    return x.masked_fill(~ok, 0.0).sum((0, 2)) / ok.sum((0, 2)).clamp_min(1)
+
+
+def _logits(module: Pointwise, s: Sample) -> tuple[Tensor, Tensor]:
+    """Logits ``[b, H, T, S]`` of a few items, -inf where masked, and L broadcast to rows."""
+    q, k = s.q[:8].float(), s.k[:8].float()
+    if module.k0 is not None:
+        k = k - module.k0.unsqueeze(1)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+    x = q @ k.transpose(-1, -2) * module.scale
+    if s.bias is not None:
+        x = x + (s.bias[:8] if s.bias.shape[0] > 1 else s.bias).float()
+    keep = s.keep if s.keep is None or s.keep.shape[0] == 1 else s.keep[:8]
+    if keep is not None:
+        x = x.masked_fill(~keep, -math.inf)
+    if module.causal:
+        x = x.masked_fill(~torch.ones(x.shape[-2:], dtype=torch.bool).tril(), -math.inf)
+    return x, module._length(q, k, keep).squeeze(-1)
+
+
+def _fit_skipat(module: SkipAt, blocks: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> float:
+    """Ridge regression of the last linear on random features; the channel gate starts at 1/2."""
+    if not blocks:
+        return math.nan
+    if module.hidden:
+        module.eca.weight.zero_()
+        gram, right = torch.zeros(()), torch.zeros(())
+        for z, y, keep in blocks:
+            mask = None if keep is None else keep[:, 0, 0, :, None]
+            p = module.prefix
+            mask = mask[:, p:] if mask is not None and p else mask
+            x = module._features(z[:, p:], mask)
+            x = torch.cat([x, torch.ones_like(x[..., :1])], -1).flatten(0, 1).double()
+            gram = gram + x.T @ x
+            right = right + x.T @ (2 * y[:, p:].flatten(0, 1).double())
+        ridge = RIDGE * gram.diagonal().mean() * torch.eye(gram.shape[0], dtype=gram.dtype)
+        solved = torch.linalg.solve(gram + ridge, right)  # [rD + 1, D]
+        module.down.weight.copy_(solved[:-1].T)
+        module.down.bias.copy_(solved[-1])
+    left = sum(
+        float((module(z, keep).double() - y.double()).square().sum()) for z, y, keep in blocks
+    )
+    return left / max(sum(float(y.double().square().sum()) for _, y, _ in blocks), 1e-30)
+
+
+def _error(module: nn.Module, samples: Sequence[Sample]) -> float:
+    """Squared error over squared output, fully masked (NaN) rows left out."""
+    left = right = 0.0
+    for s in samples:
+        y = module(s.q, s.k, s.v, s.bias, s.keep).double()
+        left += float((y - s.out.double()).nan_to_num().square().sum())
+        right += float(s.out.double().nan_to_num().square().sum())
+    return left / max(right, 1e-30)

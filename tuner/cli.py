@@ -1,0 +1,409 @@
+"""The ``attnpass`` command: arguments and printing, no decisions.
+
+Exit codes: 0 done, 1 a failure described in one line, 2 wrong usage. ``--json`` prints one JSON
+object on stdout and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from attnpass.errors import AttnpassError, PlanError, StoreError
+
+Command = Callable[..., Any]
+
+
+def options(command: Command) -> Command:
+    """Adds ``--json`` and ``--db``, and turns errors into one line and an exit code."""
+
+    @click.option(
+        "--json", "as_json", is_flag=True, help="One JSON object on stdout, nothing else."
+    )
+    @click.option(
+        "--db",
+        type=click.Path(),
+        default=None,
+        help="The SQLite file (default: $ATTNPASS_DB, else the user's cache folder).",
+    )
+    @wraps(command)
+    def run(as_json: bool, db: str | None, **given: Any) -> None:
+        level = logging.ERROR if as_json else logging.WARNING
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        try:
+            value, show, code = command(as_json=as_json, db=db, **given)
+        except AttnpassError as error:
+            _fail(str(error), as_json)
+        except KeyboardInterrupt:
+            _fail("interrupted; what was measured is kept, the same command goes on", as_json)
+        if as_json:
+            print(json.dumps(value, default=str))
+        else:
+            show(Console(width=None if sys.stdout.isatty() else 160, highlight=False))
+        sys.exit(code)
+
+    return run
+
+
+def _fail(message: str, as_json: bool) -> None:
+    print(f"attnpass: {message}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": message}))
+    sys.exit(1)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="attnpass")
+def main() -> None:
+    """Find softmax attention, rewrite chosen layers to cheaper forms, tune the choice.
+
+    TASK is 'digits', 'file.py:factory' or 'package.module:factory'.
+    """
+
+
+@main.command()
+@click.argument("task")
+@options
+def sites(task: str, as_json: bool, db: str | None) -> Any:
+    """What attention was found, per form legal or why not."""
+    from attnpass.plain import find_sites
+    from attnpass.task import load_task
+
+    loaded = load_task(task)
+    report = find_sites(loaded.model, *loaded.example)
+
+    def show(console: Console) -> None:
+        console.print(report.table())
+        for d in report.declined:
+            console.print(f"declined {d.path}: {d} ({d.source})", markup=False)
+
+    return report.as_dict(), show, 0 if report.sites else 1
+
+
+@main.command()
+@click.argument("task")
+@options
+def roundtrip(task: str, as_json: bool, db: str | None) -> Any:
+    """Rewrite every site to softmax from what was extracted; compare with eager."""
+    from attnpass.task import load_task
+    from attnpass.tuner.roundtrip import roundtrip as check
+
+    result = check(load_task(task))
+
+    def show(console: Console) -> None:
+        for name, error in result["sites"].items():
+            console.print(f"{name:<40} relative difference {error:.2e}")
+        console.print(
+            f"all sites: {result['all']:.2e}, allowed {result['allowed']:.2e}:"
+            f" {'equal' if result['equal'] else 'NOT EQUAL'}"
+        )
+
+    return result, show, 0 if result["equal"] else 1
+
+
+@main.command()
+@click.argument("task")
+@click.option("--effort", default="quick", show_default=True, help="quick or full.")
+@click.option(
+    "--max-drop",
+    default=0.01,
+    show_default=True,
+    type=float,
+    help="Allowed drop of the mean score (0.01 is one point of 100).",
+)
+@click.option("--trials", default=0, type=int, help="Plans the search may measure (0: by effort).")
+@click.option("--forms", default="", help="Comma-separated choices to consider.")
+@click.option("--seed", default=0, type=int)
+@click.option("--inner", default="inductor", show_default=True, help="Inner compiler.")
+@click.option("--mode", default=None, help="Inductor's mode, e.g. max-autotune.")
+@click.option("--timeout", default=900.0, help="Seconds per compile-and-time request.")
+@click.option("--refresh", is_flag=True, help="Measure again what is stored.")
+@click.option("--dry-run", is_flag=True, help="Show what would be searched; measure nothing.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Folder for the plan and the picture (default: attnpass-RUN).",
+)
+@options
+def tune(
+    task: str,
+    forms: str,
+    dry_run: bool,
+    out: Path | None,
+    as_json: bool,
+    db: str | None,
+    **given: Any,
+) -> Any:
+    """Search for plans; measured accuracy against measured latency."""
+    from attnpass.store import Store
+    from attnpass.tuner.progress import Voice
+    from attnpass.tuner.run import CHOICES, Run, Settings
+
+    chosen = tuple(f.strip() for f in forms.split(",") if f.strip()) or tuple(CHOICES)
+    settings = Settings(task=task, forms=chosen, **given)
+    voice = Voice(quiet=as_json)
+    with Store(db) as store:
+        run = Run(settings, store, voice)
+        if dry_run:
+            return run.outline(), lambda c: c.print_json(data=run.outline()), 0
+        folder = _writable(out or Path(f"attnpass-{run.id}"))
+        if not as_json:
+            voice.say(run.table())
+        result = run.execute()
+        result["files"] = _files(result, store, folder)
+    failed = result["status"] != "done"
+
+    def show(console: Console) -> None:
+        from attnpass.tuner import show as tables
+
+        if result["facts"].get("saving_ms_per_site"):
+            console.print(tables.sensitivity_table(result))
+        console.print(tables.front_table(result))
+        console.print(tables.verdict(result), style="bold", markup=False)
+        for name, path in result["files"].items():
+            console.print(f"{name}: {path}", markup=False)
+        if "plan" in result["files"]:
+            console.print(
+                'use it:  fast = torch.compile(model, backend="attnpass",'
+                f' options={{"plan": "{result["files"]["plan"]}"}})',
+                markup=False,
+            )
+
+    return result, show, 1 if failed else 0
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".attnpass"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise PlanError(
+            f"expected to write into {folder}, got {error.strerror};"
+            " choose another folder with --out"
+        ) from error
+    return folder
+
+
+def _files(result: dict[str, Any], store: Any, folder: Path) -> dict[str, str]:
+    """Write the best plan and the picture; returns their paths."""
+    from attnpass.errors import MissingDependencyError
+    from attnpass.tuner import show as tables
+
+    files = {}
+    if result["best"]:
+        plan = store.plan(result["best"])
+        files["plan"] = str(plan.save(folder / "plan.json"))
+    if result["front"] and "ceiling" in result["facts"]:
+        try:
+            files["picture"] = str(tables.picture(result, folder / "front.png"))
+        except MissingDependencyError as error:
+            files["picture"] = f"none: {error}"
+    return files
+
+
+@main.command()
+@click.argument("run", required=False)
+@options
+def results(run: str | None, as_json: bool, db: str | None) -> Any:
+    """What the cache holds: all runs, or one."""
+    from attnpass.store import Store
+    from attnpass.tuner import show as tables
+
+    with Store(db) as store:
+        if run is None:
+            found = store.runs()
+            return {"runs": found}, lambda c: c.print(tables.runs_table(found)), 0
+        one = _run(store, run)
+    return one, lambda c: c.print(tables.front_table(one)), 0
+
+
+def _run(store: Any, name: str) -> dict[str, Any]:
+    found = store.run(name)
+    if found is None:
+        raise StoreError(
+            f"expected a run in {store.path}, got {name!r}; attnpass results lists them"
+        )
+    if not found["result"]:
+        raise StoreError(
+            f"expected a finished run, got {found['id']} which is {found['status']};"
+            " run the same tune command again to go on"
+        )
+    return found["result"]  # type: ignore[no-any-return]
+
+
+def _plan(store: Any, name: str) -> Any:
+    """The plan of a file, of a hash in the store, or the best one of a run.
+
+    Raises:
+        PlanError: none of them.
+    """
+    from attnpass.plan import Plan
+
+    if Path(name).suffix == ".json":
+        return Plan.load(name)
+    found = store.plan(name) if name not in ("", "last") else None
+    if found is not None:
+        return found
+    run = store.run(name)
+    best = (run or {}).get("result", {}).get("best")
+    if run is not None and not best:
+        raise PlanError(f"expected a run with a proven plan, got {run['id']} without one")
+    if best is None:
+        raise PlanError(
+            f"expected a plan file, a plan or a run of {store.path}, got {name!r};"
+            " attnpass results lists them"
+        )
+    return store.plan(best)
+
+
+@main.command()
+@click.argument("names", nargs=-1, required=True)
+@options
+def show(names: tuple[str, ...], as_json: bool, db: str | None) -> Any:
+    """One run or plan, per site; the difference of two plans."""
+    from attnpass.store import Store
+    from attnpass.tuner import show as tables
+
+    with Store(db) as store:
+        run = store.run(names[0]) if len(names) == 1 else None
+        if run is not None and run["result"]:
+            result = run["result"]
+
+            def both(console: Console) -> None:
+                console.print(tables.sensitivity_table(result))
+                console.print(tables.front_table(result))
+                console.print(tables.verdict(result), markup=False)
+
+            return result, both, 0
+        plans = [_plan(store, name) for name in names[:2]]
+    value = plans[0].as_dict() if len(plans) == 1 else {"plans": [p.as_dict() for p in plans]}
+    return value, lambda c: c.print(tables.plan_table(*plans)), 0
+
+
+@main.command()
+@click.argument("run", default="last")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("attnpass.html"))
+@options
+def report(run: str, out: Path, as_json: bool, db: str | None) -> Any:
+    """One HTML file with tables and picture (and the picture as PNG)."""
+    from attnpass.store import Store
+    from attnpass.tuner.html import report as write
+
+    with Store(db) as store:
+        path = write(_run(store, run), out)
+    return {"report": str(path)}, lambda c: c.print(f"report: {path}", markup=False), 0
+
+
+@main.command()
+@click.argument("name")
+@options
+def pin(name: str, as_json: bool, db: str | None) -> Any:
+    """Make torch.compile(model, backend="attnpass") apply this plan to its model."""
+    from attnpass.store import Store
+
+    with Store(db) as store:
+        plan = _plan(store, name)
+        store.pin(plan)
+    return {"pinned": plan.hash}, lambda c: c.print(f"pinned {plan.hash}"), 0
+
+
+@main.command()
+@click.argument("name")
+@options
+def unpin(name: str, as_json: bool, db: str | None) -> Any:
+    """Undo pin."""
+    from attnpass.store import Store
+
+    with Store(db) as store:
+        plan = _plan(store, name)
+        if not store.unpin(plan):
+            raise PlanError(f"expected a pinned plan, got {plan.hash} which is not pinned")
+    return {"unpinned": plan.hash}, lambda c: c.print(f"unpinned {plan.hash}"), 0
+
+
+@main.command("export")
+@click.argument("name")
+@click.argument("path", type=click.Path(path_type=Path))
+@options
+def export_(name: str, path: Path, as_json: bool, db: str | None) -> Any:
+    """Write a plan of the cache, or a run's best, to PATH (JSON and safetensors)."""
+    from attnpass.store import Store
+
+    with Store(db) as store:
+        plan = _plan(store, name)
+    written = plan.save(path)
+    return {"plan": str(written)}, lambda c: c.print(f"plan: {written}", markup=False), 0
+
+
+@main.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@options
+def import_(path: Path, as_json: bool, db: str | None) -> Any:
+    """Store a plan file in the cache."""
+    from attnpass.plan import Plan
+    from attnpass.store import Store
+
+    with Store(db) as store:
+        name = store.save_plan(Plan.load(path))
+    return {"plan": name}, lambda c: c.print(f"stored {name}"), 0
+
+
+@main.command()
+@click.argument("name")
+@click.argument("task")
+@options
+def verify(name: str, task: str, as_json: bool, db: str | None) -> Any:
+    """Check a plan against a task's model: fits, is legal, and what it scores here."""
+    from attnpass.store import Store
+    from attnpass.task import load_task
+    from attnpass.tuner.verify import verify as check
+
+    with Store(db) as store:
+        plan = _plan(store, name)
+    result = check(plan, load_task(task))
+
+    def show(console: Console) -> None:
+        for line in result["problems"]:
+            console.print(f"[red]{line}[/]")
+        console.print(
+            f"plan {plan.hash}: {len(result['rewritten'])} sites rewritten, score"
+            f" {result['score']:.4f}, unchanged model {result['baseline']:.4f} on"
+            f" {result['items']} items"
+        )
+
+    return result, show, 1 if result["problems"] else 0
+
+
+@main.command()
+@options
+def doctor(as_json: bool, db: str | None) -> Any:
+    """The environment, what is missing, and how to get it."""
+    from attnpass.tuner.doctor import doctor as look
+
+    rows = look(db)
+
+    def show(console: Console) -> None:
+        for row in rows:
+            mark = "[green]ok[/]  " if row["ok"] else "[yellow]miss[/]"
+            console.print(
+                f"{mark} {row['what']:<22} {row['found']}"
+                + ("" if row["ok"] else f"  ({row['cure']})")
+            )
+
+    needed = all(r["ok"] for r in rows if r["needed"])
+    return {"checks": rows}, show, 0 if needed else 1
+
+
+if __name__ == "__main__":
+    main()

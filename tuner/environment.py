@@ -1,0 +1,68 @@
+"""Where a number was taken: device, instruction set, threads, versions, kernel sources."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PROTOCOL = 1
+"""Version of the way latency and accuracy are measured; part of every cache key."""
+
+
+@cache
+def cpu_name() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def device(kind: str = "cpu") -> dict[str, Any]:
+    """What identifies the device of a latency; equal dicts mean comparable numbers."""
+    found: dict[str, Any] = {"device": cpu_name(), "isa": torch.backends.cpu.get_cpu_capability()}
+    if kind == "cuda":
+        found = {"device": torch.cuda.get_device_name(), "driver": torch.version.cuda}
+    return {**found, "threads": torch.get_num_threads()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    out = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("attnpass", "triton", "optuna"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            out[name] = "none"
+    return out
+
+
+@cache
+def kernels_digest() -> str:
+    """Digest of the kernel and form sources: a change makes every measurement a miss."""
+    import attnpass.forms
+    import attnpass.kernels.cpu
+
+    folder = Path(attnpass.kernels.cpu.__file__).parent
+    files = [*folder.glob("*.py"), *folder.glob("*.cpp"), Path(attnpass.forms.__file__)]
+    h = hashlib.sha256()
+    for file in sorted(files):
+        h.update(file.name.encode() + file.read_bytes())
+    return h.hexdigest()[:16]
+
+
+def shapes(example: Any) -> list[Any]:
+    """Shapes and dtypes of the tensors of a call."""
+    leaves = torch.utils._pytree.tree_leaves(example)
+    return [
+        [list(x.shape), str(x.dtype)] if isinstance(x, torch.Tensor) else repr(x) for x in leaves
+    ]

@@ -1,0 +1,47 @@
+"""What a run says while it works: bars on a terminal, plain lines elsewhere, always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Voice:
+    """Speaks to stderr. ``quiet`` says nothing but warnings."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.quiet = quiet
+
+    def say(self, text: Any) -> None:
+        """One line, or anything that rich can render."""
+        if not self.quiet:
+            self.console.print(text)
+
+    @contextmanager
+    def stage(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
+        """Progress over ``total`` steps; call what is yielded after each, with what was done."""
+        if self.quiet:
+            yield lambda _: None
+        elif self.console.is_terminal:
+            columns = (
+                TextColumn("{task.description:<38}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[last]}"),
+            )
+            with Progress(*columns, console=self.console) as progress:
+                bar = progress.add_task(title, total=total, last="")
+                yield lambda last: progress.update(bar, advance=1, last=last)
+        else:
+            start = time.monotonic()
+            print(f"{title} ({total}) ...", file=sys.stderr, flush=True)
+            yield lambda _: None
+            print(f"{title}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)

@@ -1,0 +1,581 @@
+"""The stages of a tuning run, resumable: every measurement is committed before the next begins.
+
+``inspect -> baseline and ceiling -> calibrate -> latency per form -> sensitivity -> integer
+program -> Optuna -> finalists measured together -> held-out``. Running the same command again
+continues: what is measured is read from the store, and a mismatch says which field differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnpass.capture import Capture
+from attnpass.errors import CaptureError, MeasureError, OptionError, TaskError
+from attnpass.plan import Entry, Plan, assign
+from attnpass.recover import calibrate, observe
+from attnpass.report import Report
+from attnpass.store import Store, now
+from attnpass.task import load_task
+from attnpass.tuner import environment
+from attnpass.tuner.accuracy import (
+    Bound,
+    Split,
+    bound,
+    divergence,
+    first_tensor,
+    needed,
+    scores,
+    split,
+)
+from attnpass.tuner.front import front, recipes
+from attnpass.tuner.latency import floor, ratio
+from attnpass.tuner.progress import Voice
+from attnpass.tuner.search import Outcome, search
+from attnpass.tuner.worker import Worker
+
+CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sigmoid": ("sigmoid", {}),
+    "relu": ("relu", {}),
+    "hydra": ("hydra", {}),
+    "skipat r=0": ("skipat", {"r": 0.0}),
+    "skipat r=0.5": ("skipat", {"r": 0.5, "kernel": 3}),
+}
+"""What a site may become, by name; ``softmax`` is always there."""
+
+EFFORT = {
+    "quick": {"trials": 32, "rounds": 30, "finalists": 4},
+    "full": {"trials": 200, "rounds": 80, "finalists": 8},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked to do.
+
+    Attributes:
+        task: import path. max_drop: allowed drop of the mean score, as a fraction of one item.
+        effort: ``quick`` or ``full``. trials: plans whose accuracy the search may measure.
+        forms: choices to consider. seed: of the sampler. inner, mode: of the inner compiler.
+        timeout: seconds that one compile-and-time request may take.
+        refresh: measure again what is stored.
+    """
+
+    task: str
+    max_drop: float = 0.01
+    effort: str = "quick"
+    trials: int = 0
+    forms: tuple[str, ...] = tuple(CHOICES)
+    seed: int = 0
+    inner: str = "inductor"
+    mode: str | None = None
+    timeout: float = 900.0
+    refresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORT:
+            raise OptionError(f"expected effort of {', '.join(EFFORT)}, got {self.effort!r}")
+        unknown = [f for f in self.forms if f not in CHOICES]
+        if unknown or not self.forms:
+            raise OptionError(f"expected forms of {', '.join(CHOICES)}, got {', '.join(unknown)}")
+        if not 0 <= self.max_drop < 1:
+            raise OptionError(f"expected max-drop in 0..1, got {self.max_drop}")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Trials, rounds and finalists of the effort."""
+        return {**EFFORT[self.effort], **({"trials": self.trials} if self.trials else {})}
+
+
+@dataclass
+class Candidate:
+    """One plan and what is known of it."""
+
+    assignment: dict[str, str]
+    plan: Plan
+    cost: float = 0.0
+    selection: Bound | None = None
+    held_out: Bound | None = None
+    latency: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The candidate as plain JSON types."""
+        return {
+            "plan": self.plan.hash,
+            "forms": self.assignment,
+            "estimate_ms": self.cost,
+            "selection": self.selection.as_dict() if self.selection else None,
+            "held_out": self.held_out.as_dict() if self.held_out else None,
+            "latency": self.latency,
+        }
+
+
+class Run:
+    """One tuning run over an open store."""
+
+    def __init__(self, settings: Settings, store: Store, voice: Voice) -> None:
+        self.settings, self.store, self.voice = settings, store, voice
+        self.task = load_task(settings.task)
+        self.capture = Capture(self.task.model).trace(*self.task.example)
+        self.sites = self.capture.sites
+        if not self.sites:
+            why = (
+                "; ".join(str(d) for d in self.capture.declined[:3]) or "no softmax in its graphs"
+            )
+            raise CaptureError(f"expected a model with softmax attention, found none ({why})")
+        base = Plan(assign(self.sites, "softmax")[0])
+        self.capture.own(base)
+        self.base = base
+        self.context: dict[str, Any] = {
+            "structure": base.structure,
+            "weights": base.weights,
+            "data": self.task.digest(),
+            "kernels": environment.kernels_digest(),
+            "protocol": environment.PROTOCOL,
+            "torch": torch.__version__,
+        }
+        self.timing = {
+            **self.context,
+            **environment.device(),
+            "inner": settings.inner,
+            "mode": settings.mode,
+            "shapes": environment.shapes(self.task.example),
+            "rounds": settings.limits["rounds"],
+        }
+        asked = {k: v for k, v in asdict(settings).items() if k not in ("refresh", "timeout")}
+        text = json.dumps([asked, self.timing], sort_keys=True, default=str)
+        self.id = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.asked, self.created = asked, now()
+        self.found: dict[str, Candidate] = {}
+        self.facts: dict[str, Any] = {}
+        self.told: set[str] = set()
+        self.library: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def table(self) -> Any:
+        """The sites found, as a table."""
+        return Report(self.sites, self.capture.declined).table()
+
+    def outline(self) -> dict[str, Any]:
+        """What would be searched, nothing measured."""
+        rows = {
+            s.name: [c for c in self.settings.forms if s.legal.get(CHOICES[c][0]) is None]
+            for s in self.sites
+        }
+        size = 1
+        for row in rows.values():
+            size *= len(row) + 1
+        return {
+            "run": self.id,
+            "task": self.settings.task,
+            "sites": rows,
+            "space": size,
+            "trials": self.settings.limits["trials"],
+            "items_needed": needed(self.settings.max_drop),
+        }
+
+    def execute(self) -> dict[str, Any]:
+        """Run all stages; returns the result, which is also stored.
+
+        On Ctrl-C the best result so far is stored and returned with status ``interrupted``.
+
+        Raises:
+            AttnpassError: the task, the model or the store is not usable.
+        """
+        self._save("running", {})
+        try:
+            with Worker(
+                self.settings.task,
+                timeout=self.settings.timeout,
+                inner=self.settings.inner,
+                mode=self.settings.mode,
+            ) as worker:
+                self.worker = worker
+                self._baseline()
+                self._ceiling()
+                self._calibrate()
+                self._form_latency()
+                self._sensitivity()
+                self._search()
+                finalists = self._finalists()
+                self._measure(finalists)
+                self._judge(finalists)
+        except KeyboardInterrupt:
+            result = self._result(self._finalists(), "interrupted")
+            self._save("interrupted", result)
+            return result
+        result = self._result(finalists, "done")
+        self._save("done", result)
+        return result
+
+    # -- baseline ---------------------------------------------------------------------------
+
+    def _baseline(self) -> None:
+        """Scores of the unchanged model over all validation items, the split, the reference."""
+        every = range(len(self.task.validation))
+        value = self._cached("accuracy", "baseline", self.context)
+        if value is None:
+            with self.voice.stage("baseline accuracy", len(every)) as step:
+                parts = []
+                for i in every:
+                    parts.append(scores(self.task, self.capture, [i])[0].tolist())
+                    step("")
+            value = {"scores": parts}
+            self.store.put("accuracy", "baseline", self.context, value, run=self.id)
+        self.parts = [torch.tensor(p, dtype=torch.float64) for p in value["scores"]]
+        sizes = [len(p) for p in self.parts]
+        if not sum(sizes):
+            raise TaskError("expected validation items, got batches without any")
+        self.split: Split = split(sizes)
+        self.base_selection = self._base(self.split.selection)
+        with torch.no_grad():
+            self.reference = [
+                first_tensor(self.capture(*self.task.validation[i][0])).double()
+                for i in self.split.selection[:4]
+            ]
+        total = torch.cat(self.parts)
+        self.facts |= {
+            "items": sum(sizes),
+            "selection": len(self.base_selection),
+            "held_out": len(self._base(self.split.held_out)),
+            "crossed": self.split.crossed,
+            "baseline_score": float(total.mean()),
+            "provable": needed(self.settings.max_drop),
+        }
+        self.voice.say(
+            f"{self.task.metric} of the unchanged model: {total.mean():.4f} on {len(total)} items;"
+            f" a drop of {self.settings.max_drop:.2%} needs at least"
+            f" {self.facts['provable']} items to be proven, held out are"
+            f" {self.facts['held_out']}" + (" (cross-fitted)" if self.split.crossed else "")
+        )
+
+    def _base(self, batches: Sequence[int]) -> Tensor:
+        return torch.cat([self.parts[i] for i in batches])
+
+    # -- latency ----------------------------------------------------------------------------
+
+    def _ceiling(self) -> None:
+        """Compiled baseline, A/A floor, and the two speed-ups that no plan can beat."""
+        with self.voice.stage("baseline latency and ceiling", 1) as step:
+            times = self._times("ceiling", "ceiling", None)
+            step("")
+        base, again, softmax, bare, skipped = times
+        first, second = ratio(base, softmax), ratio(base, bare)
+        third = ratio(base, skipped)
+        softer = first.low > 1 + floor(base, again)
+        reference = softmax if softer else base
+        self.base_ms = _median(reference)
+        self.ceiling_ms = _median(bare)
+        share = max(0.0, 1 - ratio(reference, bare).median ** -1)
+        self.facts |= {
+            "baseline_ms": self.base_ms,
+            "floor": floor(base, again),
+            "baseline": "softmax re-emitted" if softer else "unchanged model, compiled",
+            "attention_share": share,
+            "ceiling": ratio(reference, bare).median,
+            "ceiling_skipat": ratio(reference, skipped).median,
+            "softmax_ratio": first.as_dict(),
+            "bare_ratio": second.as_dict(),
+            "skip_ratio": third.as_dict(),
+        }
+        self.voice.say(
+            f"baseline ({self.facts['baseline']}): {self.base_ms:.2f} ms; two identical runs"
+            f" differ by up to {self.facts['floor']:.1%}"
+        )
+        self.voice.say(
+            f"[bold]attention is {share:.0%} of the measured time, no plan can gain more than"
+            f" {self.facts['ceiling']:.2f}x[/] (skipat, which drops the projections too:"
+            f" {self.facts['ceiling_skipat']:.2f}x)"
+        )
+
+    def _times(
+        self, kind: str, subject: str, plans: list[Plan | None] | None
+    ) -> list[list[float]]:
+        """Interleaved times, from the store or the worker.
+
+        Raises:
+            MeasureError: the worker could not measure.
+        """
+        value = self._cached(kind, subject, self.timing)
+        if value is None:
+            value = self._ask(plans)
+            self.store.put(
+                kind, subject, self.timing, value, outcome=value.pop("outcome"), run=self.id
+            )
+            value = self._cached(kind, subject, self.timing, fresh=True) or value
+        if value.get("outcome", "ok") != "ok":
+            raise MeasureError(
+                f"expected to measure {subject}, got {value['outcome']}: {value.get('why')}"
+            )
+        return value["times"]  # type: ignore[no-any-return]
+
+    def _ask(self, plans: list[Plan | None] | None) -> dict[str, Any]:
+        rounds = self.settings.limits["rounds"]
+        if plans is None:
+            return self.worker.ceiling(rounds=rounds)
+        with tempfile.TemporaryDirectory() as folder:
+            files = [
+                None if p is None else str(p.save(Path(folder) / f"{i}.json"))
+                for i, p in enumerate(plans)
+            ]
+            reply = self.worker.measure(files, rounds=rounds)
+        expected = ["" if p is None else p.hash for p in plans]
+        if reply["outcome"] == "ok" and reply["hashes"] != expected:
+            return {"outcome": "inaccurate", "why": "another plan ran than was asked for"}
+        return reply
+
+    def _form_latency(self) -> None:
+        """Milliseconds that each choice saves per site, from the plan that has it everywhere."""
+        self.saving: dict[str, float] = {}
+        chosen = {
+            c: [s.name for s in self.sites if c in self.legal[s.name]] for c in self.settings.forms
+        }
+        with self.voice.stage("latency per form", len(chosen)) as step:
+            for choice, names in chosen.items():
+                if names:
+                    plan = self._plan(dict.fromkeys(names, choice))
+                    try:
+                        base, times = self._times("latency", plan.hash, [None, plan])
+                        saved = self.base_ms * (1 - 1 / ratio(base, times).median)
+                        self.saving[choice] = saved / len(names)
+                    except MeasureError as error:
+                        self.voice.say(f"[yellow]{choice}: {error}[/]")
+                step(choice)
+        self.facts["saving_ms_per_site"] = dict(self.saving)
+        slower = [c for c, s in self.saving.items() if s <= 0]
+        self.useful = [c for c, s in self.saving.items() if s > 0]
+        if slower:
+            self.voice.say(f"no gain here, left out of the search: {', '.join(slower)}")
+
+    # -- accuracy ---------------------------------------------------------------------------
+
+    def _calibrate(self) -> None:
+        """Fit every (site, choice) once, to the original activations."""
+        self.legal = {
+            s.name: [c for c in self.settings.forms if s.legal.get(CHOICES[c][0]) is None]
+            for s in self.sites
+        }
+        self.fit: dict[str, dict[str, float]] = {}
+        with self.voice.stage("calibrate", len(self.settings.forms)) as step:
+            observed = observe(self.capture, list(self.task.calibration))
+            for choice in self.settings.forms:
+                form, options = CHOICES[choice]
+                entries, _ = assign(self.sites, form, options)
+                plan = Plan(entries).initialise(self.sites)
+                self.fit[choice] = calibrate(self.capture, plan, observed)
+                for site, values in plan.values.items():
+                    self.library[site, choice] = values
+                step(choice)
+
+    def _plan(self, assignment: dict[str, str]) -> Plan:
+        """The calibrated plan of choices per site; sites not named stay softmax."""
+        entries = {}
+        for name, entry in self.base.sites.items():
+            form, options = CHOICES.get(assignment.get(name, "softmax"), ("softmax", {}))
+            entries[name] = Entry(form, options, entry.fits, entry.weights)
+        plan = Plan(entries)
+        for name, choice in assignment.items():
+            if (name, choice) in self.library:
+                plan.values[name] = self.library[name, choice]
+        plan.made_by = {"run": self.id, "versions": environment.versions()}
+        return plan
+
+    def _candidate(self, assignment: dict[str, str]) -> Candidate:
+        """A plan with its measured selection scores, from the store or measured now."""
+        full = {s.name: assignment.get(s.name, "softmax") for s in self.sites}
+        cost = self.base_ms - sum(self.saving.get(c, 0.0) for c in full.values())
+        plan = self._plan(full)
+        known = self.found.get(plan.hash)
+        if known is not None:
+            return known
+        value = self._cached("accuracy", plan.hash, self._selection_context())
+        if value is None:
+            self.capture.use(plan)
+            found, complete = scores(
+                self.task,
+                self.capture,
+                self.split.selection,
+                base=self.base_selection,
+                max_drop=0.25,
+            )
+            value = {"scores": found.tolist(), "complete": complete}
+            if complete:
+                value["divergence"] = divergence(
+                    self.task, self.capture, self.reference, self.split.selection[:4]
+                )
+            self.capture.use(None)
+            self.store.put("accuracy", plan.hash, self._selection_context(), value, run=self.id)
+        candidate = Candidate(full, plan, cost)
+        taken = torch.tensor(value["scores"], dtype=torch.float64)
+        candidate.selection = bound(self.base_selection[: len(taken)], taken)
+        candidate.latency = {"divergence": value.get("divergence", 1e3)}
+        self.found[plan.hash] = candidate
+        return candidate
+
+    def _selection_context(self) -> dict[str, Any]:
+        return {**self.context, "batches": list(self.split.selection)}
+
+    def _sensitivity(self) -> None:
+        """What every useful (site, choice) does alone."""
+        pairs = [(s.name, c) for s in self.sites for c in self.legal[s.name] if c in self.useful]
+        self.damage: dict[str, dict[str, float]] = {s.name: {"softmax": 0.0} for s in self.sites}
+        with self.voice.stage("sensitivity", len(pairs)) as step:
+            for site, choice in pairs:
+                found = self._candidate({site: choice})
+                self.damage[site][choice] = float(found.latency["divergence"])
+                step(f"{site} {choice}")
+
+    def _search(self) -> None:
+        """Integer program, recipes, then Optuna."""
+        saving = {
+            site: {c: self.saving.get(c, 0.0) for c in row} for site, row in self.damage.items()
+        }
+        seeds: list[dict[str, str]] = [dict.fromkeys(self.damage, "softmax")]
+        seeds += [dict(plan) for plan in front(self.damage, saving)]
+        names = [s.name for s in self.sites]
+        seeds += recipes(
+            names, {s: [c for c in row if c != "softmax"] for s, row in self.damage.items()}
+        )
+        for site, row in self.damage.items():
+            seeds += [{**seeds[0], site: c} for c in row if c != "softmax"]
+        trials = self.settings.limits["trials"] + sum(len(r) - 1 for r in self.damage.values())
+        space = {site: list(row) for site, row in self.damage.items()}
+        if all(len(choices) == 1 for choices in space.values()):
+            return
+        with self.voice.stage("search", trials) as step:
+
+            def evaluate(plan: dict[str, str]) -> Outcome:
+                found = self._candidate(plan)
+                assert found.selection is not None
+                step(f"{found.cost:.1f} ms, {found.selection.score:.3f}")
+                return Outcome(found.cost, found.selection.upper - self.settings.max_drop)
+
+            search(space, evaluate, seeds, trials=trials, seed=self.settings.seed)
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def _finalists(self) -> list[Candidate]:
+        """The fastest plans that keep the limit on the selection, and the safest of all."""
+        if not hasattr(self, "base_ms"):
+            return []
+        allowed = [
+            c
+            for c in self.found.values()
+            if c.selection is not None
+            and c.selection.upper <= self.settings.max_drop
+            and c.cost < self.base_ms
+        ]
+        allowed.sort(key=lambda c: (c.cost, c.latency["divergence"]))
+        count = self.settings.limits["finalists"]
+        chosen = allowed[: count - 1]
+        rest = sorted(allowed[count - 1 :], key=lambda c: c.latency["divergence"])
+        return chosen + rest[:1]
+
+    def _measure(self, finalists: list[Candidate]) -> None:
+        """The finalists' latency, interleaved with the baseline, twice, in one process."""
+        if not finalists:
+            return
+        subject = "finalists " + " ".join(c.plan.hash for c in finalists)
+        with self.voice.stage("finalists: latency", 1) as step:
+            times = self._times("latency", subject, [None, None, *(c.plan for c in finalists)])
+            step("")
+        base, again, *rest = times
+        self.facts |= {"finalists_floor": floor(base, again), "baseline_ms": _median(base)}
+        for candidate, series in zip(finalists, rest, strict=True):
+            candidate.latency |= {"ms": _median(series), "ratio": ratio(base, series).as_dict()}
+
+    def _judge(self, finalists: list[Candidate]) -> None:
+        """Held-out scores, looked at once; the finalists share the level (Bonferroni)."""
+        context = {**self.context, "batches": list(self.split.held_out)}
+        base = self._base(self.split.held_out)
+        confidence = 1 - 0.05 / max(len(finalists), 1)
+        with self.voice.stage("finalists: held out", len(finalists)) as step:
+            for candidate in finalists:
+                subject = f"held out {candidate.plan.hash}"
+                value = self._cached("accuracy", subject, context)
+                if value is None:
+                    self.capture.use(candidate.plan)
+                    found, _ = scores(self.task, self.capture, self.split.held_out)
+                    self.capture.use(None)
+                    value = {"scores": found.tolist()}
+                    self.store.put("accuracy", subject, context, value, run=self.id)
+                taken = torch.tensor(value["scores"], dtype=torch.float64)
+                candidate.held_out = bound(base, taken, confidence)
+                candidate.plan.measured = {
+                    "held_out": candidate.held_out.as_dict(),
+                    "latency": candidate.latency,
+                    "timing": self.timing,
+                    "baseline_ms": self.base_ms,
+                }
+                self.store.save_plan(candidate.plan)
+                step(candidate.plan.hash)
+
+    def _result(self, finalists: list[Candidate], status: str) -> dict[str, Any]:
+        """What is stored, printed and returned."""
+        limit, floor_ = self.settings.max_drop, self.facts.get("finalists_floor", 0.0)
+        kept = [
+            c
+            for c in finalists
+            if c.held_out is not None
+            and c.held_out.upper <= limit
+            and c.latency.get("ratio", {}).get("low", 0) > 1 + floor_
+        ]
+        kept.sort(key=lambda c: -c.latency["ratio"]["median"])
+        rows = sorted(finalists, key=lambda c: -c.latency.get("ratio", {}).get("median", 0.0))
+        return {
+            "run": self.id,
+            "status": status,
+            "task": self.settings.task,
+            "created": self.created,
+            "metric": self.task.metric,
+            "settings": self.asked,
+            "facts": self.facts,
+            "device": environment.device(),
+            "versions": environment.versions(),
+            "sites": [s.as_dict() for s in self.sites],
+            "declined": [d.as_dict() for d in self.capture.declined],
+            "sensitivity": getattr(self, "damage", {}),
+            "fit": getattr(self, "fit", {}),
+            "tried": len(self.found),
+            "front": [c.as_dict() for c in rows],
+            "best": kept[0].plan.hash if kept else None,
+        }
+
+    def _save(self, status: str, result: dict[str, Any]) -> None:
+        known = self.store.run(self.id)
+        self.created = known["created"] if known else self.created
+        self.store.save_run(
+            {
+                "id": self.id,
+                "created": self.created,
+                "task": self.settings.task,
+                "status": status,
+                "settings": self.asked,
+                "context": self.timing,
+                "result": json.dumps(result, default=str) if result else None,
+            }
+        )
+
+    def _cached(
+        self, kind: str, subject: str, context: dict[str, Any], *, fresh: bool = False
+    ) -> dict[str, Any] | None:
+        """A stored measurement; a miss that had a near hit says which field differs."""
+        if self.settings.refresh and not fresh:
+            return None
+        value, why = self.store.get(kind, subject, context)
+        if value is None and why not in ("never measured", "", *self.told):
+            self.told.add(why)
+            self.voice.say(f"[dim]measuring again what is stored: {why}[/]")
+        return value
+
+
+def _median(times: Sequence[float]) -> float:
+    ordered = sorted(times)
+    return ordered[len(ordered) // 2]

@@ -1,0 +1,223 @@
+"""Results as tables and pictures for people; decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from attnpass.errors import MissingDependencyError, PlanError
+from attnpass.plan import Plan
+
+SHORT = {"softmax": ".", "sigmoid": "sig", "relu": "relu", "hydra": "hyd", "skipat": "skip"}
+
+
+def percent(x: float) -> str:
+    """A share as per cent."""
+    return f"{x:.2%}"
+
+
+def forms_line(forms: Mapping[str, str]) -> str:
+    """Choices per site in the model's order, runs of the same abbreviated."""
+    words = [
+        " ".join([SHORT.get(c.split()[0], c.split()[0]), *c.split()[1:]]) for c in forms.values()
+    ]
+    return " | ".join(words)
+
+
+def latency_cell(latency: Mapping[str, Any]) -> tuple[str, str]:
+    """Milliseconds, and the speed-up with its interval."""
+    r = latency.get("ratio")
+    if not r:
+        return "-", "-"
+    return f"{latency['ms']:.2f}", f"{r['median']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"
+
+
+def front_table(result: Mapping[str, Any]) -> Table:
+    """The front: the baseline and every finalist, fastest first."""
+    facts, limit = result["facts"], result["settings"]["max_drop"]
+    title = (
+        f"front of plans ({result['task']}, run {result['run']}, allowed drop {percent(limit)})"
+    )
+    table = Table(title=title, title_justify="left")
+    for column in (
+        "plan",
+        f"{result['metric']} held out",
+        "drop",
+        "bound on drop",
+        "ms",
+        "speed-up [95 %]",
+        "form per layer (. is softmax)",
+    ):
+        table.add_column(column)
+    base = f"{facts.get('baseline_ms', float('nan')):.2f}"
+    table.add_row(
+        "baseline",
+        f"{facts.get('baseline_score', float('nan')):.4f} (all items)",
+        "0",
+        "0",
+        base,
+        "1",
+        forms_line({s["name"]: "softmax" for s in result["sites"]}),
+    )
+    for row in result["front"]:
+        judged, chosen = row["held_out"], row["plan"] == result["best"]
+        ms, speed = latency_cell(row["latency"])
+        cells = [row["plan"], "-", "-", "-", ms, speed, forms_line(row["forms"])]
+        if judged:
+            cells[1:4] = [
+                f"{judged['score']:.4f} ({judged['items']:.0f})",
+                percent(judged["drop"]),
+                f"{percent(judged['upper'])} ({judged['confidence']:.2%})",
+            ]
+        table.add_row(*cells, style="bold green" if chosen else None)
+    return table
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """One sentence: what the run proved, or that there is no gain."""
+    limit = percent(result["settings"]["max_drop"])
+    facts = result["facts"]
+    for row in result["front"]:
+        if row["plan"] == result["best"]:
+            r = row["latency"]["ratio"]
+            return (
+                f"plan {row['plan']}: {r['median']:.3f}x [{r['low']:.3f}, {r['high']:.3f}] over"
+                f" the compiled baseline, drop {percent(row['held_out']['drop'])}, proven at"
+                f" most {percent(row['held_out']['upper'])} on {row['held_out']['items']:.0f}"
+                " held-out items"
+            )
+    if result["status"] == "interrupted":
+        return "interrupted; what was measured is kept, the same command goes on"
+    return (
+        f"no plan is both proven within a drop of {limit} and faster than the noise"
+        f" ({percent(facts.get('finalists_floor', facts.get('floor', 0.0)))}): no gain"
+    )
+
+
+def plan_table(plan: Plan, other: Plan | None = None) -> Table:
+    """A plan per site, or the difference of two."""
+    table = Table(
+        title=f"plan {plan.hash}" + (f" against {other.hash}" if other else ""),
+        title_justify="left",
+    )
+    for column in ("site", "form", "options", *(["other form", "options"] if other else [])):
+        table.add_column(column)
+    for name, entry in plan.sites.items():
+        cells = [name, entry.form, _options(entry.options)]
+        if other is not None:
+            theirs = other.sites.get(name)
+            if theirs is not None and (theirs.form, theirs.options) == (entry.form, entry.options):
+                continue
+            cells += [theirs.form if theirs else "-", _options(theirs.options) if theirs else "-"]
+        table.add_row(*cells)
+    return table
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in options.items())
+
+
+def runs_table(runs: list[dict[str, Any]]) -> Table:
+    """All runs of a store."""
+    table = Table(title=f"{len(runs)} runs", title_justify="left")
+    for column in ("run", "created", "task", "status", "best plan", "speed-up", "drop, at most"):
+        table.add_column(column)
+    for run in runs:
+        result = run["result"] or {}
+        best = next((r for r in result.get("front", []) if r["plan"] == result.get("best")), None)
+        speed = latency_cell(best["latency"])[1] if best else "-"
+        drop = percent(best["held_out"]["upper"]) if best else "-"
+        table.add_row(
+            run["id"],
+            run["created"],
+            run["task"],
+            run["status"],
+            result.get("best") or "-",
+            speed,
+            drop,
+        )
+    return table
+
+
+def sensitivity_table(result: Mapping[str, Any]) -> Table:
+    """Per site what each choice does to the output, and why the others are not there."""
+    saving = result["facts"].get("saving_ms_per_site", {})
+    table = Table(
+        title="per site: divergence of the output if only this site is converted",
+        title_justify="left",
+    )
+    table.add_column("site")
+    for choice, saved in saving.items():
+        table.add_column(f"{choice} ({saved:+.2f} ms)")
+    for site in result["sites"]:
+        cells = []
+        for choice in saving:
+            no = site["legal"].get(choice.split()[0])
+            value = result["sensitivity"].get(site["name"], {}).get(choice)
+            cells.append(f"{value:.2g}" if value is not None else no["code"] if no else "no gain")
+        table.add_row(site["name"], *cells)
+    return table
+
+
+def picture(result: Mapping[str, Any], path: Path) -> Path:
+    """The front as a PNG: speed-up against held-out score, both with their intervals.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        PlanError: the file cannot be written.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the picture needs matplotlib, which is not installed; pip install 'attnpass[plots]'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
+    rows = [r for r in result["front"] if r["held_out"] and r["latency"].get("ratio")]
+    for row in rows:
+        r, h = row["latency"]["ratio"], row["held_out"]
+        color = "tab:green" if row["plan"] == result["best"] else "tab:blue"
+        axes.errorbar(
+            r["median"],
+            -100 * h["drop"],
+            fmt="o",
+            color=color,
+            capsize=3,
+            xerr=[[r["median"] - r["low"]], [r["high"] - r["median"]]],
+            yerr=[[100 * (h["upper"] - h["drop"])], [0]],
+        )
+        axes.annotate(
+            row["plan"][:6],
+            (r["median"], -100 * h["drop"]),
+            fontsize=8,
+            xytext=(4, 4),
+            textcoords="offset points",
+        )
+    axes.plot([1], [0], "ks", label="baseline: compiled, softmax")
+    axes.axhline(
+        -100 * result["settings"]["max_drop"], color="tab:red", ls="--", label="allowed drop"
+    )
+    axes.axvline(
+        result["facts"]["ceiling"],
+        color="gray",
+        ls=":",
+        label="ceiling: attention free, projections kept",
+    )
+    axes.set_xlabel("speed-up over the compiled baseline (95 % interval)")
+    axes.set_ylabel(f"change of {result['metric']}, held out, points (bar: bound)")
+    axes.set_title(f"{result['task']}, run {result['run']}")
+    axes.legend(loc="lower left", fontsize=8)
+    figure.tight_layout()
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise PlanError(f"expected to write {path}, got {error.strerror}") from error
+    finally:
+        pyplot.close(figure)
+    return path
