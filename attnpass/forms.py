@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from attnpass.errors import OptionError
 from attnpass.kernels import aten
+from attnpass.kernels.cpu import H
 from attnpass.kernels.select import choose
 from attnpass.kernels.tile import Tile
 from attnpass.site import FORMS, AttentionSite
@@ -44,6 +45,7 @@ class Softmax(nn.Module):
         causal: keep only s <= t.
         fill: what the model sets masked logits to; ``None`` for boolean masks. It decides rows
             without any kept key: finite gives the mean of v, -inf NaN, ``None`` 0.
+        added: the fill is added to the logits instead of set.
         dropout: drop probability on the weights, applied as given.
     """
 
@@ -53,10 +55,12 @@ class Softmax(nn.Module):
         scale: float,
         causal: bool = False,
         fill: float | None = None,
+        added: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.scale, self.causal, self.fill, self.dropout = scale, causal, fill, dropout
+        self.added = added
 
     def forward(
         self,
@@ -71,13 +75,19 @@ class Softmax(nn.Module):
         if causal and (keep is not None or bias is not None):
             below = _below(q, k)
             keep, causal = below if keep is None else keep & below, False
+        if bias is not None:
+            bias = bias.view((1,) * (4 - bias.dim()) + bias.shape)
+        if keep is not None:
+            keep = keep.view((1,) * (4 - keep.dim()) + keep.shape)
         mask: Tensor | None = keep
         if bias is not None or (keep is not None and self.fill is not None):
             mask = q.new_zeros(()) if bias is None else bias.to(q.dtype)
             if keep is not None:
                 fill = -math.inf if self.fill is None else self.fill
                 if math.isfinite(fill):
-                    fill = max(fill, torch.finfo(q.dtype).min)
+                    # the least number swallows whatever it is added to: the logit is set
+                    least = torch.finfo(q.dtype).min
+                    fill = max(fill, least) if self.added else least
                 mask = torch.where(keep, mask, fill)
         out = F.scaled_dot_product_attention(
             q,
@@ -108,6 +118,7 @@ class Pointwise(nn.Module):
         length: what L counts: ``keys``, ``visible`` (kept keys of the row) or a number.
         alpha: the power of L; unused by sigmoid.
         trainable: whether the parameters exist.
+        centred: whether ``k0`` is among them.
         tile: launch parameters; ``None`` lets ``kernels.select`` choose.
 
     Raises:
@@ -126,6 +137,7 @@ class Pointwise(nn.Module):
         length: str | float = "keys",
         alpha: float = 1.0,
         trainable: bool = True,
+        centred: bool = True,
         tile: Tile | None = None,
     ) -> None:
         super().__init__()
@@ -135,6 +147,8 @@ class Pointwise(nn.Module):
             raise OptionError(
                 f"expected L to be 'keys', 'visible' or a number > 0, got {length!r}"
             )
+        if not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
+            raise OptionError(f"expected a finite alpha, got {alpha!r}")
         self.h, self.causal, self.length, self.alpha, self.tile = h, causal, length, alpha, tile
         self.scale = head_dim**-0.5 if scale is None else scale
 
@@ -143,7 +157,7 @@ class Pointwise(nn.Module):
 
         self.log_tau = None if h in HOMOGENEOUS else new(heads)
         self.b, self.gain = new(heads), new(heads, value=1.0)
-        self.k0 = new(kv_heads, head_dim)
+        self.k0 = new(kv_heads, head_dim) if centred else None
 
     def forward(
         self,
@@ -156,17 +170,22 @@ class Pointwise(nn.Module):
         """``[B, H, T, dv]``; ``bias`` float and ``keep`` bool broadcast to ``[B, H, T, S]``."""
         if self.k0 is not None:
             k = k - self.k0.to(k.dtype).unsqueeze(1)  # [G, 1, d]
-        length = self._length(q, k, keep)  # broadcasts to [B, H, T, 1]
+        tau, offset, gain = self._terms(self._length(q, k, keep))
+        dtype, tile = v.dtype, choose(q, k, self.tile)
+        if dtype == torch.float16 and self.h != "sigmoid":
+            q, k, v = q.float(), k.float(), v.float()
+        out = self._attend(q, k, v, bias, keep, tau, offset, tile)
+        return out if gain is None else (out * gain).to(dtype)
+
+    def _terms(self, length: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Tau ``[H]``, then offset and gain that broadcast to ``[B, H, T, 1]``, from L."""
         tau = None if self.log_tau is None else self.log_tau.exp()
         offset = None if self.b is None else self.b.view(1, -1, 1, 1)
         gain = None if self.gain is None else self.gain.view(1, -1, 1, 1)
         if self.h == "sigmoid":
-            offset = -length.log() if offset is None else offset - length.log()
-        else:
-            power = length.pow(-self.alpha)
-            gain = power if gain is None else gain * power
-        out = self._attend(q, k, v, bias, keep, tau, offset)
-        return out if gain is None else (out * gain).to(v.dtype)
+            return tau, -length.log() if offset is None else offset - length.log(), gain
+        power = length.pow(-self.alpha)
+        return tau, offset, power if gain is None else gain * power
 
     def _attend(
         self,
@@ -177,17 +196,18 @@ class Pointwise(nn.Module):
         keep: Tensor | None,
         tau: Tensor | None,
         offset: Tensor | None,
+        tile: Tile,
     ) -> Tensor:
-        tile = choose(q, k, self.tile)
         if tile.implementation == "aten":
             return aten.pointwise(
                 q, k, v, bias, keep, tau, offset, self.scale, self.h, self.causal
             )
         from attnpass.kernels import ops
 
-        return ops.pointwise(  # type: ignore[no-any-return]
+        out: Tensor = ops.pointwise(
             q, k, v, bias, keep, tau, offset, self.scale, self.h, self.causal, tile.as_list()
         )
+        return out
 
     def _length(self, q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
         """L as float32, broadcastable to ``[B, H, T, 1]``, at least 1."""
@@ -195,12 +215,29 @@ class Pointwise(nn.Module):
         if isinstance(self.length, (int, float)):
             return torch.full((1, 1, 1, 1), float(self.length), device=q.device)
         if self.length == "keys" or (keep is None and not self.causal):
-            return torch.ones((1, 1, 1, 1), device=q.device) * s
+            return torch.ones((1, 1, 1, 1), device=q.device) * torch.sym_max(s, 1)
         if keep is None:
             rows = torch.arange(1, t + 1, device=q.device, dtype=torch.float32)
-            return rows.clamp_max(s).view(1, 1, -1, 1)
-        count = keep if not self.causal else keep & _below(q, k)
+            return rows.clamp_max(s).clamp_min(1.0).view(1, 1, -1, 1)
+        count = (keep & _below(q, k)) if self.causal else keep.expand(*keep.shape[:-1], s)
         return count.sum(-1, keepdim=True, dtype=torch.float32).clamp_min(1.0)
+
+
+class Weights(Pointwise):
+    """The same on given logits, in place of softmax alone; its weights do not sum to 1."""
+
+    def forward(  # type: ignore[override]
+        self, s: Tensor, keep: Tensor | None = None
+    ) -> Tensor:
+        """Weights ``[B, H, T, S]`` of logits likewise, masked ones set to -inf or a fill."""
+        tau, offset, gain = self._terms(self._length(s, s.transpose(2, 3), keep))
+        dead = s == -math.inf if keep is None else (s == -math.inf) | ~keep
+        if self.causal:
+            dead = dead | ~_below(s, s.transpose(2, 3))
+        x = s.masked_fill(dead, 0.0).to(torch.promote_types(s.dtype, torch.float32))
+        x = x if tau is None else x * tau.view(1, -1, 1, 1)
+        p = H[self.h][0](x if offset is None else x + offset).masked_fill(dead, 0.0)
+        return (p if gain is None else p * gain).to(s.dtype)
 
 
 class Hydra(nn.Module):
@@ -290,7 +327,13 @@ class SkipAt(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if r < 0 or kernel % 2 == 0 or kernel < 1:
+        if not (
+            isinstance(r, (int, float))
+            and isinstance(kernel, int)
+            and r >= 0
+            and kernel % 2 == 1
+            and kernel > 0
+        ):
             raise OptionError(f"expected r >= 0 and an odd kernel, got r={r}, kernel={kernel}")
         self.hidden, self.kernel, self.prefix = round(r * width), kernel, prefix
         self.grid, self.causal = None if causal else grid, causal
@@ -329,16 +372,14 @@ class SkipAt(nn.Module):
 
     def _channel_gate(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Efficient channel attention over ``x [B, N, D]``: ``[B, 1|N, D]`` in 0..1."""
-        kept = (
-            torch.ones_like(x[:, :, :1])
-            if mask is None
-            else mask.to(x.dtype).expand(x.shape[0], -1, -1)
-        )
+        kept = torch.ones_like(x[:, :, :1]) if mask is None else mask.expand(x.shape[0], -1, -1)
+        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+        kept = kept.to(x.dtype)
         if self.causal:
             mean = (x * kept).cumsum(1) / kept.cumsum(1).clamp_min(1)
         else:
             mean = (x * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(1)
-        rows = mean.reshape(-1, 1, x.shape[2])  # [B*N, 1, D]
+        rows = mean.to(dtype).reshape(-1, 1, x.shape[2])  # [B*N, 1, D]
         return torch.sigmoid(self.eca(rows)).view(mean.shape)
 
 
@@ -385,7 +426,9 @@ def build(
     o = {**OPTIONS[form], **given}
     causal, scale = "causal" in site.mask, 1.0 if site.scale is None else site.scale
     if form == "softmax":
-        return Softmax(scale=scale, causal=causal, fill=site.fill, dropout=site.dropout)
+        return Softmax(
+            scale=scale, causal=causal, fill=site.fill, added=site.added, dropout=site.dropout
+        )
     if form == "hydra":
         return Hydra(site.heads, site.head_dim, causal=causal, trainable=trainable, tile=tile)
     if form == "skipat":
@@ -397,16 +440,18 @@ def build(
             prefix=site.prefix if site.grid else 0,
             causal=causal,
         )
-    return Pointwise(
+    kind = Weights if site.swapped else Pointwise
+    return kind(
         site.heads,
         site.kv_heads,
         site.head_dim,
         h=o.get("h", "sigmoid"),
         scale=scale,
         causal=causal,
-        length=o["L"] or default_length(site),
+        length=default_length(site) if o["L"] is None else o["L"],
         alpha=o.get("alpha", 1.0),
         trainable=trainable,
+        centred=not site.swapped,
         tile=tile,
     )
 
@@ -417,6 +462,7 @@ __all__ = [
     "Pointwise",
     "SkipAt",
     "Softmax",
+    "Weights",
     "build",
     "check_options",
     "default_length",

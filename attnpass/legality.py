@@ -7,7 +7,7 @@ declined with a reason that names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from attnpass.site import FORMS, Decline
 
@@ -26,12 +26,12 @@ class Traits:
         dropout: drop probability on the weights while training, else 0.0.
         escapes: name of a node that reads the attention weights elsewhere, else ``""``.
         softcap: the logits are capped with tanh.
+        swappable: the softmax node alone can be exchanged.
         cached: keys and values come from a growing cache.
         same_len: T and S are provably equal.
         value_dim_differs: dv != d.
         previous: a source for skipat exists: same width and length, earlier in this graph.
         causal_rows: causal with T = S proven.
-        extra: other traits that no rewrite can express, as code to hint.
     """
 
     kind: str = "self"
@@ -40,12 +40,15 @@ class Traits:
     dropout: float = 0.0
     escapes: str = ""
     softcap: bool = False
+    swappable: bool = True
     cached: bool = False
     same_len: bool = True
     value_dim_differs: bool = False
     previous: bool = False
-    extra: tuple[tuple[str, str], ...] = field(default=())
 
+
+SWAPPED = ("sigmoid", "relu")
+"""Forms that can take the place of the softmax node alone."""
 
 Rule = tuple[Collection[str], str, Callable[[Traits], bool], str]
 """(forms, code, when it declines, hint)"""
@@ -72,20 +75,25 @@ RULES: tuple[Rule, ...] = (
         "causal hydra is a running sum and needs as many queries as keys",
     ),
     (
-        ("softmax", "sigmoid", "relu"),
+        ("softmax", "hydra"),
         "SOFTCAP",
         lambda t: t.softcap,
-        "the tanh cap on the logits has no fused form",
+        "the tanh cap on the logits cannot be expressed",
     ),
-    (("hydra",), "SOFTCAP", lambda t: t.softcap, "hydra has no logits to cap"),
     (
-        _CHEAP[:3],
+        ("sigmoid", "relu"),
+        "AXIS_UNPROVEN",
+        lambda t: (t.softcap or bool(t.escapes)) and not t.swappable,
+        "the softmax node cannot be exchanged alone: its axes are not (heads, queries, keys)",
+    ),
+    (
+        ("sigmoid", "relu"),
         "PROBS_ESCAPE",
         lambda t: bool(t.escapes),
         "the attention weights are read elsewhere; allow=['other_weights'] accepts other weights",
     ),
     (
-        ("softmax", "skipat"),
+        ("softmax", "hydra", "skipat"),
         "PROBS_ESCAPE",
         lambda t: bool(t.escapes),
         "the attention weights are read elsewhere; call the model without returning them",
@@ -122,13 +130,13 @@ def legality(
     traits: Traits, at: Decline, allow: Collection[str] = ()
 ) -> dict[str, Decline | None]:
     """Per form ``None`` (legal) or the Decline, located where ``at`` is."""
-    waived = {"DROPOUT_TRAINING"} if "drop_dropout" in allow else set()
     found: dict[str, Decline | None] = dict.fromkeys(FORMS)
-    rules = [(_CHEAP + ("softmax",), c, lambda _: True, h) for c, h in traits.extra]
-    for forms, code, applies, hint in (*rules, *RULES):
-        if code in waived or not applies(traits):
+    for forms, code, applies, hint in RULES:
+        if not applies(traits):
             continue
         for form in forms:
-            if found[form] is None:
+            waived = code == "DROPOUT_TRAINING" and "drop_dropout" in allow
+            waived |= code == "PROBS_ESCAPE" and "other_weights" in allow and form in SWAPPED
+            if found[form] is None and not waived:
                 found[form] = Decline(code, at.path, at.source, hint, traits.escapes or at.node)
     return found

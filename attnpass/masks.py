@@ -77,6 +77,7 @@ class Mask:
     keeps: list[Recipe] = field(default_factory=list)
     biases: list[Recipe] = field(default_factory=list)
     fill: float | None = None
+    added: bool = False
 
 
 def additive(recipe: Recipe) -> Iterator[tuple[str, Recipe, float]]:

@@ -53,6 +53,7 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     if _guard_count(mode) != guards:
         raise NormalizeError("the re-trace added a shape guard")
     functionalize(out.graph)
+    out.graph.eliminate_dead_code(is_impure_node=is_impure)
     _carry_metadata(like, out)
     _describe_added(out, inputs, context)
     out.recompile()
@@ -205,6 +206,17 @@ def functionalize(graph: fx.Graph) -> None:
             user.replace_input_with(base, new)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node without users must stay: writes, region markers, inputs, outputs."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
 
 
 def writes(node: fx.Node) -> bool:

@@ -59,6 +59,7 @@ class Logits:
     factors: set[str] = field(default_factory=set)
     causal: bool = False
     fill: float | None = None
+    added: bool = False
     keeps: list[Placed] = field(default_factory=list)
     biases: list[Placed] = field(default_factory=list)
     tempers: list[tuple[Placed, bool]] = field(default_factory=list)
@@ -69,6 +70,7 @@ class Logits:
         self.causal |= mask.causal
         if mask.fill is not None:
             self.fill = mask.fill if self.fill is None else max(self.fill, mask.fill)
+            self.added |= mask.added
         self.keeps += [Placed(r, stage, at) for r in mask.keeps]
         self.biases += [Placed(r, stage, at) for r in mask.biases]
 
@@ -82,6 +84,7 @@ class Region:
         q, k, v: the operands, before any grouping was repeated.
         out: the node whose value is replaced, with its layout.
         logits: scale, kept positions, biases, factors on q.
+        weights: the softmax node with its layout, where it stands alone.
         block_out: output of the projection ``[B, T, D]``, before residual and scaling.
         tokens: provenance of the query axis.
         previous: the region whose block output skipat reuses.
@@ -95,6 +98,7 @@ class Region:
     v: Operand
     out: Operand
     logits: Logits
+    weights: Operand | None = None
     block_out: fx.Node | None = None
     tokens: Axis = ()
     previous: Region | None = None
@@ -171,9 +175,14 @@ class Reader:
             raise Refuse("AXIS_UNPROVEN", "heads of weights and values differ", self.anchor)
         sizes = (q.meta["val"].shape[q_letters.index(t)], k.meta["val"].shape[k_letters.index(s)])
         swapped = scores.out.index(t) > scores.out.index(s)
-        logits = self._logits(c, lead, sizes, swapped)
+        logits, stage = self._logits(c, lead, sizes, swapped)
         softcap = any(term.kind == "softcap" for term in c.terms)
-        return self._finish([*operands, value], out, logits, c.dropout, c.escapes, softcap)
+        weights = None
+        if c.dim == -1 and not swapped and stage.order == tuple(range(stage.count)):
+            weights = Operand(c.softmax, tuple(range(stage.count + 2)), stage)
+        return self._finish(
+            [*operands, value], out, logits, c.dropout, c.escapes, softcap, weights
+        )
 
     def _sides(self, c: Chain) -> tuple[str, str]:
         """Which operand of the scores holds queries, which keys: softmax runs over the keys."""
@@ -217,8 +226,10 @@ class Reader:
         value = _operand(v, letters, [*batch, product.summed, own], lead)
         return value, Operand(product.node, order, lead)
 
-    def _logits(self, c: Chain, lead: Lead, sizes: tuple[Any, Any], swapped: bool) -> Logits:
-        """Fold the terms between the product and softmax."""
+    def _logits(
+        self, c: Chain, lead: Lead, sizes: tuple[Any, Any], swapped: bool
+    ) -> tuple[Logits, Lead]:
+        """Fold the terms between the product and softmax; also the leading axes at softmax."""
         out, stage, at = Logits(scale=c.scores.factor), lead, c.scores.node
         plain = not swapped and lead.order == tuple(range(lead.count))
         for term in c.terms:
@@ -248,7 +259,7 @@ class Reader:
                 plain = stage.order == tuple(range(stage.count))
                 if stage.heads != lead.heads:
                     raise Refuse("AXIS_UNPROVEN", "a view mixes heads and batch", term.at)
-        return out
+        return out, stage
 
     def _mask(self, recipe: Recipe, sizes: tuple[Any, Any]) -> Mask:
         """A mask operand as kept positions, biases and fill."""
@@ -260,6 +271,7 @@ class Reader:
                 if kind == "keep":
                     keeps.append(part)
                     mask.fill = fill if mask.fill is None else max(fill, mask.fill)
+                    mask.added = True
                 else:
                     mask.biases.append(part)
         classify(mask, keeps, sizes, self.axes)
@@ -286,6 +298,7 @@ class Reader:
         dropout: float,
         escapes: list[fx.Node],
         softcap: bool = False,
+        softmax: Operand | None = None,
     ) -> Region:
         """The record and the region from what was read."""
         q, k, v = operands
@@ -314,6 +327,8 @@ class Reader:
             scale=logits.scale,
             mask=frozenset(logits.factors),
             fill=logits.fill,
+            swapped=softcap or bool(escapes),
+            added=logits.added,
             bias=bool(logits.biases),
             dropout=dropout,
             width=None if block is None else int(block.meta["val"].shape[-1]),
@@ -329,11 +344,12 @@ class Reader:
             dropout=dropout,
             escapes=escapes[0].name if escapes else "",
             softcap=softcap,
+            swappable=softmax is not None,
             cached=kind == "cross" and any(f.parts and f.kind == "input" for f in self.columns),
             same_len=expr(t) == expr(s),
             value_dim_differs=dims[0] != dims[1],
         )
-        return Region(site, traits, q, k, v, out, logits, block, self.rows, None, weights)
+        return Region(site, traits, q, k, v, out, logits, softmax, block, self.rows, None, weights)
 
     def _refuse_written(self, nodes: list[fx.Node]) -> None:
         for node in nodes:

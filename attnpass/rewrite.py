@@ -7,14 +7,16 @@ is traced once more into plain operators for a compiler. Shapes: B batch, H head
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from attnpass.forms import SkipAt
+from attnpass.forms import SkipAt, Weights
 from attnpass.layout import Lead, Operand
 from attnpass.masks import FIRST_HEAD, Recipe, recipe_shape
+from attnpass.normalize import is_impure
 from attnpass.region import Placed, Region
 
 FORMS_ATTRIBUTE = "attnpass_forms"
@@ -31,17 +33,6 @@ def rewrite(
     A module that nothing legal uses must not be passed: it would be dropped as dead code.
     """
     return _Rewriter(gm).run(regions, modules)
-
-
-def is_impure(node: fx.Node) -> bool:
-    """Whether a node without users must stay: writes, region markers, inputs, outputs."""
-    if node.op in ("placeholder", "output"):
-        return True
-    if node.op != "call_function":
-        return False
-    if isinstance(node.target, torch._ops.OpOverload):
-        return bool(node.target._schema.is_mutable)
-    return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
 
 
 class _Rewriter:
@@ -67,6 +58,8 @@ class _Rewriter:
             target = f"{FORMS_ATTRIBUTE}.{i}"
             if isinstance(module, SkipAt):
                 self._skip(region, target)
+            elif isinstance(module, Weights):
+                self._swap(region, target)
             else:
                 self._replace(region, target)
         self.graph.eliminate_dead_code(is_impure_node=is_impure)
@@ -89,7 +82,21 @@ class _Rewriter:
             bias = self._all(region.logits.biases, aten.add.Tensor)
             out = self.graph.call_module(target, (q, k, v, bias, keep))
             self._stamp(out, old)
-            out = self._undo(out, region)
+            out = self._undo(out, region.out, region.v)
+        old.replace_all_uses_with(out)
+
+    def _swap(self, region: Region, target: str) -> None:
+        """Only the softmax node changes: logits in, weights out."""
+        assert region.weights is not None
+        old = self.new[region.weights.node]
+        logits = region.weights.node.args[0]
+        assert isinstance(logits, fx.Node)
+        operand = replace(region.weights, node=logits)
+        with self.graph.inserting_before(old):
+            keep = self._all(region.logits.keeps, aten.bitwise_and.Tensor)
+            out = self.graph.call_module(target, (self._operand(operand), keep))
+            self._stamp(out, old)
+            out = self._undo(out, region.weights, operand)
         old.replace_all_uses_with(out)
 
     def _skip(self, region: Region, target: str) -> None:
@@ -132,11 +139,13 @@ class _Rewriter:
             aten.unsqueeze.default, self.call(aten.flatten.using_ints, x, 0, lead.count - 1), 1
         )
 
-    def _undo(self, out: fx.Node, region: Region) -> fx.Node:
-        """From ``[B, H, T, dv]`` back to the layout and dtype of the replaced node."""
-        lead, p = region.out.lead, region.out.permutation
-        like = region.out.node.meta["val"]
-        shape = [like.shape[i] for i in p]
+    def _undo(self, out: fx.Node, target: Operand, source: Operand) -> fx.Node:
+        """From ``[B, H, T, dv]`` back to the layout and dtype of the replaced node.
+
+        ``source`` is an operand with the same leading axes, from which sizes are read.
+        """
+        lead, p = target.lead, target.permutation
+        like = target.node.meta["val"]
         if lead.count == 0:
             out = self.call(aten.squeeze.dims, out, [0, 1])
         elif lead.count == 1:
@@ -145,19 +154,20 @@ class _Rewriter:
             if not lead.paired:
                 out = self.call(aten.squeeze.dim, out, 1)
             batch = lead.count - 1 if lead.paired else lead.count
-            out = self.call(aten.unflatten.int, out, 0, self._sizes(shape[:batch], region, p))
+            shape = [like.shape[i] for i in p[:batch]]
+            out = self.call(aten.unflatten.int, out, 0, self._sizes(shape, source))
         if p != tuple(range(len(p))):
             inverse = [p.index(i) for i in range(len(p))]
             out = self.call(aten.permute.default, out, inverse)
-        dtypes = {x.node.meta["val"].dtype for x in (region.v,)} | {like.dtype}
-        return out if len(dtypes) == 1 else self.call(aten.to.dtype, out, like.dtype)
+        same = source.node.meta["val"].dtype == like.dtype
+        return out if same else self.call(aten.to.dtype, out, like.dtype)
 
-    def _sizes(self, shape: list[Any], region: Region, p: tuple[int, ...]) -> list[Any]:
-        """Sizes as numbers where known, one -1, else read off the replaced node's operand."""
+    def _sizes(self, shape: list[Any], source: Operand) -> list[Any]:
+        """Sizes as numbers where known, one -1, else read off ``source``."""
         unknown = [i for i, s in enumerate(shape) if not isinstance(s, int)]
         if len(unknown) <= 1:
             return [-1 if i in unknown else s for i, s in enumerate(shape)]
-        value, at = self.new[region.v.node], region.v.permutation
+        value, at = self.new[source.node], source.permutation
         return [self.call(aten.sym_size.int, value, at[i]) for i in range(len(shape))]
 
     def _all(self, placed: list[Placed], combine: Any) -> fx.Node | None:

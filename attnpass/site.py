@@ -59,8 +59,10 @@ class AttentionSite:
         scale: factor on the logits; ``None`` where it is a tensor (then folded into q).
         mask: proven factors of the mask: ``causal, padding, window, packed, arbitrary``.
         fill: what masked logits are set to; ``None`` for boolean masks of a fused kernel.
+        added: the fill is added to the logits instead (a float mask).
         bias: whether a float bias is added to the logits.
         dropout: drop probability on the attention weights, 0.0 when not training.
+        swapped: only the softmax node can be exchanged (soft cap, weights read elsewhere).
         width: features of the block output (after the output projection), ``None`` if not found.
         grid: rows and columns of patch tokens, ``None`` where the tokens are a sequence.
         prefix: tokens before the patch tokens (class, registers).
@@ -80,8 +82,10 @@ class AttentionSite:
     scale: float | None
     mask: frozenset[str] = frozenset()
     fill: float | None = None
+    added: bool = False
     bias: bool = False
     dropout: float = 0.0
+    swapped: bool = False
     width: int | None = None
     grid: tuple[int, int] | None = None
     prefix: int = 0

@@ -125,7 +125,7 @@ def pointwise(
         for column in columns:
             _, s, mask = scores(rows, column)
             p = H[h][0](s)
-            total += (p if mask is None else p * mask) @ wide_v[:, :, column]
+            total += (p if mask is None else p.masked_fill(~mask, 0.0)) @ wide_v[:, :, column]
         out[:, :, rows] = total.to(q.dtype)
     return out
 
@@ -153,17 +153,25 @@ def pointwise_backward(
         torch.zeros_like(x, memory_format=torch.contiguous_format)
         for x in (wide_q, wide_k, wide_v)
     )
-    dbias = torch.zeros_like(bias, dtype=g.dtype) if bias is not None and needs_bias else None
+    dbias = (
+        torch.zeros_like(bias, dtype=g.dtype, memory_format=torch.contiguous_format)
+        if bias is not None and needs_bias
+        else None
+    )
     dtau = None if tau is None else torch.zeros_like(tau, dtype=g.dtype)
-    doffset = None if offset is None else torch.zeros_like(offset, dtype=g.dtype)
+    doffset = (
+        None
+        if offset is None
+        else torch.zeros_like(offset, dtype=g.dtype, memory_format=torch.contiguous_format)
+    )
     value, slope = H[h]
     for rows, columns in _blocks(q.shape[2], k.shape[2], causal, tile):
         for column in columns:
             raw, s, mask = scores(rows, column)
-            p = value(s) if mask is None else value(s) * mask
+            p = value(s) if mask is None else value(s).masked_fill(~mask, 0.0)
             dv[:, :, column] += p.transpose(-1, -2) @ g[:, :, rows]
             ds = (g[:, :, rows] @ wide_v[:, :, column].transpose(-1, -2)) * slope(s)
-            ds = ds if mask is None else ds * mask
+            ds = ds if mask is None else ds.masked_fill(~mask, 0.0)
             if dtau is not None:
                 dtau += (ds * raw).sum((0, 2, 3))
             if doffset is not None:
@@ -177,13 +185,12 @@ def pointwise_backward(
             dk[:, :, column] += ds.transpose(-1, -2) @ wide_q[:, :, rows] * scale
     group = heads // k.shape[1]
     dk, dv = (x.unflatten(1, (-1, group)).sum(2) for x in (dk, dv))
-    empty = q.new_empty(0)
     rest = [(dbias, bias), (dtau, tau), (doffset, offset)]
     return [
         dq.to(q.dtype),
         dk.to(k.dtype),
         dv.to(v.dtype),
-        *(empty if d is None or x is None else d.to(x.dtype) for d, x in rest),
+        *(q.new_empty(0) if d is None or x is None else d.to(x.dtype) for d, x in rest),
     ]
 
 

@@ -148,29 +148,31 @@ def _save_hydra(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _hydra_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     q, k, v, keep = ctx.saved_tensors
-    (qn, rq), (kn, rk) = (_unit(x.float(), ctx.eps) for x in (q, k))
+    wide = torch.promote_types(q.dtype, torch.float32)
+    (qn, rq, fq), (kn, rk, fk) = (_unit(x.to(wide), ctx.eps) for x in (q, k))
     weight = kn if keep is None else kn * keep.transpose(-1, -2)
-    kv = weight * v.float()
+    kv = weight * v.to(wide)
     total = kv.cumsum(2) if ctx.causal else kv.sum(2, keepdim=True)
-    g = grad.float()
+    g = grad.to(wide)
     dtotal = g * qn
     dkv = dtotal.flip(2).cumsum(2).flip(2) if ctx.causal else dtotal.sum(2, keepdim=True)
-    dkn = dkv * v.float() if keep is None else dkv * v.float() * keep.transpose(-1, -2)
-    dq = _unit_grad(g * total, qn, rq, ctx.eps)
-    dk = _unit_grad(dkn, kn, rk, ctx.eps)
+    dkn = dkv * v.to(wide) if keep is None else dkv * v.to(wide) * keep.transpose(-1, -2)
+    dq = _unit_grad(g * total, qn, rq, fq)
+    dk = _unit_grad(dkn, kn, rk, fk)
     return dq.to(q.dtype), dk.to(k.dtype), (dkv * weight).to(v.dtype), None, None, None, None
 
 
-def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``x`` over its norm across heads and features, and the reciprocal norm ``[B, 1, T, 1]``."""
-    r = (x * x).sum((1, 3), keepdim=True).clamp_min(eps).rsqrt()
-    return x * r, r
+    square = (x * x).sum((1, 3), keepdim=True)
+    r = square.clamp_min(eps).rsqrt()
+    return x * r, r, square >= eps
 
 
-def _unit_grad(grad: Tensor, unit: Tensor, r: Tensor, eps: float) -> Tensor:
+def _unit_grad(grad: Tensor, unit: Tensor, r: Tensor, above: Tensor) -> Tensor:
     """Gradient through ``_unit``; below the floor the norm is a constant."""
     radial = (grad * unit).sum((1, 3), keepdim=True)
-    return (grad - unit * radial * (r * r < 1 / eps)) * r
+    return (grad - unit * radial * above) * r
 
 
 hydra.register_autograd(_hydra_grad, setup_context=_save_hydra)

@@ -118,7 +118,7 @@ def hydra(
     hydra_partial[(chunks, b)](k, v, keep_x, partial, *kv, s, chunks, features, eps, **shape)
     blocks = -(-t // block)
     before = (
-        partial.cumsum(1) - partial
+        torch.cat([torch.zeros_like(partial[:, :1]), partial[:, :-1].cumsum(1)], 1)
         if causal
         else partial.sum(1, keepdim=True).expand(-1, blocks, -1)
     ).contiguous()

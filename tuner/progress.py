@@ -16,7 +16,8 @@ class Voice:
     """Speaks to stderr. ``quiet`` says nothing but warnings."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False)
+        wide = None if sys.stderr.isatty() else 160
+        self.console = Console(stderr=True, highlight=False, width=wide)
         self.quiet = quiet
 
     def say(self, text: Any) -> None:

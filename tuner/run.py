@@ -97,11 +97,16 @@ class Settings:
 
 @dataclass
 class Candidate:
-    """One plan and what is known of it."""
+    """One plan and what is known of it.
+
+    ``judged`` are the items that did not select it, where the set is cross-fitted.
+    """
 
     assignment: dict[str, str]
     plan: Plan
     cost: float = 0.0
+    scores: Tensor = field(default_factory=lambda: torch.zeros(0))
+    judged: list[int] = field(default_factory=list)
     selection: Bound | None = None
     held_out: Bound | None = None
     latency: dict[str, Any] = field(default_factory=dict)
@@ -414,6 +419,7 @@ class Run:
             self.store.put("accuracy", plan.hash, self._selection_context(), value, run=self.id)
         candidate = Candidate(full, plan, cost)
         taken = torch.tensor(value["scores"], dtype=torch.float64)
+        candidate.scores = taken
         candidate.selection = bound(self.base_selection[: len(taken)], taken)
         candidate.latency = {"divergence": value.get("divergence", 1e3)}
         self.found[plan.hash] = candidate
@@ -462,21 +468,44 @@ class Run:
     # -- the end ----------------------------------------------------------------------------
 
     def _finalists(self) -> list[Candidate]:
-        """The fastest plans that keep the limit on the selection, and the safest of all."""
+        """The fastest plans that keep the limit on the selection, and the safest of all.
+
+        Where the set is cross-fitted: the fastest that keeps it on each half, to be judged on
+        the other.
+        """
         if not hasattr(self, "base_ms"):
             return []
-        allowed = [
-            c
-            for c in self.found.values()
-            if c.selection is not None
-            and c.selection.upper <= self.settings.max_drop
-            and c.cost < self.base_ms
-        ]
-        allowed.sort(key=lambda c: (c.cost, c.latency["divergence"]))
+        if self.split.crossed:
+            for half in (0, 1):
+                best = self._allowed(self._items(1 - half))[:1]
+                for candidate in best:
+                    candidate.judged += self._items(half)
+            return [c for c in self._allowed(None) if c.judged]
+        allowed = self._allowed(None)
         count = self.settings.limits["finalists"]
         chosen = allowed[: count - 1]
         rest = sorted(allowed[count - 1 :], key=lambda c: c.latency["divergence"])
         return chosen + rest[:1]
+
+    def _allowed(self, items: list[int] | None) -> list[Candidate]:
+        """Plans that should be faster and keep the limit on ``items``, fastest first.
+
+        ``None`` is the whole selection; where that is crossed it stands for every plan.
+        """
+        out = []
+        for c in self.found.values():
+            if c.cost >= self.base_ms or len(c.scores) < len(self.base_selection):
+                continue
+            at = list(range(len(c.scores))) if items is None else items
+            upper = bound(self.base_selection[at], c.scores[at]).upper
+            if upper <= self.settings.max_drop or (items is None and self.split.crossed):
+                out.append(c)
+        return sorted(out, key=lambda c: (c.cost, c.latency["divergence"]))
+
+    def _items(self, half: int) -> list[int]:
+        """Positions of the items of every other batch."""
+        owner = [i for i, part in enumerate(self.parts) for _ in part]
+        return [at for at, batch in enumerate(owner) if batch % 2 == half]
 
     def _measure(self, finalists: list[Candidate]) -> None:
         """The finalists' latency, interleaved with the baseline, twice, in one process."""
@@ -507,7 +536,8 @@ class Run:
                     value = {"scores": found.tolist()}
                     self.store.put("accuracy", subject, context, value, run=self.id)
                 taken = torch.tensor(value["scores"], dtype=torch.float64)
-                candidate.held_out = bound(base, taken, confidence)
+                at = candidate.judged or list(range(len(taken)))
+                candidate.held_out = bound(base[at], taken[at], confidence)
                 candidate.plan.measured = {
                     "held_out": candidate.held_out.as_dict(),
                     "latency": candidate.latency,

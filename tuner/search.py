@@ -7,7 +7,9 @@ failed trial is invisible to the sampler, which would ask for it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import random
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import optuna
@@ -45,16 +47,33 @@ def search(
     for plan in seeds:
         study.enqueue_trial(dict(plan), skip_if_exists=True)
     known: dict[tuple[str, ...], Outcome] = {}
-    for _ in range(20 * trials):
-        if len(known) >= trials:
-            break
+    size = math.prod(len(choices) for choices in space.values())
+    chance = random.Random(seed)
+    while len(known) < min(trials, size):
         trial = study.ask()
         plan = {
             site: trial.suggest_categorical(site, list(choices)) for site, choices in space.items()
         }
         key = tuple(plan.values())
-        if key not in known:
+        if key in known:
+            # a sampler that has converged repeats itself: go to the nearest plan not yet tried
+            study.enqueue_trial(_neighbour(plan, space, known, chance))
+        else:
             known[key] = evaluate(plan)
         trial.set_constraint("drop", known[key].excess)
         study.tell(trial, known[key].cost)
     return len(known)
+
+
+def _neighbour(
+    plan: Mapping[str, str],
+    space: Mapping[str, Sequence[str]],
+    known: Container[tuple[str, ...]],
+    chance: random.Random,
+) -> dict[str, str]:
+    """A plan that is not known, as few changes away as a random walk finds."""
+    found = dict(plan)
+    while tuple(found.values()) in known:
+        site = chance.choice(list(space))
+        found[site] = chance.choice(list(space[site]))
+    return found

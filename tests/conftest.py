@@ -1,0 +1,52 @@
+"""Shared by all tests: a loadable torchvision, a clean Dynamo, quiet third parties."""
+
+import logging
+import os
+import tempfile
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["ATTNPASS_DB"] = os.path.join(tempfile.mkdtemp(), "none.db")  # nothing is pinned
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def _torchvision_schemas():
+    """Make a torchvision built for CUDA importable: it registers fakes for two operators whose
+    schemas stand in a library that does not load without CUDA."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    ):
+        try:
+            library.define(schema)
+        except RuntimeError:  # torchvision's own library did load
+            return None
+    return library
+
+
+TORCHVISION = _torchvision_schemas()
+
+for name in ("transformers", "timm", "torch._dynamo", "torch._functorch", "torch.fx"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+
+
+logging.getLogger("torch.__trace").propagate = False
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    """No graph, report, seed or grad mode of one test reaches the next."""
+    from attnpass import report
+
+    torch._dynamo.reset()
+    report.reset_report()
+    torch.manual_seed(0)
+    yield
+    torch._dynamo.reset()
+    assert torch.is_grad_enabled()

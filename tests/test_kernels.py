@@ -1,0 +1,383 @@
+"""The registered operators and the plain ATen forms against the float64 reference."""
+
+from __future__ import annotations
+
+import math
+
+import problems
+import pytest
+import torch
+from problems import CASES, Case, Problem
+from tolerance import GRADIENT, assert_near
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnpass import forms
+from attnpass.kernels import aten, cpu, ops, reference
+from attnpass.kernels.select import ATEN_SCORES, choose
+from attnpass.kernels.tile import IMPLEMENTATIONS, Tile, candidates, default_tile
+
+SCALE = 0.6
+H = tuple(reference.H_FUNCTIONS)
+LOW = (torch.bfloat16, torch.float16)
+
+
+def test_every_h_is_there():
+    assert set(H) == {"sigmoid", "relu", "relu2", "gelu", "softplus", "identity", "relu6"}
+    assert set(cpu.H) == set(H)
+
+
+def run(p: Problem, h: str, which: str) -> Tensor:
+    if which == "fused":
+        return ops.pointwise(*p.inputs(), SCALE, h, p.case.causal, list(p.case.tile))
+    if which == "aten":
+        return aten.pointwise(*p.inputs(), SCALE, h, p.case.causal)
+    return reference.pointwise(*p.inputs(), scale=SCALE, h=h, causal=p.case.causal)
+
+
+def gradients(out: Tensor, p: Problem) -> dict[str, Tensor]:
+    leaves = p.leaves()
+    found = torch.autograd.grad(out, list(leaves.values()), p.grad.to(out.dtype))
+    return dict(zip(leaves, found, strict=True))
+
+
+def check(p: Problem, h: str, which: str, compute: torch.dtype | None = None) -> None:
+    out = run(p, h, which)
+    assert out.dtype == p.q.dtype
+    want_problem = p.double()
+    want = run(want_problem, h, "reference")
+    assert_near(out, want, compute=compute)
+    assert bool((out[p.masked] == 0).all())
+    got, wanted = gradients(out, p), gradients(want, want_problem)
+    for name, x in p.leaves().items():
+        assert got[name].dtype == x.dtype, name
+        assert_near(got[name], wanted[name], terms=GRADIENT, compute=compute, name=f"d{name}")
+
+
+@pytest.mark.parametrize("h", H)
+@pytest.mark.parametrize("name", CASES)
+def test_pointwise_op(name, h):
+    check(problems.problem(CASES[name]), h, "fused")
+
+
+@pytest.mark.parametrize("h", H)
+@pytest.mark.parametrize("name", CASES)
+def test_pointwise_aten(name, h):
+    check(problems.problem(CASES[name]), h, "aten")
+
+
+@pytest.mark.parametrize("which", ["fused", "aten"])
+@pytest.mark.parametrize("h", H)
+def test_pointwise_float64(h, which):
+    check(problems.problem(CASES["all"], torch.float64), h, which)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("h", H)
+@pytest.mark.parametrize("name", ["plain", "odd sizes", "bias [B, H, T, S]", "all"])
+def test_pointwise_op_computes_low_precision_inputs_in_float32(name, h, dtype):
+    p = problems.problem(CASES[name].but(tau=True, offset=(1, CASES[name].h, 1, 1)), dtype)
+    check(p, h, "fused")
+
+
+@pytest.mark.parametrize("which", ["fused", "aten"])
+@pytest.mark.parametrize("h", H)
+def test_masked_positions_never_overflow_into_the_result(h, which):
+    # a padded key may hold anything finite; h of it overflows float32
+    p = problems.problem(Case(keep=(2, 1, 1, 6)))
+    garbage = ~p.keep[:, 0, 0, :, None].expand(-1, -1, 4).unsqueeze(1)
+    wild = p.k.detach().masked_fill(garbage, 1e25).requires_grad_()
+    tame = p.k.detach().masked_fill(garbage, 0.0).requires_grad_()
+    results = []
+    for k in (wild, tame):
+        p.k = k
+        out = run(p, h, which)
+        results.append((out, *gradients(out, p).values()))
+    for got, want in zip(*results, strict=True):
+        assert_near(got, want.double(), terms=GRADIENT)
+
+
+@pytest.mark.parametrize("h", ["sigmoid", "softplus"])
+def test_weights_of_size_one_over_n_are_relatively_right(h):
+    # b = -log n: an absolute test would not see a wrong tail
+    p = problems.problem(Case(t=5, s=300, tile=(4, 64, 4, 2)))
+    p.offset = torch.full((1, 1, 1, 1), -math.log(300)).requires_grad_()
+    p.v = torch.ones_like(p.v).requires_grad_()
+    out, want = run(p, h, "fused"), run(p.double(), h, "reference")
+    assert bool(((out - want).abs() <= 4e-6 * want.abs()).all())
+
+
+def test_more_keys_than_the_default_tile():
+    p = problems.problem(Case(b=1, t=130, s=515, causal=False, keep=(1, 1, 1, 515)))
+    p.case = p.case.but(tile=tuple(default_tile("cpu", 4).as_list()))
+    check(p, "gelu", "fused")
+
+
+@pytest.mark.parametrize("needed", problems.NAMES)
+def test_each_gradient_alone(needed):
+    p = problems.problem(CASES["all"])
+    for name, x in p.leaves().items():
+        x.requires_grad_(name == needed)
+    out = run(p, "gelu", "fused")
+    x = getattr(p, needed)
+    (got,) = torch.autograd.grad(out, x, p.grad)
+    wide = p.double()
+    want = gradients(run(wide, "gelu", "reference"), wide)[needed]
+    assert_near(got, want, terms=GRADIENT)
+
+
+def test_no_gradient_asked_none_recorded():
+    p = problems.problem(CASES["all"])
+    with torch.no_grad():
+        assert not run(p, "gelu", "fused").requires_grad
+
+
+# --- the operators as compilers see them ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "all", "no keys", "transposed", "bias [S]", "bias permuted", "keep [B, 1, 1, S]"],
+)
+def test_opcheck_pointwise(name):
+    p = problems.problem(CASES[name])
+    args = (*p.inputs(), SCALE, "sigmoid", p.case.causal, list(p.case.tile))
+    torch.library.opcheck(torch.ops.attnpass.pointwise.default, args)
+
+
+@pytest.mark.parametrize("needs_bias", [True, False])
+@pytest.mark.parametrize("name", ["plain", "all", "transposed", "bias [S]", "bias permuted"])
+def test_opcheck_pointwise_backward(name, needs_bias):
+    p = problems.problem(CASES[name])
+    inputs = [None if x is None else x.detach() for x in p.inputs()]
+    args = (p.grad, *inputs, SCALE, "gelu", p.case.causal, list(p.case.tile), needs_bias)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.attnpass.pointwise_backward.default, args, test_utils=tests)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_opcheck_hydra(masked, causal, dtype):
+    q, k, v, keep, _ = hydra_inputs("plain", dtype)
+    args = (q, k, v, keep if masked else None, causal, 1e-6, [4, 4, 4, 2])
+    torch.library.opcheck(torch.ops.attnpass.hydra.default, args)
+
+
+# --- hydra ------------------------------------------------------------------------------------
+
+HYDRA = {
+    "plain": (2, 3, 6, 6, 4),
+    "one token": (1, 1, 1, 1, 3),
+    "odd sizes": (3, 3, 13, 13, 5),
+    "cross": (2, 2, 5, 9, 4),
+    "cross, fewer keys": (2, 2, 9, 5, 4),
+    "no queries": (2, 2, 0, 5, 4),
+    "no keys": (2, 2, 5, 0, 4),
+    "empty batch": (0, 2, 5, 5, 4),
+}
+
+
+def hydra_inputs(name, dtype=torch.float32, transposed=False, seed=0):
+    b, h, t, s, d = HYDRA[name]
+    draw = torch.Generator().manual_seed(seed)
+
+    def heads(n):
+        if transposed:
+            x = torch.randn(b, n, h, d, generator=draw).transpose(1, 2)
+        else:
+            x = torch.randn(b, h, n, d, generator=draw)
+        return x.to(dtype).requires_grad_()
+
+    keep = torch.rand(b, 1, 1, s, generator=draw) < 0.6
+    grad = torch.randn(b, h, t, d, generator=draw).to(dtype)
+    return heads(t), heads(s), heads(s), keep, grad
+
+
+def run_hydra(which, q, k, v, keep, causal, eps, tile=(4, 4, 4, 2)):
+    if which == "fused":
+        return ops.hydra(q, k, v, keep, causal, eps, list(tile))
+    if which == "aten":
+        return aten.hydra(q, k, v, keep, causal, eps)
+    return reference.hydra(q, k, v, keep, causal=causal, eps=eps)
+
+
+def check_hydra(which, q, k, v, keep, grad, causal, eps=1e-6, tile=(4, 4, 4, 2)):
+    out = run_hydra(which, q, k, v, keep, causal, eps, tile)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    want = run_hydra("reference", *wide, keep, causal, eps)
+    assert_near(out, want)
+    got = torch.autograd.grad(out, (q, k, v), grad.to(out.dtype))
+    wanted = torch.autograd.grad(want, wide, grad.double())
+    for name, x, g, w in zip("qkv", (q, k, v), got, wanted, strict=True):
+        assert g.dtype == x.dtype
+        assert_near(g, w, terms=GRADIENT, name=f"d{name}")
+
+
+@pytest.mark.parametrize("which", ["fused", "aten"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", HYDRA)
+def test_hydra(name, causal, masked, transposed, which):
+    if causal and HYDRA[name][2] != HYDRA[name][3]:
+        causal = False  # a running sum needs T = S; legality declines the rest
+    q, k, v, keep, grad = hydra_inputs(name, transposed=transposed)
+    check_hydra(which, q, k, v, keep if masked else None, grad, causal)
+
+
+@pytest.mark.parametrize("which", ["fused", "aten"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_hydra_float64(causal, which):
+    check_hydra(which, *hydra_inputs("odd sizes", torch.float64), causal)
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", ["plain", "odd sizes", "cross"])
+def test_hydra_op_computes_low_precision_inputs_in_float32(name, causal, dtype):
+    causal = causal and name != "cross"
+    check_hydra("fused", *hydra_inputs(name, dtype), causal)
+
+
+@pytest.mark.parametrize("which", ["fused", "aten"])
+@pytest.mark.parametrize("tile", [(1, 1, 4, 2), (5, 7, 4, 2), (128, 512, 4, 2)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_hydra_tiles(causal, tile, which):
+    check_hydra(which, *hydra_inputs("odd sizes"), causal, tile=tile)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 6), (2, 1, 1, 6)])
+@pytest.mark.parametrize("which", ["fused", "aten"])
+def test_hydra_keep_shapes_and_a_fully_masked_item(which, shape):
+    q, k, v, _, grad = hydra_inputs("plain")
+    keep = torch.ones(shape, dtype=torch.bool)
+    keep[-1] = False
+    check_hydra(which, q, k, v, keep, grad, False)
+    assert bool((run_hydra(which, q, k, v, keep, False, 1e-6)[-1] == 0).all())
+
+
+@pytest.mark.parametrize("which", ["fused", "aten"])
+@pytest.mark.parametrize("eps", [1e-12, 1e-6, 3e-5, 0.1])
+def test_hydra_below_the_floor_of_the_norm(eps, which):
+    # rows of zero, of a norm far below and far above the floor
+    q, k, v, keep, grad = hydra_inputs("plain")
+    q, k = q.detach().clone(), k.detach().clone()
+    for x in (q, k):
+        x[:, :, 0] = 0.0
+        x[:, :, 1] *= 0.01 * math.sqrt(eps)
+        x[:, :, 2] *= 0.02 * math.sqrt(eps)
+    q, k = q.requires_grad_(), k.requires_grad_()
+    out = run_hydra(which, q, k, v, keep, False, eps)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    want = run_hydra("reference", *wide, keep, False, eps)
+    assert_near(out, want)
+    got = torch.autograd.grad(out, (q, k, v), grad)
+    wanted = torch.autograd.grad(want, wide, grad.double())
+    for row in range(6):  # gradients differ in size by 1/sqrt(eps) between rows
+        for name, g, w in zip("qkv", got, wanted, strict=True):
+            assert_near(g[:, :, row], w[:, :, row], terms=GRADIENT, name=f"d{name} row {row}")
+
+
+@pytest.mark.parametrize("h", ["relu", "relu2", "identity", "softplus", "gelu"])
+def test_gradients_are_right_where_h_is_flat_or_large(h):
+    # logits far from 0 on both sides, where a slope that overflows or cancels would show
+    p = problems.problem(CASES["all"])
+    p.offset = (p.offset.detach() * 40).requires_grad_()
+    check(p, h, "fused")
+
+
+# --- which implementation runs ----------------------------------------------------------------
+
+
+class Seen(TorchDispatchMode):
+    """Names of the attnpass operators that were called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "attnpass":
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+FUSED, ATEN = Tile(block_m=32, block_n=64), Tile("aten")
+
+
+@pytest.mark.parametrize(
+    ("tile", "dtype", "expected"),
+    [
+        (None, torch.float32, "aten"),
+        (None, torch.float64, "aten"),
+        (None, torch.bfloat16, "fused"),
+        (None, torch.float16, "fused"),
+        (FUSED, torch.float32, "fused"),
+        (FUSED, torch.bfloat16, "fused"),
+        (ATEN, torch.float32, "aten"),
+        # plain operations would round the logits to the input dtype
+        (ATEN, torch.bfloat16, "fused"),
+        (ATEN, torch.float16, "fused"),
+    ],
+)
+def test_which_implementation_runs(tile, dtype, expected):
+    q = torch.randn(1, 2, 5, 4, dtype=dtype)
+    assert choose(q, q, tile).implementation == expected
+    if tile is not None and tile.implementation == expected:
+        assert choose(q, q, tile) is tile
+    module = forms.Pointwise(2, 2, 4, h="relu", tile=tile)
+    with torch.no_grad(), Seen() as seen:
+        module(q, q, q)
+    assert seen.names == (["attnpass::pointwise"] if expected == "fused" else [])
+
+
+@pytest.mark.parametrize(
+    ("tile", "expected"), [(None, "aten"), (ATEN, "aten"), (FUSED, "fused")], ids=str
+)
+def test_which_hydra_runs(tile, expected):
+    q = torch.randn(1, 2, 5, 4)
+    with torch.no_grad(), Seen() as seen:
+        forms.Hydra(2, 4, tile=tile)(q, q, q)
+    assert seen.names == (["attnpass::hydra"] if expected == "fused" else [])
+
+
+def test_many_scores_go_to_the_fused_operator():
+    n = math.isqrt(ATEN_SCORES)
+    q, k = torch.empty(1, 1, n, 1), torch.empty(1, 1, ATEN_SCORES // n, 1)
+    assert choose(q, k, None).implementation == "aten"
+    more = torch.empty(1, 1, ATEN_SCORES // n + 1, 1)
+    assert choose(q, more, None) == default_tile("cpu", 1)
+
+
+@pytest.mark.parametrize("name", ["block_m", "block_n", "warps", "stages"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_tile_refuses_sizes_below_one(name, value):
+    with pytest.raises(ValueError, match=rf"expected {name} >= 1, got {value}"):
+        Tile(**{name: value})
+
+
+def test_tile_refuses_an_unknown_implementation():
+    with pytest.raises(ValueError, match="expected implementation in .*, got 'cuda'"):
+        Tile("cuda")
+    assert IMPLEMENTATIONS == ("fused", "aten")
+
+
+def test_tile_round_trips():
+    tile = Tile(block_m=3, block_n=5, warps=7, stages=1)
+    assert tile.as_list() == [3, 5, 7, 1]
+    assert Tile(**tile.as_dict()) == tile
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_candidates_are_distinct_and_hold_the_default(device):
+    found = candidates(device)
+    assert len(set(found)) == len(found) > 1
+    assert default_tile(device, 64) in found
+    assert (Tile("aten") in found) == (device == "cpu")
+
+
+@pytest.mark.parametrize(("d", "blocks"), [(64, (128, 128)), (128, (128, 64)), (256, (64, 64))])
+def test_gpu_defaults_are_those_of_flash_attention_2(d, blocks):
+    tile = default_tile("cuda", d)
+    assert (tile.block_m, tile.block_n, tile.warps) == (*blocks, 4)

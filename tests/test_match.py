@@ -1,0 +1,185 @@
+"""What the matcher says about every spelling: one site with the right record, or one Decline."""
+
+import inspect
+from dataclasses import replace
+
+import pytest
+from models import (
+    CAUSALS,
+    DECOYS,
+    DISTINCT,
+    EQUAL,
+    PADDING,
+    PLAIN,
+    POSITIVES,
+    Attention,
+    Encoder,
+    Stack,
+    mul_after,
+)
+from torch import nn
+
+import attnpass
+
+
+def only_site(case, sizes=DISTINCT, model=None):
+    report = attnpass.find_sites(model or case.model(sizes), *case.inputs(sizes))
+    assert [str(d) for d in report.declined] == []
+    assert len(report.sites) == 1
+    return report.sites[0]
+
+
+def spelled(site):
+    """The record without what names the place in the source."""
+    return replace(site, name="", source="", weights=(), legal={})
+
+
+@pytest.mark.parametrize("sizes", [DISTINCT, EQUAL], ids=["distinct", "equal"])
+@pytest.mark.parametrize("case", POSITIVES, ids=str)
+def test_record(case, sizes):
+    site = only_site(case, sizes)
+    expected = case.expected(sizes)
+    found = {name: getattr(site, name) for name in expected}
+    if expected["scale"] is not None and found["scale"] is not None:
+        assert found.pop("scale") == pytest.approx(expected.pop("scale"), rel=1e-6)
+    assert found == expected
+
+
+@pytest.mark.parametrize("cases", [PLAIN, PADDING, CAUSALS], ids=["plain", "padding", "causal"])
+def test_equivalent_spellings_give_equal_records(cases):
+    """All but the scale: where q comes scaled from outside, the logits are not scaled again."""
+    records = {case.name: replace(spelled(only_site(case)), scale=None) for case in cases}
+    first = records[cases[0].name]
+    assert [name for name, record in records.items() if record != first] == []
+
+
+@pytest.mark.parametrize("case", PLAIN[:4], ids=str)
+def test_softmax_is_legal_and_located(case):
+    site = only_site(case)
+    assert site.legal["softmax"] is None
+    file, _, line = site.source.rpartition(":")
+    assert file.endswith("models.py")
+    text = inspect.getsource(inspect.getmodule(Attention)).splitlines()[int(line) - 1]
+    assert "softmax" in text
+
+
+@pytest.mark.parametrize("sizes", [DISTINCT, EQUAL], ids=["distinct", "equal"])
+@pytest.mark.parametrize(("case", "code"), DECOYS, ids=lambda x: str(x))
+def test_decoy(case, code, sizes):
+    report = attnpass.find_sites(case.model(sizes), *case.inputs(sizes))
+    assert report.sites == []
+    assert [d.code for d in report.declined] == [code]
+    (decline,) = report.declined
+    assert decline.path == "root"
+    assert decline.hint and decline.node
+    file, _, line = decline.source.rpartition(":")
+    assert file.endswith("models.py")
+    text = inspect.getsource(inspect.getmodule(Attention)).splitlines()[int(line) - 1]
+    assert "softmax" in text or "scaled_dot_product" in text
+
+
+@pytest.mark.parametrize("name", ["linear_attention", "sum_normalised"])
+def test_no_softmax_map_is_no_site(name):
+    import models
+
+    model = Attention(getattr(models, name)).eval()
+    (x,) = POSITIVES[0].inputs()
+    report = attnpass.find_sites(model, x)
+    assert report.sites == []
+    assert all(d.code.startswith(("NOT_ATTENTION", "AXIS")) for d in report.declined)
+
+
+def test_equal_heads_from_the_encoder_fast_path_and_from_training():
+    """In evaluation PyTorch runs one opaque operator, in training many."""
+    model, inputs = Encoder(), POSITIVES[0].inputs()
+    training = attnpass.find_sites(model.train(), *inputs).sites
+    evaluated = attnpass.find_sites(model.eval(), *inputs).sites
+    assert len(training) == len(evaluated) == 1
+    assert spelled(training[0]) == spelled(evaluated[0])
+    assert training[0].name == evaluated[0].name
+
+
+def test_returned_weights_forbid_all_but_allowed_forms():
+    from models import Multihead
+
+    model, (x,) = Multihead(weights=True).eval(), POSITIVES[0].inputs()
+    (site,) = attnpass.find_sites(model, x).sites
+    assert {f for f, no in site.legal.items() if no is None} == set()
+    assert {no.code for f, no in site.legal.items() if f != "skipat"} == {"PROBS_ESCAPE"}
+
+
+def test_other_weights_may_be_allowed():
+    from models import Multihead
+
+    model, (x,) = Multihead(weights=True).eval(), POSITIVES[0].inputs()
+    (site,) = attnpass.find_sites(model, x, allow=("other_weights",)).sites
+    assert site.legal["sigmoid"] is None
+
+
+def test_dropout_in_training_is_recorded_and_decided_by_allow():
+    from models import dropped
+
+    model, (x,) = Attention(dropped).train(), POSITIVES[0].inputs()
+    (site,) = attnpass.find_sites(model, x).sites
+    assert site.dropout == pytest.approx(0.3)
+    assert site.legal["softmax"] is None
+    assert site.legal["sigmoid"].code == "DROPOUT_TRAINING"
+    (site,) = attnpass.find_sites(model, x, allow=("drop_dropout",)).sites
+    assert site.legal["sigmoid"] is None
+    (site,) = attnpass.find_sites(model.eval(), x).sites
+    assert site.dropout == 0.0 and site.legal["sigmoid"] is None
+
+
+def test_a_module_called_twice_and_shared_modules_are_ordinals():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = Attention(mul_after)
+            self.same = self.attn
+
+        def forward(self, x):
+            return self.same(self.attn(x))
+
+    (x,) = POSITIVES[0].inputs()
+    sites = attnpass.find_sites(Twice().eval(), x).sites
+    assert len(sites) == 2
+    assert len({s.name for s in sites}) == 2
+    assert sites[0].weights == sites[1].weights
+
+
+def test_stack_names_follow_the_modules():
+    (x,) = POSITIVES[0].inputs()
+    report = attnpass.find_sites(Stack(3).eval(), x)
+    assert [s.name for s in report.sites] == [f"blocks.{i}.attn" for i in range(3)]
+    named = dict(Stack(3).named_modules())
+    assert all(s.name in named for s in report.sites)
+    assert [s.legal["skipat"] is None for s in report.sites] == [False, True, True]
+
+
+def test_names_survive_modules_that_look_like_containers():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.my_modules = nn.ModuleList([Attention(mul_after)])
+
+        def forward(self, x):
+            return self.my_modules[0](x)
+
+    (x,) = POSITIVES[0].inputs()
+    (site,) = attnpass.find_sites(Model().eval(), x).sites
+    assert site.name == "my_modules.0"
+
+
+def test_a_mask_that_keeps_nothing_is_no_internal_error():
+    """``tril(-1)`` of one token keeps nothing."""
+    import torch
+    from models import scores_of
+
+    def strict(q, k, v, m, mod):
+        keep = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(-1)
+        return scores_of(q, k).masked_fill(~keep, -1e9).softmax(-1) @ v
+
+    x = torch.randn(2, 1, DISTINCT.D)
+    report = attnpass.find_sites(Attention(strict).eval(), x)
+    assert len(report.sites) == 1
+    assert report.sites[0].mask

@@ -1,0 +1,78 @@
+"""Small tasks for the tuner's tests, and broken ones. Import path: tests/tiny_tasks.py:NAME."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import torch
+from torch import nn
+
+from attnpass import Task
+from attnpass.tuner.digits import DigitsViT, correct
+
+
+def _model() -> nn.Module:
+    torch.manual_seed(0)
+    return DigitsViT(dim=16, depth=3, heads=2).eval()
+
+
+def tiny(batches: int = 6, score=correct) -> Task:
+    """A random model judged against its own answers: it is right on every item."""
+    model = _model()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(10 * batches, 1, 32, 32, generator=generator)
+    with torch.no_grad():
+        labels = model(images).argmax(-1)
+    pairs = zip(images.split(10), labels.split(10), strict=True)
+    return Task(
+        "tiny", model, (images[:2],), [(images[:8],)], [((x,), y) for x, y in pairs], score
+    )
+
+
+def empty() -> Task:
+    task = tiny()
+    task.validation = []
+    return task
+
+
+def nan_scores() -> Task:
+    return tiny(score=lambda out, target: out[:, 0] * float("nan"))
+
+
+def scalar_score() -> Task:
+    return tiny(score=lambda out, target: correct(out, target).mean())
+
+
+def no_attention() -> Task:
+    task = tiny()
+    task.model = nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))
+    return task
+
+
+def not_a_task() -> int:
+    return 3
+
+
+def raises() -> Task:
+    raise ValueError("no data here")
+
+
+def _in_worker() -> bool:
+    import multiprocessing
+
+    return multiprocessing.parent_process() is not None
+
+
+def crashes() -> Task:
+    """Loads here, ends the worker."""
+    if _in_worker():
+        os._exit(7)
+    return tiny()
+
+
+def hangs() -> Task:
+    """Loads here, hangs in the worker."""
+    if _in_worker():
+        time.sleep(600)
+    return tiny()
