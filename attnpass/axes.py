@@ -201,6 +201,10 @@ def _view(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
     return regroup(t._source(node), [expr(s) for s in value.shape])
 
 
+def _same(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
+    return t._source(node)
+
+
 def _permute(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
     source = t._source(node)
     return tuple(source[int(i)] for i in node.args[1])  # type: ignore[union-attr, arg-type]
@@ -349,6 +353,7 @@ _RULES: dict[str, Callable[[AxisTracer, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(("expand", "broadcast_to"), _expand),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys(("roll", "flip", "gather", "index", "index_select", "sort"), _shuffled),
+    **dict.fromkeys(("to", "_to_copy", "type_as", "clone", "contiguous", "dropout"), _same),
     "permute": _permute,
     "select": _select,
     "slice": _slice,

@@ -6,6 +6,7 @@ compile), so what runs is chosen at every call by the identity of the layer's pa
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import os
 import weakref
@@ -19,7 +20,7 @@ from torch._guards import TracingContext
 
 from attnpass import report as reports
 from attnpass.capture import weight_inputs
-from attnpass.errors import AttnpassError
+from attnpass.errors import AttnpassError, PlanError
 from attnpass.match import Matches, match
 from attnpass.normalize import NormalizeError, normalize, retrace
 from attnpass.options import Options
@@ -115,17 +116,25 @@ class _Graph:
         plan = self.options.plan or (self._bare() if self.options.form else self._pinned())
         if plan is None:
             return self._unchanged()
+        if not self.regions:
+            log.warning("no attention found in a graph; it runs unchanged")
+            return self._unchanged()
         self._warn_frozen(plan)
         layers = self._layers(plan)
+        if not layers:
+            return self._unchanged()
         variants: dict[tuple[Any, ...], Compiled] = {}
         checked = self.options.form is None or bool(self.options.sites)
         out = _Dispatch(self.original.forward, checked)
         for names in layers:
+            identity = self._parameters(plan, names)
+            if identity is None:
+                continue
             modules = self._modules(plan, names)
             key = tuple((m, _signature(modules[m])) for m in sorted(modules))
             if key not in variants:
                 variants[key] = self._variant(modules)
-            out.add(variants[key], modules, self._parameters(plan, names))
+            out.add(variants[key], modules, identity)
             forms = {n: plan.sites[n].form for m, n in names.items() if m in modules}
             self.report.rewritten |= forms
         self.report.plan = plan.hash
@@ -140,16 +149,25 @@ class _Graph:
     def _bare(self) -> Plan:
         """A plan of one form, constants instead of parameters."""
         assert self.options.form is not None
+        sites = [r.site for r in self.regions]
+        globs = [g for g in self.options.sites if fnmatch.filter([s.name for s in sites], g)]
+        if self.options.strict:
+            globs = list(self.options.sites)
+        if self.options.sites and not globs:
+            log.warning(
+                "sites %s match none of %s; this graph runs unchanged",
+                ", ".join(self.options.sites),
+                ", ".join(s.name for s in sites),
+            )
+            return Plan({})
         entries, declines = assign(
-            [r.site for r in self.regions],
+            sites,
             self.options.form,
             self.options.form_options,
-            self.options.sites or None,
+            globs or None,
             strict=self.options.strict,
         )
         self.report.declined += declines
-        if not self.regions:
-            log.warning("no attention found in this graph; nothing to rewrite")
         plan = Plan(entries)
         plan.round_trip = self.options.form == "softmax"
         return plan.constant()
@@ -192,31 +210,50 @@ class _Graph:
         serves every layer of the plan with the same inner names.
         """
         own = {r.site.name: r.site.name for r in self.regions}
-        if all(name in plan.sites for name in own):
-            return [own]
-        first = next(iter(own), "")
-        prefixes = []
+        layers = [own] if all(name in plan.sites for name in own) else []
+        if not plan.owners:
+            if layers:
+                self._missing(plan)
+            else:
+                self._shared(own)
+            return layers
+        first = next(iter(own))
         for name in plan.sites:
-            prefix = (
-                name[: len(name) - len(first)]
-                if name.endswith(f".{first}")
-                else (f"{name}|" if first == "root" else None)
+            if name.endswith(f".{first}"):
+                prefix = name[: len(name) - len(first)]
+                layers.append({n: prefix + n for n in own})
+            elif first == "root" and len(own) == 1 and name != first:
+                layers.append({first: name})
+        known = {
+            id(p) for refs in plan.owners.values() for ref in refs if (p := ref()) is not None
+        }
+        if not any(id(self.inputs[i]) in known for at in self.positions for i in at):
+            # the plan was bound to another copy of the model: go by the path alone
+            return layers[:1] if layers[:1] == [own] else []
+        return [x for x in layers if all(n in plan.sites for n in x.values())]
+
+    def _missing(self, plan: Plan) -> None:
+        """Sites of an unbound plan that this graph does not have, said or raised."""
+        names = {r.site.name for r in self.regions}
+        lost = [n for n, e in plan.sites.items() if e.form != "softmax" and n not in names]
+        if lost:
+            error = PlanError(
+                f"expected the plan's site {lost[0]} in the graph, found none;"
+                " was the plan made for another model?"
             )
-            if prefix is not None:
-                prefixes.append(prefix)
-        layers = [{n: p[:-1] if p.endswith("|") else p + n for n in own} for p in prefixes]
-        layers = [x for x in layers if all(n in plan.sites for n in x.values())]
-        if not plan.owners or not layers:
-            hint = (
-                "the graph does not say which layer it is; give the model: "
-                "attnpass.Plan.load(path).bind(model, *args)"
-            )
-            self.report.declined += [
-                Decline("SHARED_GRAPH", r.site.name, r.site.source, hint) for r in self.regions
-            ]
-            log.warning("%s: %s", ", ".join(own), hint)
-            return []
-        return layers
+            if self.options.strict:
+                raise error
+            log.warning("%s", error)
+
+    def _shared(self, own: Mapping[str, str]) -> None:
+        hint = (
+            "the graph does not say which layer it is; give the model: "
+            "attnpass.Plan.load(path).bind(model, *args)"
+        )
+        self.report.declined += [
+            Decline("SHARED_GRAPH", r.site.name, r.site.source, hint) for r in self.regions
+        ]
+        log.warning("%s: %s", ", ".join(own), hint)
 
     def _modules(self, plan: Plan, names: dict[str, str]) -> dict[str, nn.Module]:
         """The graph's site names to the modules of one layer."""
@@ -228,16 +265,21 @@ class _Graph:
                 out[region.site.name] = module
         return out
 
-    def _parameters(self, plan: Plan, names: dict[str, str]) -> list[tuple[int, Any]]:
-        """Input positions with weak references to the parameters that this layer has there."""
+    def _parameters(self, plan: Plan, names: dict[str, str]) -> list[tuple[int, Any]] | None:
+        """Input positions with weak references to the parameters that this layer has there.
+
+        None where the layer's parameters are not known.
+        """
         found = []
         for region, positions in zip(self.regions, self.positions, strict=True):
             name = names[region.site.name]
-            owned = plan.parameters_of(name)
             here = [self.inputs[i] for i in positions]
-            values = owned if owned and name != region.site.name else here
-            if len(values) == len(positions):
-                found += [(i, weakref.ref(p)) for i, p in zip(positions, values, strict=True)]
+            known = {id(p) for n in plan.owners for p in plan.parameters_of(n)}
+            bound = any(id(x) in known for x in here)
+            values = plan.parameters_of(name) if bound else here
+            if len(values) != len(positions):
+                return None
+            found += [(i, weakref.ref(p)) for i, p in zip(positions, values, strict=True)]
         return found
 
     def _variant(self, modules: dict[str, nn.Module]) -> Compiled:

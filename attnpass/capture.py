@@ -43,6 +43,10 @@ def weight_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> set[fx.Node]:
     }
 
 
+Chooser = Callable[[AttentionSite], nn.Module | None]
+"""What runs at a site; None leaves it as it is."""
+
+
 class Graph:
     """One captured graph: its normal form, its verdicts, and what runs now."""
 
@@ -64,12 +68,13 @@ class Graph:
         self.active: Callable[..., Any] = self.normal
         self.last: tuple[tuple[Any, ...], Any] | None = None
 
-    def use(self, modules: dict[str, nn.Module]) -> fx.GraphModule:
-        """Run ``modules`` at their sites from now on."""
-        present = {n: m for n, m in modules.items() if n in self.parameters}
-        active = rewrite(self.normal, self.matches.regions, present) if present else self.normal
-        self.active = active
-        return active
+    def use(self, chosen: Chooser) -> dict[str, nn.Module]:
+        """Run the modules that ``chosen`` gives for this graph's own sites from now on."""
+        found = {r.site.name: chosen(r.site) for r in self.matches.regions}
+        modules = {name: module for name, module in found.items() if module is not None}
+        regions = self.matches.regions
+        self.active = rewrite(self.normal, regions, modules) if modules else self.normal
+        return modules
 
     def __call__(self, *inputs: Any) -> Any:
         """The outputs of what runs now."""
@@ -90,19 +95,21 @@ class Capture:
     ) -> None:
         self.model, self.allow = model, tuple(allow)
         self.graphs: list[Graph] = []
-        self._modules: dict[str, nn.Module] = {}
+        self._chosen: Chooser = lambda site: None
         self._keep = False
+        self.calls = 0
         self._entry = torch.compile(fresh_entry(model), backend=self._backend, dynamic=dynamic)
 
     def _backend(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         graph = Graph(gm, inputs, self.allow)
-        graph.use(self._modules)
+        graph.use(self._chosen)
         self.graphs.append(graph)
 
         def trampoline(*args: Any) -> Any:
             out = graph(*args)
             if self._keep:
                 graph.last = (args, out)
+                self.calls += 1
             return out
 
         return trampoline
@@ -183,26 +190,28 @@ class Capture:
         Raises:
             PlanError: with ``strict``, an entry that does not fit.
         """
-        modules: dict[str, nn.Module] = {}
-        for site in self.sites if plan is not None else ():
-            assert plan is not None
-            module = plan.module(site, strict=strict)
-            if module is not None:
-                modules[site.name] = module
-        if plan is not None:
-            _unknown(plan, {s.name for s in self.sites}, strict)
-        self.use_modules(modules)
-        return {name: plan.sites[name].form for name in modules} if plan is not None else {}
+        if plan is None:
+            self.choose(lambda site: None)
+            return {}
+        _unknown(plan, {s.name for s in self.sites}, strict)
+        modules = self.choose(lambda site: plan.module(site, strict=strict))
+        return {name: plan.sites[name].form for name in modules}
+
+    def choose(self, chosen: Chooser) -> dict[str, nn.Module]:
+        """Run what ``chosen`` gives for every site of every graph; returns it by site name."""
+        self._chosen = chosen
+        found: dict[str, nn.Module] = {}
+        for graph in self.graphs:
+            found |= graph.use(chosen)
+        return found
 
     def use_modules(self, modules: dict[str, nn.Module]) -> None:
-        """Run ``modules`` (site name to module) from now on."""
-        self._modules = modules
-        for graph in self.graphs:
-            graph.use(modules)
+        """Run ``modules`` (site name to module) from now on, the same in every graph."""
+        self.choose(lambda site: modules.get(site.name))
 
     def record(self, *args: Any, **kwargs: Any) -> Any:
         """Run once and keep every graph's inputs and outputs in ``graph.last``."""
-        self._keep = True
+        self._keep, self.calls = True, 0
         try:
             return self(*args, **kwargs)
         finally:

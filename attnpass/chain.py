@@ -18,7 +18,7 @@ from attnpass.normalize import writes
 
 SOFTMAX = frozenset({"softmax", "_softmax", "special_softmax", "_safe_softmax"})
 CASTS = frozenset({"to", "_to_copy", "type_as", "float", "half", "bfloat16"})
-COPIES = frozenset({"contiguous", "clone", "alias", "detach", "lift_fresh"})
+COPIES = frozenset({"contiguous", "clone", "alias", "lift_fresh"})
 VIEWS = frozenset(
     {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
 )
@@ -38,7 +38,8 @@ class Term:
 
     ``kind``: ``scale`` (value a number), ``temper`` (a tensor factor), ``add`` (a tensor),
     ``select`` (value a fill, node the condition, ``flip`` if kept where it is False), ``view``,
-    ``softcap``, ``same`` (a cast, a copy, a subtracted maximum).
+    ``softcap``, ``clamp`` (value a lower bound), ``maximum`` (subtracted), ``same`` (a cast, a
+    copy).
     """
 
     kind: str
@@ -57,6 +58,7 @@ class Chain:
         terms: from that product to softmax.
         softmax: the anchor. dim: its axis, counted from the end (-1 is last).
         after: nodes from softmax to the second product, in order.
+        flipped: whether the weights are transposed before it.
         output: the product of weights and values.
         dropout: drop probability on the weights (0 when inactive).
         escapes: nodes that read the weights or the logits elsewhere.
@@ -67,6 +69,7 @@ class Chain:
     softmax: fx.Node
     dim: int
     after: list[fx.Node] = field(default_factory=list)
+    flipped: bool = False
     output: Contraction | None = None
     dropout: float = 0.0
     escapes: list[fx.Node] = field(default_factory=list)
@@ -87,6 +90,10 @@ def chain(anchor: fx.Node) -> Chain:
     out = Chain(scores, terms, anchor, dim if dim < 0 else dim - rank)
     _down(out)
     inside = {t.at for t in terms} | {scores.node, anchor, *out.after}
+    for term in terms:
+        if term.kind == "maximum" and not _row_maximum(term.node, out.dim):
+            raise Refuse("UNKNOWN_SCORE_OP:sub", "a maximum over another axis", term.at)
+    _same_region(scores.node, out)
     for node in [scores.node, *(t.at for t in terms)]:
         if any(writes(u) and u.args[0] is node for u in node.users):
             raise Refuse("MUTATED_ALIAS", "the logits are written in place through a view", node)
@@ -94,6 +101,16 @@ def chain(anchor: fx.Node) -> Chain:
             if user not in inside and not is_metadata(user) and not _is_maximum(user):
                 out.escapes.append(user)
     return out
+
+
+def _same_region(first: fx.Node, out: Chain) -> None:
+    """Refuse where gradients are switched on or off between the two products."""
+    assert out.output is not None
+    node = first
+    while node is not out.output.node and node.op != "root":
+        if getattr(node.target, "__name__", "") == "_set_grad_enabled":
+            raise Refuse("HOP_UNSUPPORTED", "gradients are switched inside the attention", node)
+        node = node.next
 
 
 Up = tuple[Contraction, list[Term]]
@@ -120,6 +137,8 @@ def _up(node: fx.Node, below: fx.Node, depth: int) -> Up | Refuse:
         refusal = refusal or found
     if refusal is not None:
         return refusal
+    if name in _TRANSPOSES:
+        return Refuse("NOT_ATTENTION:pooling", "softmax of a transposed projection", node)
     if name in ("linear", "convolution", "conv2d", "addmm", "conv1d"):
         return Refuse(
             "NOT_ATTENTION:router", "softmax of a projection, not of queries and keys", node
@@ -142,7 +161,9 @@ def _view(node: fx.Node) -> Options:
 
 def _scaled(node: fx.Node) -> Options:
     a, b = node.args[0], node.args[1]
-    inverse = op_name(node) == "div"
+    inverse = op_name(node) in ("div", "true_divide")
+    if node.kwargs:
+        return []  # a rounding mode
     if isinstance(b, (int, float)) and isinstance(a, fx.Node):
         return [(a, Term("scale", node, value=1 / b if inverse else float(b)))]
     out: Options = []
@@ -157,26 +178,45 @@ def _added(node: fx.Node) -> Options:
     if node.kwargs.get("alpha", 1) != 1:
         return []
     if not isinstance(b, fx.Node):
-        return [(a, Term("same", node))]  # type: ignore[list-item]
+        return []  # softmax does not feel a shift, the other forms do
     return [(x, Term("add", node, y)) for x, y in ((a, b), (b, a)) if isinstance(x, fx.Node)]
 
 
 def _subtracted(node: fx.Node) -> Options:
     a, b = node.args[0], node.args[1]
-    return (
-        _same(node) if isinstance(b, fx.Node) and _is_maximum(b) and isinstance(a, fx.Node) else []
-    )
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or not _is_maximum(b):
+        return []
+    return [(a, Term("maximum", node, b))]
 
 
 def _is_maximum(node: fx.Node) -> bool:
-    """A row maximum, which softmax does not feel (``x - x.max()``)."""
-    if getattr(node.target, "__name__", "") == "getitem" and isinstance(node.args[0], fx.Node):
-        return _is_maximum(node.args[0])
-    return op_name(node) in ("amax", "max") or (
-        op_name(node) in CASTS | COPIES
-        and isinstance(node.args[0], fx.Node)
-        and _is_maximum(node.args[0])
+    return _maximum(node) is not None
+
+
+def _maximum(node: fx.Node) -> fx.Node | None:
+    """The reduction behind a maximum, casts and copies stepped over."""
+    while getattr(node.target, "__name__", "") == "getitem" or op_name(node) in _BESIDE:
+        if not isinstance(node.args[0], fx.Node):
+            return None
+        node = node.args[0]
+    return node if op_name(node) in ("amax", "max") else None
+
+
+_BESIDE = CASTS | COPIES | {"detach"}
+
+
+def _row_maximum(node: fx.Node, dim: int) -> bool:
+    """Whether softmax over ``dim`` (from the end) does not feel the subtracted maximum."""
+    reduction = _maximum(node)
+    assert reduction is not None
+    if len(reduction.args) == 1:
+        return True  # of everything
+    dims = (
+        reduction.args[1] if isinstance(reduction.args[1], (list, tuple)) else [reduction.args[1]]
     )
+    keepdim = len(reduction.args) > 2 and reduction.args[2] is True
+    rank = reduction.args[0].meta["val"].dim()  # type: ignore[union-attr]
+    return keepdim and [int(d) % rank for d in dims] == [dim % rank]  # type: ignore[arg-type]
 
 
 def _fill(x: Any) -> float | None:
@@ -201,7 +241,9 @@ def _selected(node: fx.Node) -> Options:
 
 def _clamped(node: fx.Node) -> Options:
     bound = _fill(node.args[1] if len(node.args) > 1 else node.kwargs.get("min"))
-    return [] if bound is None or len(node.args) > 2 else _same(node)
+    if bound is None or len(node.args) > 2 or not isinstance(node.args[0], fx.Node):
+        return []
+    return [(node.args[0], Term("clamp", node, value=bound))]
 
 
 def _capped(node: fx.Node) -> Options:
@@ -223,6 +265,20 @@ _READERS: dict[str, Callable[[fx.Node], Options]] = {
 }
 
 
+_TRANSPOSES = frozenset({"transpose", "permute", "mT", "swapaxes"})
+_ONWARD = CASTS | COPIES | VIEWS | _TRANSPOSES | {"dropout"}
+
+
+def _swaps_last(node: fx.Node) -> bool:
+    """Whether a transpose exchanges the last two axes and no others."""
+    rank = node.meta["val"].dim()
+    if op_name(node) == "permute":
+        order = [int(i) % rank for i in node.args[1]]  # type: ignore[union-attr, arg-type]
+        return order == [*range(rank - 2), rank - 1, rank - 2]
+    pair = node.args[1:3] if len(node.args) > 2 else (-2, -1)
+    return {int(i) % rank for i in pair} == {rank - 2, rank - 1}  # type: ignore[arg-type]
+
+
 def _down(out: Chain) -> None:
     """From softmax to the product with the values; records dropout and other readers."""
     node = out.softmax
@@ -232,7 +288,7 @@ def _down(out: Chain) -> None:
             if is_metadata(user):
                 continue
             product = contraction(user)
-            steps_on = op_name(user) in CASTS | COPIES | VIEWS | {"dropout", "native_dropout"}
+            steps_on = op_name(user) in _ONWARD
             if product is not None and isinstance(product.node.meta["val"], Tensor):
                 onward.append((user, product))
             elif steps_on and _leads_to_product(user, 0):
@@ -249,6 +305,10 @@ def _down(out: Chain) -> None:
             out.output = product
             return
         out.after.append(node)
+        if op_name(node) in _TRANSPOSES:
+            if not _swaps_last(node):
+                raise Refuse("AXIS_UNPROVEN", "the weights are permuted", node)
+            out.flipped = not out.flipped
         if op_name(node) == "dropout" and node.args[2]:
             out.dropout = float(node.args[1])  # type: ignore[arg-type]
 
@@ -256,5 +316,8 @@ def _down(out: Chain) -> None:
 def _leads_to_product(node: fx.Node, depth: int) -> bool:
     if contraction(node) is not None:
         return True
-    through = op_name(node) in CASTS | COPIES | VIEWS | {"dropout"}
-    return through and depth < 8 and any(_leads_to_product(u, depth + 1) for u in node.users)
+    return (
+        op_name(node) in _ONWARD
+        and depth < 8
+        and any(_leads_to_product(u, depth + 1) for u in node.users)
+    )

@@ -215,7 +215,8 @@ class Pointwise(nn.Module):
         if isinstance(self.length, (int, float)):
             return torch.full((1, 1, 1, 1), float(self.length), device=q.device)
         if self.length == "keys" or (keep is None and not self.causal):
-            return torch.ones((1, 1, 1, 1), device=q.device) * torch.sym_max(s, 1)
+            one = torch.ones((1, 1, 1, 1), device=q.device)
+            return one * torch.sym_max(s, 1)  # type: ignore[no-any-return]
         if keep is None:
             rows = torch.arange(1, t + 1, device=q.device, dtype=torch.float32)
             return rows.clamp_max(s).clamp_min(1.0).view(1, 1, -1, 1)
@@ -393,14 +394,34 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Per form the options it takes and their defaults (``L`` None: decided by the site's mask)."""
 
 
-def check_options(form: str, options: dict[str, Any]) -> None:
-    """Raise OptionError unless ``form`` exists and takes all of ``options``."""
+def check_names(form: str, options: dict[str, Any]) -> None:
+    """Raise OptionError unless ``form`` exists and has all of ``options``."""
     if form not in FORMS:
         raise OptionError(f"expected a form of {', '.join(FORMS)}, got {form!r}")
     unknown = sorted(set(options) - set(OPTIONS[form]))
     if unknown:
         takes = ", ".join(OPTIONS[form]) or "no options"
         raise OptionError(f"expected options of form {form} ({takes}), got {', '.join(unknown)}")
+
+
+def check_options(form: str, options: dict[str, Any]) -> None:
+    """Raise OptionError unless ``form`` exists and takes all of ``options`` with their values."""
+    check_names(form, options)
+    if form == "skipat":
+        SkipAt(1, **options)
+    elif form == "relu" and options.get("h", "relu") not in RELU_FAMILY:
+        raise OptionError(f"expected h in {RELU_FAMILY}, got {options['h']!r}")
+    elif form in ("sigmoid", "relu"):
+        length = options.get("L")
+        Pointwise(
+            1,
+            1,
+            1,
+            h=options.get("h", "sigmoid"),
+            alpha=options.get("alpha", 1.0),
+            length="keys" if length is None else length,
+            trainable=False,
+        )
 
 
 def default_length(site: AttentionSite) -> str:

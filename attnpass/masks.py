@@ -24,6 +24,9 @@ FILL = -1e4
 FIRST_HEAD = "first head"
 """A recipe step: keep one of the heads over which a mask was expanded."""
 
+ABOVE = "above the fill"
+"""A recipe step: a float mask as kept positions."""
+
 SHAPE_OPS = frozenset(
     {
         "view",
@@ -51,21 +54,63 @@ EVALUATED = 4096
 
 
 @dataclass(frozen=True)
+class Like:
+    """A recipe step: expand to the shape of a node."""
+
+    node: fx.Node
+
+
+Step = fx.Node | int | float | str | Like
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A tensor to be rebuilt in the graph: ``base``, negated or not, then ``steps`` replayed.
 
     A step is a node (its operator is applied again), an int (unsqueezed in front to that rank), a
-    float (multiplied) or ``FIRST_HEAD`` (a mask repeated for every head, cut to one).
+    float (multiplied), ``FIRST_HEAD`` (a mask repeated for every head, cut to one), ``ABOVE``, or
+    ``Like`` (expanded to the shape of a node).
     """
 
     base: fx.Node
     negate: bool = False
-    steps: tuple[fx.Node | int | float | str, ...] = ()
+    steps: tuple[Step, ...] = ()
 
     def on(self, base: Any, flip: bool = False, rank: int | None = None) -> Recipe:
         """The same steps on another base, after lifting it to ``rank`` dimensions."""
-        lift = () if rank is None or rank == base.meta["val"].dim() else (rank,)
+        lift: tuple[Step, ...] = ()
+        if rank is not None and rank != base.meta["val"].dim():
+            lift = (rank,)
         return Recipe(base, self.negate ^ flip, lift + self.steps)
+
+    def part(self, base: Any, whole: fx.Node, flip: bool = False) -> Recipe:
+        """The same steps on an operand of ``whole``, which may be smaller than it by broadcast.
+
+        A later view needs the full shape.
+        """
+        out = self.on(base, flip, whole.meta["val"].dim())
+        views = {op_name(s) for s in self.steps if isinstance(s, fx.Node)} & REGROUP
+        if not views or self._keeps_rows(base.meta["val"], whole.meta["val"]):
+            return out
+        lift = out.steps[: len(out.steps) - len(self.steps)]
+        return Recipe(base, out.negate, (*lift, Like(whole), *self.steps))
+
+    def _keeps_rows(self, part: Tensor, whole: Tensor) -> bool:
+        """Whether the steps' views mean the same on ``part``, one row that stands for all.
+
+        They do where only the leading axes are regrouped (equal trailing sizes prove it) and the
+        number of rows is left open.
+        """
+        if part.shape == whole.shape:
+            return True
+        one_row = part.dim() == whole.dim() and part.shape[-2] == 1
+        if not one_row or part.shape[-1] != whole.shape[-1] or part.shape[:-2] != whole.shape[:-2]:
+            return False
+        return all(
+            s.meta["val"].shape[-2:] == whole.shape[-2:] and s.args[1][-2] == -1  # type: ignore[index]
+            for s in self.steps
+            if isinstance(s, fx.Node) and op_name(s) in REGROUP
+        )
 
 
 @dataclass
@@ -84,7 +129,6 @@ def additive(recipe: Recipe) -> Iterator[tuple[str, Recipe, float]]:
     """Split a float term into ``("keep", bool recipe, fill)`` and ``("bias", recipe, 0)``."""
     node = recipe.base
     name, args = op_name(node), node.args
-    rank = node.meta["val"].dim()
     if _zero(node):
         return
     if name in SHAPE_OPS | CASTS and isinstance(args[0], fx.Node):
@@ -95,27 +139,27 @@ def additive(recipe: Recipe) -> Iterator[tuple[str, Recipe, float]]:
             return
     elif name == "add" and len(node.all_input_nodes) == 2 and not node.kwargs:
         for x in node.all_input_nodes:
-            yield from additive(recipe.on(x, rank=rank))
+            yield from additive(recipe.part(x, node))
         return
     elif name == "where" and len(args) == 3:
         yes, no = (constant(x) for x in args[1:])
-        cond = recipe.on(args[0], rank=rank)
+        cond = recipe.part(args[0], node)
         if no is not None and no <= FILL and (yes == 0 or _float_node(args[1])):
             yield "keep", cond, no
             if yes != 0:
-                yield from additive(recipe.on(args[1], rank=rank))
+                yield from additive(recipe.part(args[1], node))
             return
         if yes is not None and yes <= FILL and (no == 0 or _float_node(args[2])):
             yield "keep", replace(cond, negate=True), yes
             if no != 0:
-                yield from additive(recipe.on(args[2], rank=rank))
+                yield from additive(recipe.part(args[2], node))
             return
     elif name == "masked_fill" and (constant(args[2]) or 0.0) <= FILL:
-        yield "keep", recipe.on(args[1], flip=True, rank=rank), float(constant(args[2]) or 0.0)
-        yield from additive(recipe.on(args[0], rank=rank))
+        yield "keep", recipe.part(args[1], node, flip=True), float(constant(args[2]) or 0.0)
+        yield from additive(recipe.part(args[0], node))
         return
     elif name == "mul" and (found := _inverted(node)) is not None:
-        yield "keep", recipe.on(found[0], rank=rank), found[1]
+        yield "keep", recipe.part(found[0], node), found[1]
         return
     yield "bias", recipe, 0.0
 
@@ -164,7 +208,7 @@ def constant(x: Any) -> float | None:
     return None
 
 
-def _shaped(node: fx.Node, recipe: Recipe) -> tuple[fx.Node | int | float | str, ...]:
+def _shaped(node: fx.Node, recipe: Recipe) -> tuple[Step, ...]:
     """The recipe's steps behind the shape operator ``node``.
 
     An expand that only broadcasts is left out, so that what is the same for all queries stays
@@ -182,7 +226,6 @@ def conjuncts(recipe: Recipe) -> Iterator[Recipe]:
     """A bool recipe as factors that all must hold."""
     node = recipe.base
     name, args = op_name(node), node.args
-    rank = node.meta["val"].dim()
     both = (
         ("logical_or", "bitwise_or", "__or__")
         if recipe.negate
@@ -190,7 +233,7 @@ def conjuncts(recipe: Recipe) -> Iterator[Recipe]:
     )
     if name in both and len(node.all_input_nodes) == 2:
         for x in args:
-            yield from conjuncts(recipe.on(x, rank=rank))
+            yield from conjuncts(recipe.part(x, node))
     elif name in ("logical_not", "bitwise_not"):
         yield from conjuncts(recipe.on(args[0], flip=True))
     elif (
@@ -248,9 +291,13 @@ def recipe_shape(recipe: Recipe) -> Any:
     return value.shape
 
 
-def _replay(step: fx.Node | int | float | str, value: Tensor, look: Any) -> Tensor:
+def _replay(step: Step, value: Tensor, look: Any) -> Tensor:
     if step == FIRST_HEAD:
         return value[:, :1]
+    if step == ABOVE:
+        return value > FILL
+    if isinstance(step, Like):
+        return value.expand(step.node.meta["val"].shape)
     if isinstance(step, float):
         return value * step
     if isinstance(step, int):
@@ -279,7 +326,7 @@ def _constant_kind(recipe: Recipe, sizes: tuple[Any, Any]) -> str | None:
         value = _evaluate(recipe, nodes, at)
         if value is None:
             return "arbitrary"
-        found.add(_shape_of_mask(value, t, s))
+        found.add(_shape_of_mask(value.bool(), t, s))
     return found.pop() if len(found) == 1 else "arbitrary"
 
 
@@ -296,6 +343,8 @@ def _shape_of_mask(value: Tensor, t: int, s: int) -> str:
     below = torch.ones(t, s, dtype=torch.bool).tril()
     if t == s and torch.equal(plane, below):
         return "causal"
+    if not bool(plane.any()):
+        return "arbitrary"
     distance = torch.arange(t).unsqueeze(1) - torch.arange(s)
     low, high = int(distance[plane].min()), int(distance[plane].max())
     band = (distance >= low) & (distance <= high)
@@ -305,6 +354,9 @@ def _shape_of_mask(value: Tensor, t: int, s: int) -> str:
 def _slice(recipe: Recipe) -> list[fx.Node] | None:
     """The nodes that make the recipe, operands first; None where a tensor input is among them."""
     steps = {s for s in recipe.steps if isinstance(s, fx.Node)}
+    like = [size for s in recipe.steps if isinstance(s, Like) for size in s.node.meta["val"].shape]
+    if not all(isinstance(size, int) for size in like):
+        return None
     seen: dict[fx.Node, None] = {}
 
     def visit(node: fx.Node) -> bool:
@@ -348,12 +400,20 @@ def _evaluate(recipe: Recipe, nodes: list[fx.Node], at: dict[Any, int]) -> Tenso
                         kwargs["device"] = "cpu"
                     values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
             value = values[recipe.base]
-            value = ~value.bool() if recipe.negate else value.bool()
+            value = ~value.bool() if recipe.negate else value
             for step in recipe.steps:
                 value = _replay(step, value, values.__getitem__)
     except (RuntimeError, TypeError, KeyError, ValueError):
         return None
     return value if isinstance(value, Tensor) else None
+
+
+def constant_mask(recipe: Recipe, sizes: tuple[Any, Any]) -> bool:
+    """Whether a float term depends on no input and only ever adds 0 or -inf."""
+    nodes = _slice(recipe)
+    fixed = all(isinstance(s, int) and s <= EVALUATED for s in sizes)
+    value = _evaluate(recipe, nodes, {}) if nodes is not None and fixed else None
+    return value is not None and bool(((value == 0) | (value == -torch.inf)).all())
 
 
 def is_metadata(node: fx.Node) -> bool:

@@ -15,6 +15,7 @@ from torch import fx
 from attnpass.axes import AxisTracer, op_name
 from attnpass.chain import SOFTMAX, Refuse
 from attnpass.legality import legality
+from attnpass.normalize import written
 from attnpass.region import SDPA, Reader, Region
 from attnpass.site import Decline
 
@@ -49,7 +50,7 @@ def match(graph: fx.Graph, parameters: set[fx.Node], allow: Collection[str] = ()
     out = Matches()
     if not found:
         return out
-    reader = Reader(AxisTracer(graph, parameters).axes, parameters)
+    reader = Reader(AxisTracer(graph, parameters).axes, parameters, written(graph))
     names: dict[str, int] = {}
     for anchor in found:
         path, source = module_path(anchor), source_line(anchor)
@@ -83,7 +84,7 @@ def module_path(node: fx.Node) -> str:
     path = str(entries[-1][0])
     path = re.sub(r"^[LG]\['[^']*'\]", "", path)
     path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path)
-    return path.replace("_modules.", "").strip(".") or "root"
+    return re.sub(r"(^|\.)_modules\.", r"\1", path).strip(".") or "root"
 
 
 def source_line(node: fx.Node) -> str:

@@ -23,11 +23,11 @@ class NormalizeError(Exception):
 def normalize(gm: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
     """``gm`` in pre-dispatch ATen, same placeholders in the same order.
 
-    Must run inside a ``torch.compile`` backend: it uses Dynamo's own fake tensors.
+    Must run inside a ``torch.compile`` backend: it uses Dynamo's own fake tensors, and a shape
+    guard that it adds is one that Dynamo still collects and checks.
 
     Raises:
-        NormalizeError: the graph cannot be re-traced, or doing so would add a shape guard that
-            nobody checks.
+        NormalizeError: the graph cannot be re-traced.
     """
     return retrace(_Opened(gm).run, gm, inputs)
 
@@ -42,7 +42,6 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     if context is None or context.fake_mode is None:
         raise NormalizeError("no tracing context: not called from torch.compile")
     mode = context.fake_mode
-    guards = _guard_count(mode)
     try:
         fakes = [_fake(x, context) for x in inputs]
         with mode, fx_traceback.preserve_node_meta():
@@ -50,18 +49,12 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise NormalizeError(f"{type(error).__name__}: {first}") from error
-    if _guard_count(mode) != guards:
-        raise NormalizeError("the re-trace added a shape guard")
     functionalize(out.graph)
     out.graph.eliminate_dead_code(is_impure_node=is_impure)
     _carry_metadata(like, out)
     _describe_added(out, inputs, context)
     out.recompile()
     return out
-
-
-def _guard_count(mode: Any) -> int:
-    return 0 if mode.shape_env is None else len(mode.shape_env.guards)
 
 
 def _fake(x: Any, context: TracingContext) -> Any:
@@ -160,7 +153,8 @@ def encoder_layer(
     """
 
     def attend(x: Tensor) -> Tensor:
-        qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, -1))
+        sizes = (3, num_heads, embed_dim // num_heads)
+        qkv = F.linear(x, qkv_weight, qkv_bias).unflatten(-1, sizes)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, d]
         keep = None if mask is None else mask.logical_not()
         if keep is not None and mask_type == 1:
@@ -257,10 +251,33 @@ def _fresh(base: Any, write: fx.Node, order: dict[fx.Node, int]) -> bool:
     """Whether ``base`` was made by a non-view operator and no view of it outlives the write."""
     if not isinstance(base, fx.Node) or base.op != "call_function" or aliases(base):
         return False
-    return not any(
-        aliases(user)
-        and order[user] < order[write]
-        and any(order[x] > order[write] for x in user.users)
-        for user in base.users
-        if user is not write
-    )
+    before = [v for v in views_of(base) if v is not write and order[v] < order[write]]
+    return not any(order[user] > order[write] for view in before for user in view.users)
+
+
+def views_of(base: fx.Node) -> list[fx.Node]:
+    """Every node that may share the storage of ``base`` by viewing it, directly or not."""
+    found: dict[fx.Node, None] = {}
+    stack = [base]
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "call_function" and aliases(user) and user not in found:
+                found[user] = None
+                stack.append(user)
+    return list(found)
+
+
+def written(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose storage an operator writes to, with everything that may share it."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op != "call_function" or not writes(node):
+            continue
+        root = node.args[0]
+        while isinstance(root, fx.Node) and root.op == "call_function" and aliases(root):
+            if not root.args or not isinstance(root.args[0], fx.Node):
+                break
+            root = root.args[0]
+        if isinstance(root, fx.Node):
+            found |= {root, *views_of(root)}
+    return found

@@ -59,9 +59,11 @@ class Options:
             raise OptionError(f"expected options of {', '.join(known)}, got {', '.join(unknown)}")
         if given.get("form") is not None and given.get("plan") is not None:
             raise OptionError("expected either 'form' or 'plan' in options, got both")
-        form = given.get("form")
+        form, more = given.get("form"), given.get("form_options") or {}
+        if not isinstance(more, Mapping):
+            raise OptionError(f"expected 'form_options' to be a dict, got {more!r}")
         if form is not None:
-            forms.check_options(form, dict(given.get("form_options") or {}))
+            forms.check_options(form, dict(more))
         elif given.get("form_options") or given.get("sites"):
             raise OptionError("expected 'form' beside 'form_options' or 'sites', got none")
         plan = given.get("plan")
@@ -71,6 +73,8 @@ class Options:
             raise OptionError(f"expected 'plan' to be a Plan or a path, got {type(plan).__name__}")
         for key in ("sites", "allow"):
             value = given.get(key) or ()
+            if not isinstance(value, (str, list, tuple, set)):
+                raise OptionError(f"expected '{key}' to be names, got {value!r}")
             given[key] = (value,) if isinstance(value, str) else tuple(value)
         wrong = sorted(set(given["allow"]) - set(ALLOW))
         if wrong:

@@ -79,14 +79,45 @@ def convert(model: nn.Module, plan: Plan, *args: Any, **kwargs: Any) -> nn.Modul
         for tensor in tensors:
             for mark in ("_dynamo_weak_dynamic_indices", "_has_dynamo_dim_marking"):
                 tensor.__dict__.pop(mark, None)
-    if len(capture.graphs) != 1:
+    if capture.calls != 1:
         raise CaptureError(
-            f"expected a model that captures as one graph, got {len(capture.graphs)};"
+            f"expected a model that captures as one graph, got {capture.calls} calls of graphs;"
             " use torch.compile(model, backend='attnpass') or remove the graph breaks"
         )
+    _refuse_sizes(capture, result, args, kwargs)
     capture.own(plan)
     capture.use(plan)
     return Converted(model, capture.graphs[0], (args, kwargs), result)
+
+
+def _twins(leaves: list[Any]) -> list[int]:
+    """For every leaf the first position of the same tensor."""
+    ids = [id(x) if isinstance(x, Tensor) else -i for i, x in enumerate(leaves)]
+    return [ids.index(i) for i in ids]
+
+
+def _refuse_sizes(capture: Capture, result: Any, args: Any, kwargs: Any) -> None:
+    """Refuse a number in the result that changes with the batch: it would be frozen."""
+
+    def numbers(value: Any) -> list[Any]:
+        return [x for x in pytree.tree_leaves(value) if isinstance(x, (int, float))]
+
+    if not numbers(result):
+        return
+    graph = capture.graphs[0]
+    last = graph.last
+
+    def twice(x: Any) -> Any:
+        return torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x
+
+    with torch.no_grad():
+        other = capture(*pytree.tree_map(twice, args), **pytree.tree_map(twice, kwargs))
+    graph.last = last
+    if numbers(other) != numbers(result):
+        raise CaptureError(
+            "expected a model that returns tensors, got a number that changes with"
+            " the batch; wrap it to return tensors"
+        )
 
 
 class Converted(nn.Module):
@@ -97,6 +128,8 @@ class Converted(nn.Module):
         assert graph.last is not None and isinstance(graph.active, fx.GraphModule)
         inputs, outputs = graph.last
         leaves, self._in_spec = pytree.tree_flatten(given)
+        self._plain = [None if isinstance(x, Tensor) else (x,) for x in leaves]
+        self._twins = _twins(leaves)
         self.graph_module = graph.active
         symbols = [n.meta.get("val") for n in graph.normal.graph.find_nodes(op="placeholder")]
         self._sources: list[tuple[str, Any]] = []
@@ -156,7 +189,7 @@ class Converted(nn.Module):
         picked: list[tuple[str, Any]] = []
         for leaf in found:
             if not isinstance(leaf, Tensor):
-                if not isinstance(leaf, (int, float, str, bool, type(None))):
+                if not isinstance(leaf, (int, float, str, type(None))):
                     raise CaptureError(
                         f"expected a model that returns tensors, got a"
                         f" {type(leaf).__name__}; wrap it to return tensors"
@@ -178,6 +211,17 @@ class Converted(nn.Module):
         leaves, spec = pytree.tree_flatten((args, kwargs))
         if spec != self._in_spec:
             raise CaptureError("expected arguments of the structure given to convert, got another")
+        for known, x in zip(self._plain, leaves, strict=True):
+            if known is not None and known[0] != x:
+                raise CaptureError(
+                    f"expected {known[0]!r} as given to convert, got {x!r};"
+                    " convert again for other values"
+                )
+        if _twins(leaves) != self._twins:
+            raise CaptureError(
+                "expected the same arguments to be one tensor as given to convert;"
+                " convert with different tensors"
+            )
         inputs = [self._fetch(kind, what, leaves) for kind, what in self._sources]
         outputs = self.graph_module(*inputs)
         out = [

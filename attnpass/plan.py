@@ -9,6 +9,7 @@ import fnmatch
 import hashlib
 import json
 import logging
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from attnpass import forms
 from attnpass.errors import OptionError, PlanError
@@ -102,7 +102,7 @@ class Plan:
         values: site name to the form's parameters by name.
         tiles: launch parameters per device and kernel, as ``Tile.as_dict()``.
         measured: numbers taken with this plan. made_by: versions and command.
-        owners: projection parameter to site names, where the model is known: a site's identity.
+        owners: site name to its projection parameters, where the model is known: its identity.
         round_trip: rewrite ``softmax`` sites too, from what was extracted, instead of leaving
             them as they are.
         trainable: whether the forms have parameters; else the constants they start from.
@@ -114,7 +114,7 @@ class Plan:
         self.tiles: dict[str, Any] = {}
         self.measured: dict[str, Any] = {}
         self.made_by: dict[str, Any] = {}
-        self.owners: Any = WeakIdKeyDictionary()
+        self.owners: dict[str, list[weakref.ref[Tensor]]] = {}
         self.round_trip = False
         self.trainable = True
 
@@ -239,10 +239,7 @@ class Plan:
     def own(self, site: AttentionSite, parameters: Iterable[Tensor]) -> None:
         """Remember which projection parameters make ``site``; voids numbers of other weights."""
         parameters = list(parameters)
-        for parameter in parameters:
-            names = self.owners.setdefault(parameter, [])
-            if site.name not in names:
-                names.append(site.name)
+        self.owners[site.name] = [weakref.ref(p) for p in parameters]
         entry, digest = self.sites.get(site.name), digest_weights(parameters)
         if entry is not None:
             if entry.weights and entry.weights != digest and self.measured:
@@ -269,7 +266,8 @@ class Plan:
 
     def parameters_of(self, site: str) -> list[Tensor]:
         """The projection parameters that make ``site``, in order; empty where unknown."""
-        return [p for p, names in self.owners.items() if site in names]
+        found = [ref() for ref in self.owners.get(site, [])]
+        return [p for p in found if p is not None]
 
     @property
     def hash(self) -> str:
@@ -365,7 +363,7 @@ class Plan:
         """
         if not isinstance(data, dict) or not isinstance(data.get("sites"), dict):
             raise PlanError(f"expected a plan with 'version' and 'sites' in {path}, got neither")
-        if data.get("version") != VERSION:
+        if data.get("version") is True or data.get("version") != VERSION:
             raise PlanError(
                 f"expected plan version {VERSION} in {path}, got {data.get('version')};"
                 " write it again with this version of attnpass"
@@ -393,6 +391,8 @@ class Plan:
             site, _, name = key.partition("|")
             if site not in self.sites:
                 raise PlanError(f"expected parameters of the plan's sites in {path}, got {site}")
+            if not value.is_floating_point():
+                raise PlanError(f"expected float parameters in {path}, got {value.dtype} at {key}")
             self.values.setdefault(site, {})[name] = nn.Parameter(value)
 
     def constant(self) -> Plan:
@@ -413,8 +413,12 @@ def _entry(name: str, raw: Any, path: Path) -> Entry:
         got = raw.get("form") if isinstance(raw, dict) else raw
         raise PlanError(f"expected a form of {', '.join(FORMS)} at {name} in {path}, got {got!r}")
     options = raw.get("options", {})
+    if not isinstance(raw.get("fits", {}), dict):
+        raise PlanError(
+            f"expected 'fits' to be an object at {name} in {path}, got {raw['fits']!r}"
+        )
     try:
-        forms.check_options(raw["form"], options)
+        forms.check_names(raw["form"], options)
     except (OptionError, TypeError) as error:
         raise PlanError(f"{error} (at {name} in {path})") from error
     return Entry(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ from attnpass.axes import Axes, Axis, expr, kinds, op_name
 from attnpass.chain import CASTS, COPIES, Chain, Refuse, chain
 from attnpass.layout import Lead, Operand, absorb, lead_of, ungrouped
 from attnpass.legality import Traits
-from attnpass.masks import Mask, Recipe, additive, classify
-from attnpass.normalize import writes
+from attnpass.masks import ABOVE, FILL, Mask, Recipe, additive, classify, constant_mask
 from attnpass.site import AttentionSite
 
 SDPA = "scaled_dot_product_attention"
@@ -108,8 +108,10 @@ class Region:
 class Reader:
     """Reads anchors of one graph, given the provenance of its axes and its parameters."""
 
-    def __init__(self, axes: dict[fx.Node, Axes], parameters: set[fx.Node]) -> None:
-        self.axes, self.parameters = axes, parameters
+    def __init__(
+        self, axes: dict[fx.Node, Axes], parameters: set[fx.Node], written: set[fx.Node]
+    ) -> None:
+        self.axes, self.parameters, self.written = axes, parameters, written
 
     def read(self, anchor: fx.Node, name: str, source: str) -> Region:
         """The region around ``anchor``.
@@ -140,6 +142,8 @@ class Reader:
         if given.get("attn_mask") is not None:
             sizes = (shape[-2], k.meta["val"].shape[-2])
             logits.take(self._mask(Recipe(given["attn_mask"]), sizes), lead, q)
+        if logits.fill == -math.inf:
+            logits.fill = None  # the fused operator gives 0 where no key is kept
         self._check(self.axes[q][-1], self.axes[k][-1], self.axes[q][-2], self.axes[k][-2])
         operands = [Operand(*absorb(x, order), lead) for x in (q, k, v)]
         return self._finish(
@@ -216,11 +220,13 @@ class Reader:
         _, weights = _side(product, side)
         v, letters = _side(product, other)
         rows, own = product.own(side), product.own(other)
-        if weights[c.dim] != product.summed or len(own) != 1 or len(rows) != 1:
+        self._same_map([c.softmax, *c.after])
+        at = c.dim if not c.flipped else -3 - c.dim
+        if weights[at] != product.summed or len(own) != 1 or len(rows) != 1:
             raise Refuse(
                 "AXIS_NOT_TOKEN", "the weights are not summed over the softmax axis", product.node
             )
-        lead = self._lead(v, [letters.index(x) for x in product.batch])
+        lead = self._lead(last, [weights.index(x) for x in product.batch])
         batch = [product.batch[i] for i in lead.order]
         order = tuple(product.out.index(x) for x in (*batch, rows, own))
         value = _operand(v, letters, [*batch, product.summed, own], lead)
@@ -237,6 +243,10 @@ class Reader:
                 raise Refuse("AXIS_UNPROVEN", "a mask on transposed logits", term.at)
             if term.kind == "scale":
                 out.scale *= term.value
+                if out.fill is not None:
+                    out.fill *= term.value
+                    if not out.fill <= FILL:
+                        raise Refuse("UNKNOWN_SCORE_OP:mul", "a mask scaled away", term.at)
                 out.biases = [
                     Placed(
                         Recipe(p.recipe.base, False, (*p.recipe.steps, term.value)), p.lead, p.at
@@ -244,16 +254,20 @@ class Reader:
                     for p in out.biases
                 ]
             elif term.kind == "temper":
-                if out.biases or not _row_factor(term.node):
+                if out.biases or out.fill is not None or not _row_factor(term.node):
                     raise Refuse("UNKNOWN_SCORE_OP:mul", "a [T, S] factor on the logits", term.at)
                 out.tempers.append((Placed(Recipe(term.node), stage, at), term.flip))
             elif term.kind == "add":
                 out.take(self._mask(Recipe(term.node), sizes), stage, at)
             elif term.kind == "select":
+                self._refuse_written(term.node, deep=True)
                 mask = Mask(fill=term.value)
                 classify(mask, [Recipe(term.node, term.flip)], sizes, self.axes)
                 out.take(mask, stage, at)
+            elif term.kind == "clamp" and out.fill is not None:
+                out.fill, out.added = max(out.fill, term.value), False
             elif term.kind == "view":
+                self._same_map([term.at.args[0], term.at])
                 at, shape = term.at, term.at.meta["val"].shape[:-2]
                 stage = lead_of(self.axes[term.at][:-2], _static(shape))
                 plain = stage.order == tuple(range(stage.count))
@@ -263,6 +277,7 @@ class Reader:
 
     def _mask(self, recipe: Recipe, sizes: tuple[Any, Any]) -> Mask:
         """A mask operand as kept positions, biases and fill."""
+        self._refuse_written(recipe.base, deep=True)
         mask, keeps = Mask(), []
         if recipe.base.meta["val"].dtype == torch.bool:
             keeps.append(recipe)
@@ -272,6 +287,9 @@ class Reader:
                     keeps.append(part)
                     mask.fill = fill if mask.fill is None else max(fill, mask.fill)
                     mask.added = True
+                elif constant_mask(part, sizes):
+                    keeps.append(Recipe(part.base, False, (*part.steps, ABOVE)))
+                    mask.fill, mask.added = -math.inf, True
                 else:
                     mask.biases.append(part)
         classify(mask, keeps, sizes, self.axes)
@@ -302,10 +320,15 @@ class Reader:
     ) -> Region:
         """The record and the region from what was read."""
         q, k, v = operands
-        self._refuse_written([q.node, k.node, v.node, *(p.recipe.base for p in logits.keeps)])
+        for operand in operands:
+            self._refuse_written(operand.node)
+        for temper, _ in logits.tempers:
+            self._refuse_written(temper.recipe.base)
         (k, group), (v, v_group) = ungrouped(k), ungrouped(v)
         if group != v_group:
             (k, v), group = operands[1:], 1
+        if k.lead.paired and _heads(k) != _heads(v):
+            raise Refuse("AXIS_UNPROVEN", "keys and values have different heads", self.anchor)
         own = _heads(k) if k.lead.paired else q.lead.heads // group
         dims = [x.node.meta["val"].shape[x.permutation[-1]] for x in (q, v)]
         if not all(isinstance(x, int) for x in dims):
@@ -324,11 +347,11 @@ class Reader:
             value_dim=dims[1],
             query_len=_length(t),
             key_len=_length(s),
-            scale=logits.scale,
+            scale=None if logits.tempers else logits.scale,
             mask=frozenset(logits.factors),
             fill=logits.fill,
             swapped=softcap or bool(escapes),
-            added=logits.added,
+            added=logits.added and not self._swallows(logits.fill),
             bias=bool(logits.biases),
             dropout=dropout,
             width=None if block is None else int(block.meta["val"].shape[-1]),
@@ -351,18 +374,30 @@ class Reader:
         )
         return Region(site, traits, q, k, v, out, logits, softmax, block, self.rows, None, weights)
 
-    def _refuse_written(self, nodes: list[fx.Node]) -> None:
-        for node in nodes:
-            base = node
-            while base.op == "call_function" and op_name(base) in _TO_BLOCK_OUT | {
-                "slice",
-                "select",
-                "expand",
-            }:
-                base = base.args[0]  # type: ignore[assignment]
-            for user in [*node.users, *base.users]:
-                if writes(user):
-                    raise Refuse("MUTATED_ALIAS", "an operand is written in place", user)
+    def _swallows(self, fill: float | None) -> bool:
+        """Whether adding the fill is setting it: nothing smaller can be told from it."""
+        dtype = self.anchor.args[0].meta["val"].dtype  # type: ignore[union-attr]
+        return fill is None or fill <= torch.finfo(dtype).min
+
+    def _refuse_written(self, node: fx.Node, *, deep: bool = False) -> None:
+        """Refuse what is written in place; ``deep``: also what it is computed from."""
+        seen: set[fx.Node] = set()
+        stack = [node] if self.written else []
+        while stack:
+            node = stack.pop()
+            if node in self.written:
+                raise Refuse("MUTATED_ALIAS", "an operand is written in place", node)
+            if deep and node not in seen:
+                seen.add(node)
+                stack.extend(node.all_input_nodes)
+
+    def _same_map(self, nodes: list[Any]) -> None:
+        """Refuse views of the map that touch its last two axes."""
+        for before, after in pairwise(nodes):
+            flips = op_name(after) in ("transpose", "permute", "mT", "swapaxes")
+            wanted = self.axes[before][-2:]
+            if self.axes[after][-2:] != (wanted[::-1] if flips else wanted):
+                raise Refuse("AXIS_UNPROVEN", "a view of the map mixes its token axes", after)
 
     def _block_out(self, out: Operand) -> fx.Node | None:
         """The projected output ``[B, T, D]``, token axis in the middle, else None."""

@@ -6,6 +6,7 @@ is traced once more into plain operators for a compiler. Shapes: B batch, H head
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from torch import fx, nn
 
 from attnpass.forms import SkipAt, Weights
 from attnpass.layout import Lead, Operand
-from attnpass.masks import FIRST_HEAD, Recipe, recipe_shape
+from attnpass.masks import ABOVE, FILL, FIRST_HEAD, Like, Recipe, recipe_shape
 from attnpass.normalize import is_impure
 from attnpass.region import Placed, Region
 
@@ -75,6 +76,12 @@ class _Rewriter:
         old = self.new[region.out.node]
         with self.graph.inserting_before(old):
             q, k, v = (self._operand(x) for x in (region.q, region.k, region.v))
+            kinds = {x.node.meta["val"].dtype for x in (region.q, region.k, region.v)}
+            wide = functools.reduce(torch.promote_types, kinds)
+            if len(kinds) > 1:
+                q, k, v = (self.call(aten.to.dtype, x, wide) for x in (q, k, v))
+            if region.logits.tempers and region.logits.scale != 1:
+                q = self.call(aten.mul.Tensor, q, region.logits.scale)
             for factor, inverse in region.logits.tempers:
                 op = aten.div.Tensor if inverse else aten.mul.Tensor
                 q = self.call(op, q, self._mask(factor))
@@ -82,8 +89,8 @@ class _Rewriter:
             bias = self._all(region.logits.biases, aten.add.Tensor)
             out = self.graph.call_module(target, (q, k, v, bias, keep))
             self._stamp(out, old)
-            out = self._undo(out, region.out, region.v)
-        old.replace_all_uses_with(out)
+            out = self._undo(out, region.out, region.v, wide)
+        self._instead(region.out.node, out)
 
     def _swap(self, region: Region, target: str) -> None:
         """Only the softmax node changes: logits in, weights out."""
@@ -96,8 +103,8 @@ class _Rewriter:
             keep = self._all(region.logits.keeps, aten.bitwise_and.Tensor)
             out = self.graph.call_module(target, (self._operand(operand), keep))
             self._stamp(out, old)
-            out = self._undo(out, region.weights, operand)
-        old.replace_all_uses_with(out)
+            out = self._undo(out, region.weights, operand, logits.meta["val"].dtype)
+        self._instead(region.weights.node, out)
 
     def _skip(self, region: Region, target: str) -> None:
         assert region.block_out is not None and region.previous is not None
@@ -107,8 +114,13 @@ class _Rewriter:
             source = self.block_out[region.previous.site.name]
             out = self.graph.call_module(target, (source, keep))
             self._stamp(out, old)
-        old.replace_all_uses_with(out)
+        self._instead(region.block_out, out)
         self.block_out[region.site.name] = out
+
+    def _instead(self, node: fx.Node, new: fx.Node) -> None:
+        """``new`` takes the place of a node of the original graph, also as a later operand."""
+        self.new[node].replace_all_uses_with(new)
+        self.new[node] = new
 
     @staticmethod
     def _stamp(node: fx.Node, like: fx.Node) -> None:
@@ -139,10 +151,11 @@ class _Rewriter:
             aten.unsqueeze.default, self.call(aten.flatten.using_ints, x, 0, lead.count - 1), 1
         )
 
-    def _undo(self, out: fx.Node, target: Operand, source: Operand) -> fx.Node:
+    def _undo(self, out: fx.Node, target: Operand, source: Operand, dtype: torch.dtype) -> fx.Node:
         """From ``[B, H, T, dv]`` back to the layout and dtype of the replaced node.
 
-        ``source`` is an operand with the same leading axes, from which sizes are read.
+        ``source`` is an operand with the same leading axes, from which sizes are read; ``dtype``
+        is what ``out`` has.
         """
         lead, p = target.lead, target.permutation
         like = target.node.meta["val"]
@@ -159,8 +172,7 @@ class _Rewriter:
         if p != tuple(range(len(p))):
             inverse = [p.index(i) for i in range(len(p))]
             out = self.call(aten.permute.default, out, inverse)
-        same = source.node.meta["val"].dtype == like.dtype
-        return out if same else self.call(aten.to.dtype, out, like.dtype)
+        return out if dtype == like.dtype else self.call(aten.to.dtype, out, like.dtype)
 
     def _sizes(self, shape: list[Any], source: Operand) -> list[Any]:
         """Sizes as numbers where known, one -1, else read off ``source``."""
@@ -212,13 +224,25 @@ class _Rewriter:
         ]
         return self.call(aten.expand.default, x, [*wanted, *([-1] * (lead.count + 2 - batch))])
 
+    def _shape(self, node: fx.Node) -> list[Any]:
+        """The sizes of a node of the original graph."""
+        return [
+            s if isinstance(s, int) else self.call(aten.sym_size.int, self.new[node], i)
+            for i, s in enumerate(node.meta["val"].shape)
+        ]
+
     def _rebuild(self, recipe: Recipe) -> tuple[fx.Node, int]:
         """The recipe's node and its rank."""
         x, rank = self.new[recipe.base], recipe.base.meta["val"].dim()
         if recipe.negate:
             x = self.call(aten.logical_not.default, x)
         for step in recipe.steps:
-            if step == FIRST_HEAD:
+            if step == ABOVE:
+                x = self.call(aten.gt.Scalar, x, FILL)
+            elif isinstance(step, Like):
+                x = self.call(aten.expand.default, x, self._shape(step.node))
+                rank = step.node.meta["val"].dim()
+            elif step == FIRST_HEAD:
                 x = self.call(aten.slice.Tensor, x, 1, 0, 1)
             elif isinstance(step, float):
                 x = self.call(aten.mul.Tensor, x, step)

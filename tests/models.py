@@ -662,7 +662,7 @@ OTHERS = [
     _case(window, mask=frozenset({"causal", "window"}), fill=INF),
     _case(buffer_mask, mask=frozenset({"arbitrary"}), fill=INF),
     _case(pad_sdpa_bool, "mask", mask=PADDED),
-    _case(pad_sdpa_float, "mask", mask=PADDED, fill=INF),
+    _case(pad_sdpa_float, "mask", mask=PADDED),
     _case(pad_bmm, "mask", mask=PADDED, fill=INF),
     _case(clamped, "mask", mask=PADDED, fill=MIN),
     _case(small_fill, "mask", mask=PADDED, fill=-1e4),
@@ -688,7 +688,6 @@ OTHERS = [
         build=lambda z: Multihead(z, causal=True, need_weights=False),
         path="mha",
         mask=CAUSAL,
-        fill=INF,
     ),
     _case(
         None,
@@ -697,7 +696,6 @@ OTHERS = [
         build=lambda z: Multihead(z, need_weights=False),
         path="mha",
         mask=PADDED,
-        fill=INF,
     ),
     _case(
         None,
@@ -716,7 +714,6 @@ OTHERS = [
         build=lambda z: Multihead(z, causal=True, need_weights=False),
         path="mha",
         mask=BOTH,
-        fill=INF,
     ),
 ]
 

@@ -522,7 +522,10 @@ def test_shared_module_and_module_called_twice():
         ({"form": "relu", "allow": ["all"]}, "expected 'allow' of other_weights.*all"),
         ({"form": "relu", "mode": "fast"}, "expected 'mode' of default.*'fast'"),
         ({"form": "relu", "inner": "onnx"}, "expected 'inner' of inductor.*'onnx'"),
-        ({"form": "relu", "sites": ["x.*"]}, "expected a glob that matches.*'x\\.\\*'"),
+        (
+            {"form": "relu", "sites": ["x.*"], "strict": True},
+            "expected a glob that matches.*'x\\.\\*'",
+        ),
         ({"plan": 3}, "expected 'plan' to be a Plan or a path, got int"),
         ({"plan": "/no/such/plan.json"}, "expected a plan file at /no/such/plan.json"),
         ({"form_options": {"h": "relu"}}, "expected 'form' beside 'form_options'"),

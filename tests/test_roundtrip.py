@@ -109,8 +109,11 @@ def test_positive(case, sizes):
 def test_row_without_any_key(case):
     """Whatever eager makes of an empty row (a mean, zero, NaN): the rewrite makes the same."""
     model, inputs = case.model(), case.inputs(empty=True)
+    # the eager fast path of nn.MultiheadAttention gives NaN where its own graph gives 0
+    torch.backends.mha.set_fastpath_enabled(False)
     with torch.no_grad():
         want = first(model(*inputs))
+        torch.backends.mha.set_fastpath_enabled(True)
         capture, modules = softmax_capture(model, inputs)
         assert len(modules) == 1
         assert error(first(capture(*inputs)), want) <= BOUND
@@ -264,8 +267,8 @@ def test_training_capture_does_not_drop_in_evaluation():
     plan = capture.plan(
         {s.name: attnpass.plan.Entry("softmax", {}, s.fits()) for s in capture.sites}
     )
-    capture.use(plan)
-    capture.use_modules({s.name: forms.build("softmax", s) for s in capture.sites})
+    plan.round_trip = True
+    assert len(capture.use(plan)) == 1
     model.eval()
     with torch.no_grad():
         assert error(capture(x), model(x)) <= BOUND
