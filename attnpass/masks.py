@@ -60,7 +60,14 @@ class Like:
     node: fx.Node
 
 
-Step = fx.Node | int | float | str | Like
+@dataclass(frozen=True)
+class FirstOf:
+    """A recipe step: a leading axis of batch and ``heads`` repeats, split and cut to one head."""
+
+    heads: int
+
+
+Step = fx.Node | int | float | str | Like | FirstOf
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,8 @@ class Recipe:
     """A tensor to be rebuilt in the graph: ``base``, negated or not, then ``steps`` replayed.
 
     A step is a node (its operator is applied again), an int (unsqueezed in front to that rank), a
-    float (multiplied), ``FIRST_HEAD`` (a mask repeated for every head, cut to one), ``ABOVE``, or
-    ``Like`` (expanded to the shape of a node).
+    float (multiplied), ``FIRST_HEAD`` (a mask repeated for every head, cut to one), ``ABOVE``,
+    ``Like`` (expanded to the shape of a node) or ``FirstOf`` (then already ``[B, 1, 1, S]``).
     """
 
     base: fx.Node
@@ -273,6 +280,10 @@ def _key_padding(recipe: Recipe, axes: dict[fx.Node, Axes]) -> Recipe | None:
         return recipe
     last = recipe.steps[-1] if recipe.steps else recipe.base
     made = axes.get(last, ()) if isinstance(last, fx.Node) else ()
+    if len(shape) == 3 and len(made) == 3 and made[0] and made[0][-1].kind == "repeat":
+        heads = made[0][-1].size
+        if isinstance(heads, int):
+            return Recipe(recipe.base, recipe.negate, (*recipe.steps, FirstOf(heads)))
     if len(shape) == 4 and len(made) == 4 and {f.kind for f in made[1]} == {"repeat"}:
         return Recipe(recipe.base, recipe.negate, (*recipe.steps, FIRST_HEAD))
     return None
@@ -296,6 +307,9 @@ def _replay(step: Step, value: Tensor, look: Any) -> Tensor:
         return value[:, :1]
     if step == ABOVE:
         return value > FILL
+    if isinstance(step, FirstOf):
+        split: Tensor = value.unflatten(0, (-1, step.heads))
+        return split[:, :1]
     if isinstance(step, Like):
         return value.expand(step.node.meta["val"].shape)
     if isinstance(step, float):

@@ -276,7 +276,8 @@ class Plan:
         for name, entry in sorted(self.sites.items()):
             if entry.form == "softmax" and not self.round_trip:
                 continue
-            h.update(json.dumps([name, entry.form, entry.options], sort_keys=True).encode())
+            known = [name, entry.form, entry.options, entry.fits]
+            h.update(json.dumps(known, sort_keys=True).encode())
             values = self.values.get(name, {})
             h.update(" ".join(sorted(values)).encode())
             h.update(digest_weights(values[k] for k in sorted(values)).encode())

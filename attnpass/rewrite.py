@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from attnpass.forms import SkipAt, Weights
 from attnpass.layout import Lead, Operand
-from attnpass.masks import ABOVE, FILL, FIRST_HEAD, Like, Recipe, recipe_shape
+from attnpass.masks import ABOVE, FILL, FIRST_HEAD, FirstOf, Like, Recipe, recipe_shape
 from attnpass.normalize import is_impure
 from attnpass.region import Placed, Region
 
@@ -194,7 +194,8 @@ class _Rewriter:
         """A recipe rebuilt and lifted to four axes that broadcast to ``[B, H, T, S]``."""
         x, rank = self._rebuild(placed.recipe)
         lead = placed.lead
-        if rank <= 2 or (lead.count == 2 and lead.paired):
+        canonical = any(isinstance(s, FirstOf) for s in placed.recipe.steps)
+        if canonical or rank <= 2 or (lead.count == 2 and lead.paired):
             return self._lifted(x, rank, 4)
         x = self._lifted(x, rank, lead.count + 2)
         if rank < lead.count + 2 or self._broadcasts(placed.recipe, lead.count):
@@ -239,6 +240,9 @@ class _Rewriter:
         for step in recipe.steps:
             if step == ABOVE:
                 x = self.call(aten.gt.Scalar, x, FILL)
+            elif isinstance(step, FirstOf):
+                x = self.call(aten.unflatten.int, x, 0, [-1, step.heads])
+                x, rank = self.call(aten.slice.Tensor, x, 1, 0, 1), rank + 1
             elif isinstance(step, Like):
                 x = self.call(aten.expand.default, x, self._shape(step.node))
                 rank = step.node.meta["val"].dim()

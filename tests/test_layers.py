@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -47,6 +48,9 @@ LAYERS = [
     {"tuner"},
 ]
 
+# Plan.create and Plan.bind take a model, and only a capture can read one: imported when called
+DOORS = {("plan", "capture")}
+
 
 def modules() -> dict[str, Path]:
     found = {p.stem: p for p in (ROOT / "attnpass").glob("*.py") if p.stem != "__init__"}
@@ -78,7 +82,8 @@ def test_arrows(name):
         parts = target.split(".")
         if parts[0] != "attnpass" or len(parts) < 2:
             continue
-        assert layer(parts[1]) <= layer(name), f"{name} imports {target}"
+        if (name, parts[1]) not in DOORS:
+            assert layer(parts[1]) <= layer(name), f"{name} imports {target}"
     # matching knows torch.fx and never a kernel
     if layer(name) == 1:
         assert not any(t.startswith("attnpass.kernels") for t in imports(modules()[name]))
@@ -153,22 +158,12 @@ def test_the_hub_package_named_kernels_is_not_shadowed():
 
 
 def test_wheel_holds_everything_and_nothing_else(tmp_path):
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--no-deps",
-            "--no-build-isolation",
-            "-q",
-            "-w",
-            str(tmp_path),
-            str(ROOT),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    source = tmp_path / "source"
+    skipped = shutil.ignore_patterns(".venv", ".git", "build", "*.egg-info", "demo")
+    shutil.copytree(ROOT, source, symlinks=True, ignore=skipped)
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    done = subprocess.run([*command, "-w", str(tmp_path), str(source)], capture_output=True)
+    assert done.returncode == 0, done.stderr
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     packages = {n for n in names if ".dist-info/" not in n}
     expected = {f"attnpass/{p.name}" for p in (ROOT / "attnpass").glob("*.py")}

@@ -146,7 +146,8 @@ def tune(
     """Search for plans; measured accuracy against measured latency."""
     from attnpass.store import Store
     from attnpass.tuner.progress import Voice
-    from attnpass.tuner.run import CHOICES, Run, Settings
+    from attnpass.tuner.run import Run
+    from attnpass.tuner.settings import CHOICES, Settings
 
     chosen = tuple(f.strip() for f in forms.split(",") if f.strip()) or tuple(CHOICES)
     settings = Settings(task=task, forms=chosen, **given)

@@ -1,0 +1,93 @@
+"""What a run is asked to do, what a site may become, and one plan with what is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnpass.errors import OptionError
+from attnpass.plan import Plan
+from attnpass.tuner.accuracy import Bound
+
+CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "sigmoid": ("sigmoid", {}),
+    "relu": ("relu", {}),
+    "hydra": ("hydra", {}),
+    "skipat r=0": ("skipat", {"r": 0.0}),
+    "skipat r=0.5": ("skipat", {"r": 0.5, "kernel": 3}),
+}
+"""What a site may become, by name; ``softmax`` is always there."""
+
+EFFORT = {
+    "quick": {"trials": 32, "rounds": 30, "finalists": 4},
+    "full": {"trials": 200, "rounds": 80, "finalists": 8},
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is asked to do.
+
+    Attributes:
+        task: import path. max_drop: allowed drop of the mean score, as a fraction of one item.
+        effort: ``quick`` or ``full``. trials: plans whose accuracy the search may measure.
+        forms: choices to consider. seed: of the sampler. inner, mode: of the inner compiler.
+        timeout: seconds that one compile-and-time request may take.
+        refresh: measure again what is stored.
+    """
+
+    task: str
+    max_drop: float = 0.01
+    effort: str = "quick"
+    trials: int = 0
+    forms: tuple[str, ...] = tuple(CHOICES)
+    seed: int = 0
+    inner: str = "inductor"
+    mode: str | None = None
+    timeout: float = 900.0
+    refresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.effort not in EFFORT:
+            raise OptionError(f"expected effort of {', '.join(EFFORT)}, got {self.effort!r}")
+        unknown = [f for f in self.forms if f not in CHOICES]
+        if unknown or not self.forms:
+            raise OptionError(f"expected forms of {', '.join(CHOICES)}, got {', '.join(unknown)}")
+        if not 0 <= self.max_drop < 1:
+            raise OptionError(f"expected max-drop in 0..1, got {self.max_drop}")
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """Trials, rounds and finalists of the effort."""
+        return {**EFFORT[self.effort], **({"trials": self.trials} if self.trials else {})}
+
+
+@dataclass
+class Candidate:
+    """One plan and what is known of it.
+
+    ``judged`` are the items that did not select it, where the set is cross-fitted.
+    """
+
+    assignment: dict[str, str]
+    plan: Plan
+    cost: float = 0.0
+    scores: Tensor = field(default_factory=lambda: torch.zeros(0))
+    judged: list[int] = field(default_factory=list)
+    selection: Bound | None = None
+    held_out: Bound | None = None
+    latency: dict[str, Any] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The candidate as plain JSON types."""
+        return {
+            "plan": self.plan.hash,
+            "forms": self.assignment,
+            "estimate_ms": self.cost,
+            "selection": self.selection.as_dict() if self.selection else None,
+            "held_out": self.held_out.as_dict() if self.held_out else None,
+            "latency": self.latency,
+        }
