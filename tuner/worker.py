@@ -127,6 +127,8 @@ def _serve(pipe: Connection, path: str, settings: dict[str, Any], threads: int) 
         except MemoryError as error:
             pipe.send({"outcome": "oom", "why": str(error)})
         except Exception as error:  # the reason goes to the coordinator
+            # torch.compile wraps what the backend raised
+            error = getattr(error, "inner_exception", error)
             why = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
             outcome = "oom" if "memory" in why.lower() else "compile_error"
             pipe.send({"outcome": outcome, "why": why, "trace": traceback.format_exc()[-2000:]})
