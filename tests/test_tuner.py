@@ -299,3 +299,35 @@ def test_digits_is_real_and_right():
     assert arguments[0].shape == (50, 1, 32, 32) and target.shape == (50,)
     # 97.8 % over all 1000; 300 of them here
     assert scores.mean() >= 0.97
+
+
+def test_report_is_one_file_with_the_picture_inside(finished, tmp_path):
+    from attnpass.tuner.html import report
+
+    result, _ = finished
+    page = report(result, tmp_path / "r.html").read_text()
+    assert "data:image/png;base64," in page
+    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    assert all(row["plan"] in page for row in result["front"])
+    assert "http://" not in page and "https://" not in page
+
+
+def test_sigint_prints_the_best_so_far_and_fails(tmp_path):
+    path = tmp_path / "a.db"
+    command = [
+        sys.executable,
+        *("-m", "attnpass.tuner.cli", "tune", TINY, "--inner", "eager", "--json"),
+        *("--db", str(path), "--out", str(tmp_path / "out")),
+    ]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while count(path) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert json.loads(out)["status"] == "interrupted"
+    assert "Traceback" not in err
+    assert count(path) >= 2

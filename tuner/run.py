@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -82,6 +84,7 @@ class Run:
         self.found: dict[str, Candidate] = {}
         self.facts: dict[str, Any] = {}
         self.told: set[str] = set()
+        self.stopped = False
         self.library: dict[tuple[str, str], dict[str, Any]] = {}
 
     def table(self) -> Any:
@@ -116,12 +119,16 @@ class Run:
         """
         self._save("running", {})
         try:
-            with Worker(
-                self.settings.task,
-                timeout=self.settings.timeout,
-                inner=self.settings.inner,
-                mode=self.settings.mode,
-            ) as worker:
+            with (
+                self._interruptible(),
+                Worker(
+                    self.settings.task,
+                    timeout=self.settings.timeout,
+                    inner=self.settings.inner,
+                    mode=self.settings.mode,
+                    stopped=lambda: self.stopped,
+                ) as worker,
+            ):
                 self.worker = worker
                 self._baseline()
                 self._ceiling()
@@ -139,6 +146,24 @@ class Run:
         result = self._result(finalists, "done")
         self._save("done", result)
         return result
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C stops before the next measurement, a second one at once.
+
+        Raising in the handler itself is not enough: Python drops what a finaliser raises.
+        """
+
+        def stop(*_: object) -> None:
+            if self.stopped:
+                raise KeyboardInterrupt
+            self.stopped = True
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
 
     # -- baseline ---------------------------------------------------------------------------
 
@@ -517,6 +542,8 @@ class Run:
         self, kind: str, subject: str, context: dict[str, Any], *, fresh: bool = False
     ) -> dict[str, Any] | None:
         """A stored measurement; a miss that had a near hit says which field differs."""
+        if self.stopped:
+            raise KeyboardInterrupt
         if self.settings.refresh and not fresh:
             return None
         value, why = self.store.get(kind, subject, context)

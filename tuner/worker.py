@@ -9,7 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,13 +29,21 @@ class Worker:
     Args:
         task: import path of the task. timeout: seconds per request.
         inner: inner compiler of the measured plans. mode: its mode.
+        stopped: asked while waiting; true ends the wait with KeyboardInterrupt.
     """
 
     def __init__(
-        self, task: str, *, timeout: float = 900, inner: str = "inductor", mode: str | None = None
+        self,
+        task: str,
+        *,
+        timeout: float = 900,
+        inner: str = "inductor",
+        mode: str | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.timeout = task, timeout
         self.settings = {"inner": inner, "mode": mode}
+        self.stopped = stopped
         self.process: Any = None
         self.pipe: Connection | None = None
 
@@ -57,7 +67,7 @@ class Worker:
         """End the process, and whatever it started."""
         if self.process is not None and self.pipe is not None:
             self.pipe.close()
-            self.process.join(10)
+            self.process.join(2)
             self._kill()
 
     def __enter__(self) -> Worker:
@@ -72,9 +82,13 @@ class Worker:
         assert self.pipe is not None
         try:
             self.pipe.send(request)
-            if not self.pipe.poll(self.timeout):
-                self._kill()
-                return {"outcome": "timeout", "why": f"no answer in {self.timeout:.0f} s"}
+            deadline = time.monotonic() + self.timeout
+            while not self.pipe.poll(0.2):
+                if self.stopped():
+                    raise KeyboardInterrupt
+                if time.monotonic() > deadline:
+                    self._kill()
+                    return {"outcome": "timeout", "why": f"no answer in {self.timeout:.0f} s"}
             reply: dict[str, Any] = self.pipe.recv()
             return reply
         except (EOFError, BrokenPipeError, ConnectionResetError):

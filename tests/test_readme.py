@@ -1,0 +1,65 @@
+"""README is true today: its code runs, its numbers are those in benchmarks/results."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from attnpass.tuner import show
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def result(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
+
+
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    images = names["t"].example[0][:3]
+    with torch.no_grad():
+        assert names["plain"](images).shape == (3, 10)
+    assert (tmp_path / "plan.json").exists()
+
+
+def test_the_tuning_output_is_the_committed_result():
+    row = result("digits_cpu.json")
+    row |= {"sites": [{"name": n} for n in row["front"][0]["forms"]], "status": "done"}
+    out = io.StringIO()
+    console = Console(file=out, width=160)
+    console.print(show.front_table(row))
+    console.print(show.verdict(row), markup=False, soft_wrap=True)
+    for line in out.getvalue().splitlines()[1:]:
+        assert line.rstrip() in README
+    facts = row["facts"]
+    said = f"attention is {facts['attention_share']:.0%} of the measured time, no plan can gain"
+    assert f"{said} more than {facts['ceiling']:.2f}x" in README
+
+
+def test_the_measured_table_is_the_committed_results():
+    row, cost = result("digits_cpu.json"), result("pass_cost_cpu.json")
+    best = next(r for r in row["front"] if r["plan"] == row["best"])
+    ratio, judged = best["latency"]["ratio"], best["held_out"]
+    cold = sorted(c["pass"] for c in cost["cold"])[1]
+    numbers = [
+        f"{ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]",
+        f"{judged['score']:.4f}",
+        f"{judged['upper']:.2%}",
+        f"{row['seconds']:.0f} s",
+        f"{cost['import_over_torch_ms']['median']:.1f} ms",
+        f"{cold:.2f} s",
+        f"{cost['pass_share_of_cold_compile']:.1%}",
+        f"{cost['switch_plan_ms']:.0f} ms",
+    ]
+    missing = [n for n in numbers if n not in README]
+    assert missing == []
+    assert all(c["aot"] == {"autograd_cache_hit": 1} for c in cost["second_process"])
