@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from attnpass.axes import op_name
 from attnpass.contraction import Contraction, contraction
-from attnpass.masks import FILL, constant, is_metadata
+from attnpass.masks import constant, is_metadata
 from attnpass.normalize import writes
+from attnpass.recipe import FILL
 
 SOFTMAX = frozenset({"softmax", "_softmax", "special_softmax", "_safe_softmax"})
 CASTS = frozenset({"to", "_to_copy", "type_as", "float", "half", "bfloat16"})

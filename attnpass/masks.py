@@ -14,110 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from attnpass.axes import Axes, expr, op_name
-
-FILL = -1e4
-"""A logit at or below this, added or set, is a mask: exp(-1e4) is 0 in every dtype."""
-
-FIRST_HEAD = "first head"
-"""A recipe step: keep one of the heads over which a mask was expanded."""
-
-ABOVE = "above the fill"
-"""A recipe step: a float mask as kept positions."""
-
-SHAPE_OPS = frozenset(
-    {
-        "view",
-        "reshape",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "permute",
-        "transpose",
-        "flatten",
-        "unflatten",
-        "slice",
-        "select",
-        "_unsafe_view",
-        "contiguous",
-        "clone",
-        "alias",
-        "detach",
-    }
+from attnpass.recipe import (
+    CASTS,
+    EVALUATED,
+    FILL,
+    FIRST_HEAD,
+    REGROUP,
+    SHAPE_OPS,
+    FirstOf,
+    Recipe,
+    Step,
+    constant_slice,
+    evaluate,
+    large_constant,
+    recipe_shape,
 )
-REGROUP = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten"})
-CASTS = frozenset({"to", "_to_copy", "type_as", "float", "lift_fresh_copy"})
-EVALUATED = 4096
-"""Largest number of tokens for which a constant mask is evaluated."""
-
-
-@dataclass(frozen=True)
-class Like:
-    """A recipe step: expand to the shape of a node."""
-
-    node: fx.Node
-
-
-@dataclass(frozen=True)
-class FirstOf:
-    """A recipe step: a leading axis of batch and ``heads`` repeats, split and cut to one head."""
-
-    heads: int
-
-
-Step = fx.Node | int | float | str | Like | FirstOf
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A tensor to be rebuilt in the graph: ``base``, negated or not, then ``steps`` replayed.
-
-    A step is a node (its operator is applied again), an int (unsqueezed in front to that rank), a
-    float (multiplied), ``FIRST_HEAD`` (a mask repeated for every head, cut to one), ``ABOVE``,
-    ``Like`` (expanded to the shape of a node) or ``FirstOf`` (then already ``[B, 1, 1, S]``).
-    """
-
-    base: fx.Node
-    negate: bool = False
-    steps: tuple[Step, ...] = ()
-
-    def on(self, base: Any, flip: bool = False, rank: int | None = None) -> Recipe:
-        """The same steps on another base, after lifting it to ``rank`` dimensions."""
-        lift: tuple[Step, ...] = ()
-        if rank is not None and rank != base.meta["val"].dim():
-            lift = (rank,)
-        return Recipe(base, self.negate ^ flip, lift + self.steps)
-
-    def part(self, base: Any, whole: fx.Node, flip: bool = False) -> Recipe:
-        """The same steps on an operand of ``whole``, which may be smaller than it by broadcast.
-
-        A later view needs the full shape.
-        """
-        out = self.on(base, flip, whole.meta["val"].dim())
-        views = {op_name(s) for s in self.steps if isinstance(s, fx.Node)} & REGROUP
-        if not views or self._keeps_rows(base.meta["val"], whole.meta["val"]):
-            return out
-        lift = out.steps[: len(out.steps) - len(self.steps)]
-        return Recipe(base, out.negate, (*lift, Like(whole), *self.steps))
-
-    def _keeps_rows(self, part: Tensor, whole: Tensor) -> bool:
-        """Whether the steps' views mean the same on ``part``, one row that stands for all.
-
-        They do where only the leading axes are regrouped (equal trailing sizes prove it) and the
-        number of rows is left open.
-        """
-        if part.shape == whole.shape:
-            return True
-        one_row = part.dim() == whole.dim() and part.shape[-2] == 1
-        if not one_row or part.shape[-1] != whole.shape[-1] or part.shape[:-2] != whole.shape[:-2]:
-            return False
-        return all(
-            s.meta["val"].shape[-2:] == whole.shape[-2:] and s.args[1][-2] == -1  # type: ignore[index]
-            for s in self.steps
-            if isinstance(s, fx.Node) and op_name(s) in REGROUP
-        )
 
 
 @dataclass
@@ -289,45 +202,13 @@ def _key_padding(recipe: Recipe, axes: dict[fx.Node, Axes]) -> Recipe | None:
     return None
 
 
-def recipe_shape(recipe: Recipe) -> Any:
-    """The shape that the recipe gives, None where it cannot be replayed on fake tensors."""
-    value = recipe.base.meta["val"]
-    try:
-        with value.fake_mode:
-            for step in recipe.steps:
-                value = _replay(step, value, lambda n: n.meta["val"])
-    except RuntimeError:
-        # a view that does not fit the factor alone
-        return None
-    return value.shape
-
-
-def _replay(step: Step, value: Tensor, look: Any) -> Tensor:
-    if step == FIRST_HEAD:
-        return value[:, :1]
-    if step == ABOVE:
-        return value > FILL
-    if isinstance(step, FirstOf):
-        split: Tensor = value.unflatten(0, (-1, step.heads))
-        return split[:, :1]
-    if isinstance(step, Like):
-        return value.expand(step.node.meta["val"].shape)
-    if isinstance(step, float):
-        return value * step
-    if isinstance(step, int):
-        return value[(None,) * (step - value.dim())]
-    assert isinstance(step, fx.Node)
-    rest = fx.map_arg(step.args[1:], look)
-    return step.target(value, *rest, **step.kwargs)  # type: ignore[operator, no-any-return]
-
-
 def _constant_kind(recipe: Recipe, sizes: tuple[Any, Any]) -> str | None:
     """``all``, ``causal``, ``window`` or ``arbitrary`` for a factor without inputs, else None."""
-    nodes = _slice(recipe)
+    nodes = constant_slice(recipe)
     if nodes is None:
         return None
     symbols = sorted({s for x in sizes for s in getattr(expr(x), "free_symbols", ())}, key=str)
-    if symbols and _large_constant(nodes):
+    if symbols and large_constant(nodes):
         return "arbitrary"
     found = set()
     for trial in range(2 if symbols else 1):
@@ -337,7 +218,7 @@ def _constant_kind(recipe: Recipe, sizes: tuple[Any, Any]) -> str | None:
         )
         if not isinstance(t, int) or not isinstance(s, int) or max(t, s) > EVALUATED:
             return "arbitrary"
-        value = _evaluate(recipe, nodes, at)
+        value = evaluate(recipe, nodes, at)
         if value is None:
             return "arbitrary"
         found.add(_shape_of_mask(value.bool(), t, s))
@@ -365,68 +246,11 @@ def _shape_of_mask(value: Tensor, t: int, s: int) -> str:
     return "window" if t == s and torch.equal(plane, band) else "arbitrary"
 
 
-def _slice(recipe: Recipe) -> list[fx.Node] | None:
-    """The nodes that make the recipe, operands first; None where a tensor input is among them."""
-    steps = {s for s in recipe.steps if isinstance(s, fx.Node)}
-    like = [size for s in recipe.steps if isinstance(s, Like) for size in s.node.meta["val"].shape]
-    if not all(isinstance(size, int) for size in like):
-        return None
-    seen: dict[fx.Node, None] = {}
-
-    def visit(node: fx.Node) -> bool:
-        if node in seen or isinstance(node.meta.get("val"), torch.SymInt):
-            seen[node] = None
-            return True
-        if node.op != "call_function" or "rand" in op_name(node) or len(seen) > 200:
-            return False
-        inputs = node.all_input_nodes[1:] if node in steps else node.all_input_nodes
-        ok = all(visit(n) for n in inputs)
-        seen[node] = None
-        return ok
-
-    return list(seen) if visit(recipe.base) and all(visit(s) for s in steps) else None
-
-
-def _large_constant(nodes: list[fx.Node]) -> bool:
-    """A literal that may matter only at sizes that no trial reaches (a window, an offset)."""
-    return any(
-        isinstance(a, (int, float)) and not isinstance(a, bool) and 1 < abs(a) < 2**31
-        for n in nodes
-        if op_name(n) not in SHAPE_OPS
-        for a in n.args
-    )
-
-
-def _evaluate(recipe: Recipe, nodes: list[fx.Node], at: dict[Any, int]) -> Tensor | None:
-    """The factor's real value on the CPU, symbolic sizes replaced as in ``at``."""
-    values: dict[fx.Node, Any] = {}
-    steps = {s for s in recipe.steps if isinstance(s, fx.Node)} - {recipe.base}
-    try:
-        with unset_fake_temporarily(), torch.no_grad():
-            for node in nodes:
-                symbolic = node.meta.get("val")
-                if isinstance(symbolic, torch.SymInt):
-                    values[node] = int(symbolic.node.expr.subs(at))
-                elif node not in steps:
-                    args = fx.map_arg(node.args, values.__getitem__)
-                    kwargs = dict(fx.map_arg(node.kwargs, values.__getitem__))  # type: ignore[call-overload]
-                    if "device" in kwargs:
-                        kwargs["device"] = "cpu"
-                    values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            value = values[recipe.base]
-            value = ~value.bool() if recipe.negate else value
-            for step in recipe.steps:
-                value = _replay(step, value, values.__getitem__)
-    except (RuntimeError, TypeError, KeyError, ValueError):
-        return None
-    return value if isinstance(value, Tensor) else None
-
-
 def constant_mask(recipe: Recipe, sizes: tuple[Any, Any]) -> bool:
     """Whether a float term depends on no input and only ever adds 0 or -inf."""
-    nodes = _slice(recipe)
+    nodes = constant_slice(recipe)
     fixed = all(isinstance(s, int) and s <= EVALUATED for s in sizes)
-    value = _evaluate(recipe, nodes, {}) if nodes is not None and fixed else None
+    value = evaluate(recipe, nodes, {}) if nodes is not None and fixed else None
     return value is not None and bool(((value == 0) | (value == -torch.inf)).all())
 
 

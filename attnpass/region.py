@@ -18,7 +18,8 @@ from attnpass.axes import Axes, Axis, expr, kinds, op_name
 from attnpass.chain import CASTS, COPIES, Chain, Refuse, chain
 from attnpass.layout import Lead, Operand, absorb, lead_of, ungrouped
 from attnpass.legality import Traits
-from attnpass.masks import ABOVE, FILL, Mask, Recipe, additive, classify, constant_mask
+from attnpass.masks import Mask, additive, classify, constant_mask
+from attnpass.recipe import ABOVE, FILL, Recipe
 from attnpass.site import AttentionSite
 
 SDPA = "scaled_dot_product_attention"

@@ -16,8 +16,8 @@ from torch import fx, nn
 
 from attnpass.forms import SkipAt, Weights
 from attnpass.layout import Lead, Operand
-from attnpass.masks import ABOVE, FILL, FIRST_HEAD, FirstOf, Like, Recipe, recipe_shape
 from attnpass.normalize import is_impure
+from attnpass.recipe import ABOVE, FILL, FIRST_HEAD, FirstOf, Like, Recipe, recipe_shape
 from attnpass.region import Placed, Region
 
 FORMS_ATTRIBUTE = "attnpass_forms"

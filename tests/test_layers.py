@@ -35,6 +35,7 @@ LAYERS = [
         "axes",
         "contraction",
         "masks",
+        "recipe",
         "chain",
         "layout",
         "region",

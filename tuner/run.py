@@ -41,7 +41,7 @@ from attnpass.tuner.front import front, recipes
 from attnpass.tuner.latency import floor, ratio
 from attnpass.tuner.progress import Voice
 from attnpass.tuner.search import Outcome, search
-from attnpass.tuner.settings import CHOICES, Candidate, Settings
+from attnpass.tuner.settings import CHOICES, REJECTED, Candidate, Settings
 from attnpass.tuner.worker import Worker
 
 
@@ -366,7 +366,7 @@ class Run:
         taken = torch.tensor(value["scores"], dtype=torch.float64)
         candidate.scores = taken
         candidate.selection = bound(self.base_selection[: len(taken)], taken)
-        candidate.latency = {"divergence": value.get("divergence", 1e3)}
+        candidate.latency = {"divergence": value.get("divergence", REJECTED)}
         self.found[plan.hash] = candidate
         return candidate
 

@@ -12,6 +12,9 @@ from attnpass.errors import OptionError
 from attnpass.plan import Plan
 from attnpass.tuner.accuracy import Bound
 
+REJECTED = 1e3
+"""Divergence that stands for a plan whose scoring was stopped early."""
+
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "sigmoid": ("sigmoid", {}),
     "relu": ("relu", {}),

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from attnpass.errors import MissingDependencyError, PlanError
 from attnpass.plan import Plan
+from attnpass.tuner.settings import REJECTED
 
 SHORT = {"softmax": ".", "sigmoid": "sig", "relu": "relu", "hydra": "hyd", "skipat": "skip"}
 
@@ -157,7 +158,10 @@ def sensitivity_table(result: Mapping[str, Any]) -> Table:
         for choice in saving:
             no = site["legal"].get(choice.split()[0])
             value = result["sensitivity"].get(site["name"], {}).get(choice)
-            cells.append(f"{value:.2g}" if value is not None else no["code"] if no else "no gain")
+            if value is None:
+                cells.append(no["code"] if no else "no gain")
+            else:
+                cells.append(f"{value:.2g}" if value < REJECTED else "rejected")
         table.add_row(site["name"], *cells)
     return table
 
