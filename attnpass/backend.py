@@ -224,9 +224,7 @@ class _Graph:
                 layers.append({n: prefix + n for n in own})
             elif first == "root" and len(own) == 1 and name != first:
                 layers.append({first: name})
-        known = {
-            id(p) for refs in plan.owners.values() for ref in refs if (p := ref()) is not None
-        }
+        known = plan.known()
         if not any(id(self.inputs[i]) in known for at in self.positions for i in at):
             # the plan was bound to another copy of the model: go by the path alone
             return layers[:1] if layers[:1] == [own] else []
@@ -271,10 +269,10 @@ class _Graph:
         None where the layer's parameters are not known.
         """
         found = []
+        known = plan.known()
         for region, positions in zip(self.regions, self.positions, strict=True):
             name = names[region.site.name]
             here = [self.inputs[i] for i in positions]
-            known = {id(p) for n in plan.owners for p in plan.parameters_of(n)}
             bound = any(id(x) in known for x in here)
             values = plan.parameters_of(name) if bound else here
             if len(values) != len(positions):

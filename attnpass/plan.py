@@ -269,6 +269,10 @@ class Plan:
         found = [ref() for ref in self.owners.get(site, [])]
         return [p for p in found if p is not None]
 
+    def known(self) -> set[int]:
+        """Identities of all projection parameters of the model this plan was bound to."""
+        return {id(p) for site in self.owners for p in self.parameters_of(site)}
+
     @property
     def hash(self) -> str:
         """What identifies this plan: forms, options and parameter values, 16 hex digits."""
