@@ -13,8 +13,8 @@ from torch import Tensor, fx
 
 from attnpass.axes import op_name
 from attnpass.contraction import Contraction, contraction
+from attnpass.functional import writes
 from attnpass.masks import constant, is_metadata
-from attnpass.normalize import writes
 from attnpass.recipe import FILL
 
 SOFTMAX = frozenset({"softmax", "_softmax", "special_softmax", "_safe_softmax"})

@@ -14,8 +14,8 @@ from torch import fx
 
 from attnpass.axes import AxisTracer, op_name
 from attnpass.chain import SOFTMAX, Refuse
+from attnpass.functional import written
 from attnpass.legality import legality
-from attnpass.normalize import written
 from attnpass.region import SDPA, Reader, Region
 from attnpass.site import Decline
 

@@ -15,6 +15,8 @@ from torch import Tensor, fx, nn
 from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from attnpass.functional import functionalize, is_impure
+
 
 class NormalizeError(Exception):
     """The graph cannot be re-traced; it goes to the inner compiler as it is."""
@@ -175,109 +177,3 @@ def encoder_layer(
         return src + feed(norm(src, norm_weight_2, norm_bias_2))
     src = norm(src + attend(src), norm_weight_1, norm_bias_1)
     return norm(src + feed(src), norm_weight_2, norm_bias_2)
-
-
-def functionalize(graph: fx.Graph) -> None:
-    """Turn in-place writes to fresh, unaliased tensors into their functional twins.
-
-    Writes through views, and to inputs and parameters, stay as they are; ``match`` declines the
-    sites that they touch.
-    """
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        twin = _functional_twin(node)
-        if twin is None:
-            continue
-        base = node.args[0]
-        if not _fresh(base, node, order):
-            continue
-        with graph.inserting_after(node):
-            new = graph.call_function(twin, node.args, node.kwargs)
-        new.meta = dict(node.meta)
-        order[new] = order[node]
-        later = [u for u in base.users if order[u] > order[node] and u is not new]
-        for user in later:
-            user.replace_input_with(base, new)
-        node.replace_all_uses_with(new)
-        graph.erase_node(node)
-
-
-def is_impure(node: fx.Node) -> bool:
-    """Whether a node without users must stay: writes, region markers, inputs, outputs."""
-    if node.op in ("placeholder", "output"):
-        return True
-    if node.op != "call_function":
-        return False
-    if isinstance(node.target, torch._ops.OpOverload):
-        return bool(node.target._schema.is_mutable)
-    return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
-
-
-def writes(node: fx.Node) -> bool:
-    """Whether the node's operator writes to its first argument."""
-    schema = getattr(node.target, "_schema", None)
-    return bool(
-        schema is not None
-        and schema.is_mutable
-        and schema.arguments
-        and schema.arguments[0].alias_info is not None
-        and schema.arguments[0].alias_info.is_write
-    )
-
-
-def aliases(node: fx.Node) -> bool:
-    """Whether the node's operator may return a view of an argument."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or any(r.alias_info is not None for r in schema.returns)
-
-
-def _functional_twin(node: fx.Node) -> Any:
-    """The functional overload of an in-place ATen node with unchanged dtype, else None."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-        return None
-    name = node.target.__name__.split(".")[0]
-    if not writes(node) or not name.endswith("_") or name.endswith("__"):
-        return None
-    own = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
-    for arg in node.all_input_nodes[1:]:
-        other = arg.meta.get("val")
-        if isinstance(other, Tensor) and other.dtype not in (torch.bool, getattr(own, "dtype", 0)):
-            return None
-    packet = getattr(torch.ops.aten, name[:-1], None)
-    return getattr(packet, node.target._overloadname, None) if packet else None
-
-
-def _fresh(base: Any, write: fx.Node, order: dict[fx.Node, int]) -> bool:
-    """Whether ``base`` was made by a non-view operator and no view of it outlives the write."""
-    if not isinstance(base, fx.Node) or base.op != "call_function" or aliases(base):
-        return False
-    before = [v for v in views_of(base) if v is not write and order[v] < order[write]]
-    return not any(order[user] > order[write] for view in before for user in view.users)
-
-
-def views_of(base: fx.Node) -> list[fx.Node]:
-    """Every node that may share the storage of ``base`` by viewing it, directly or not."""
-    found: dict[fx.Node, None] = {}
-    stack = [base]
-    while stack:
-        for user in stack.pop().users:
-            if user.op == "call_function" and aliases(user) and user not in found:
-                found[user] = None
-                stack.append(user)
-    return list(found)
-
-
-def written(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose storage an operator writes to, with everything that may share it."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op != "call_function" or not writes(node):
-            continue
-        root = node.args[0]
-        while isinstance(root, fx.Node) and root.op == "call_function" and aliases(root):
-            if not root.args or not isinstance(root.args[0], fx.Node):
-                break
-            root = root.args[0]
-        if isinstance(root, fx.Node):
-            found |= {root, *views_of(root)}
-    return found

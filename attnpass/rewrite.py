@@ -15,8 +15,8 @@ import torch
 from torch import fx, nn
 
 from attnpass.forms import SkipAt, Weights
+from attnpass.functional import is_impure
 from attnpass.layout import Lead, Operand
-from attnpass.normalize import is_impure
 from attnpass.recipe import ABOVE, FILL, FIRST_HEAD, FirstOf, Like, Recipe, recipe_shape
 from attnpass.region import Placed, Region
 

@@ -31,6 +31,7 @@ LAYERS = [
     {"errors", "site"},
     {
         "legality",
+        "functional",
         "normalize",
         "axes",
         "contraction",
