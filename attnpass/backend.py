@@ -21,8 +21,9 @@ from torch._guards import TracingContext
 from attnpass import report as reports
 from attnpass.capture import weight_inputs
 from attnpass.errors import AttnpassError, PlanError
-from attnpass.match import Matches, match
-from attnpass.normalize import NormalizeError, normalize, retrace
+from attnpass.match import Matches, marked, match
+from attnpass.normalize import NormalizeError, Opened, normalize, retrace
+from attnpass.opaque import unfold
 from attnpass.options import Options
 from attnpass.plan import Plan, assign, digest_weights
 from attnpass.region import Region
@@ -33,9 +34,6 @@ from attnpass.site import Decline
 log = logging.getLogger("attnpass")
 
 Compiled = Callable[..., Any]
-
-MARKS = ("softmax", "scaled_dot_product_attention", "multi_head_attention", "encoder_layer_fwd")
-"""Parts of the names that attention has in Dynamo's own graph."""
 
 
 def attnpass_backend(
@@ -75,11 +73,10 @@ def attnpass_backend(
 def _has_anchor(gm: fx.GraphModule) -> bool:
     """Whether any node of the graph, or of a graph inside it, may be attention."""
     return any(
-        any(mark in str(node.target).lower() for mark in MARKS)
+        marked(node) or "flex_attention" in str(node.target)
         for module in gm.modules()
         if isinstance(module, fx.GraphModule)
         for node in module.graph.nodes
-        if node.op in ("call_function", "call_method", "call_module")
     )
 
 
@@ -294,11 +291,11 @@ class _Graph:
             forms = gm.get_submodule(FORMS_ATTRIBUTE)
             own = _by_position(gm, given, modules)
             with torch.nn.utils.stateless._reparametrize_module(forms, own):
-                return fx.Interpreter(gm).run(*inputs[: len(self.inputs)])
+                return Opened(gm).run(*inputs[: len(self.inputs)])
 
         everything = [*self.inputs, *flat]
         traced = retrace(run, self.original, everything)
-        return self.options.compile(traced, everything)
+        return self.options.compile(unfold(traced), everything)
 
 
 def _values(modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], nn.Parameter]:

@@ -255,13 +255,16 @@ def written(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose storage an operator writes to, with everything that may share it."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op != "call_function" or not writes(node):
-            continue
-        root = node.args[0]
-        while isinstance(root, fx.Node) and root.op == "call_function" and aliases(root):
-            if not root.args or not isinstance(root.args[0], fx.Node):
-                break
-            root = root.args[0]
-        if isinstance(root, fx.Node):
-            found |= {root, *views_of(root)}
+        targets: list[Any] = []
+        if getattr(node.target, "mutates", False):
+            targets = node.all_input_nodes
+        elif node.op == "call_function" and writes(node):
+            targets = [node.args[0]]
+        for root in targets:
+            while isinstance(root, fx.Node) and root.op == "call_function" and aliases(root):
+                if not root.args or not isinstance(root.args[0], fx.Node):
+                    break
+                root = root.args[0]
+            if isinstance(root, fx.Node):
+                found |= {root, *views_of(root)}
     return found

@@ -6,7 +6,7 @@ Every softmax-like anchor gets exactly one verdict: a region with its site, or a
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -16,6 +16,7 @@ from attnpass.axes import AxisTracer, op_name
 from attnpass.chain import SOFTMAX, Refuse
 from attnpass.functional import written
 from attnpass.legality import legality
+from attnpass.opaque import Opaque
 from attnpass.region import SDPA, Reader, Region
 from attnpass.site import Decline
 
@@ -47,7 +48,7 @@ def anchors(graph: fx.Graph) -> list[fx.Node]:
 def match(graph: fx.Graph, parameters: set[fx.Node], allow: Collection[str] = ()) -> Matches:
     """Every verdict on a normalised graph; ``parameters`` are its weight placeholders."""
     found = anchors(graph)
-    out = Matches()
+    out = Matches(declined=list(_hidden(graph)))
     if not found:
         return out
     reader = Reader(AxisTracer(graph, parameters).axes, parameters, written(graph))
@@ -71,6 +72,32 @@ def match(graph: fx.Graph, parameters: set[fx.Node], allow: Collection[str] = ()
         region.site = replace(region.site, legal=legal)
         out.regions.append(region)
     return out
+
+
+MARKS = ("softmax", "scaled_dot_product_attention", "multi_head_attention", "encoder_layer_fwd")
+"""Parts of the names that attention has in Dynamo's own graph."""
+
+
+def marked(node: fx.Node) -> bool:
+    """Whether a node of Dynamo's own graph may be attention."""
+    calls = node.op in ("call_function", "call_method", "call_module")
+    return calls and any(mark in str(node.target).lower() for mark in MARKS)
+
+
+def _hidden(graph: fx.Graph) -> Iterator[Decline]:
+    """What looks like attention inside pieces that cannot be opened."""
+    for piece in graph.nodes:
+        if not isinstance(piece.target, Opaque):
+            continue
+        for node in piece.target.nodes():
+            at = node if node.meta.get("stack_trace") else piece
+            where = (module_path(at), source_line(at))
+            if "flex_attention" in str(node.target):
+                hint = "flex attention has its own kernels and score function"
+                yield Decline("FLEX", *where, hint, node.name)
+            elif marked(node):
+                hint = "it stands in a region (vmap, cond, custom autograd) that is kept as it is"
+                yield Decline("HOP_UNSUPPORTED", *where, hint, node.name)
 
 
 def module_path(node: fx.Node) -> str:

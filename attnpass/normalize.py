@@ -16,6 +16,7 @@ from torch._guards import TracingContext
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnpass.functional import functionalize, is_impure
+from attnpass.opaque import Opaque, enter, fold
 
 
 class NormalizeError(Exception):
@@ -31,7 +32,7 @@ def normalize(gm: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
     Raises:
         NormalizeError: the graph cannot be re-traced.
     """
-    return retrace(_Opened(gm).run, gm, inputs)
+    return retrace(Opened(gm).run, gm, inputs)
 
 
 def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
@@ -99,10 +100,19 @@ def _describe_added(gm: fx.GraphModule, inputs: list[Any], context: TracingConte
             node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
 
 
-class _Opened(fx.Interpreter):
-    """Runs Dynamo's graph with opaque attention operators opened into primitives."""
+class Opened(fx.Interpreter):
+    """Runs Dynamo's graph with attention operators and plain calls of bodies opened."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(fold(gm))
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Open what has a body or a known meaning."""
+        if isinstance(target, Opaque):
+            return target.traced(*args)
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            body, given = enter(target, args)
+            return Opened(body).run(*given)
         if target is torch._transformer_encoder_layer_fwd:
             with _in_submodule("self_attn", nn.MultiheadAttention):
                 return encoder_layer(*args, **kwargs)

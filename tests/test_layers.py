@@ -32,6 +32,7 @@ LAYERS = [
     {
         "legality",
         "functional",
+        "opaque",
         "normalize",
         "axes",
         "contraction",
