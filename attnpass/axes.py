@@ -123,13 +123,15 @@ class AxisTracer:
     def _call(self, node: fx.Node, value: Any) -> None:
         if node.target.__name__ == "getitem":  # type: ignore[union-attr]
             parts = self.many.get(node.args[0], [])  # type: ignore[arg-type]
-            if parts and isinstance(value, Tensor):
+            if parts and isinstance(value, Tensor) and len(parts[0]) == value.dim():
                 self.axes[node] = parts[int(node.args[1])]  # type: ignore[arg-type]
                 return
         name = op_name(node)
         if isinstance(value, (list, tuple)):
             if name in _SPLITS and isinstance(node.args[0], fx.Node):
                 self.many[node] = [self._split(node, v, i) for i, v in enumerate(value)]
+            elif name in ("max", "min"):
+                self.many[node] = [_reduced(self, node, v) or () for v in value]
             return
         if not isinstance(value, Tensor):
             return
@@ -144,18 +146,16 @@ class AxisTracer:
 
     def _elementwise(self, node: fx.Node, value: Tensor) -> Axes:
         """Axes of the operands, aligned at the right, the surer kind first, else fresh."""
-        fresh = self._new(node, value, "unknown")
         out: list[Axis] = []
-        for i, size in enumerate(value.shape):
-            best: Axis = fresh[i]
-            for operand in node.all_input_nodes:
-                axes = self.axes.get(operand, ())
-                at = len(axes) - value.dim() + i
-                if at < 0 or not axes[at] or _size(axes[at]) != expr(size):
-                    continue
-                if _rank(axes[at]) < _rank(best):
-                    best = axes[at]
-            out.append(best)
+        for i, new in enumerate(self._new(node, value, "unknown")):
+            aligned = [
+                axes[len(axes) - value.dim() + i]
+                for axes in (self.axes.get(x, ()) for x in node.all_input_nodes)
+                if len(axes) - value.dim() + i >= 0
+            ]
+            out.append(
+                min((a for a in aligned if a and _fits(a, value.shape[i])), key=_rank, default=new)
+            )
         return tuple(out)
 
     def _split(self, node: fx.Node, value: Tensor, i: int) -> Axes:
@@ -180,6 +180,11 @@ def _size(axis: Axis) -> Any:
 
 def _rank(axis: Axis) -> int:
     return min((PRIORITY.index(k) for k in kinds(axis)), default=len(PRIORITY))
+
+
+def surer(a: Axis, b: Axis) -> Axis:
+    """The one of two names of an axis that is of the surer kind."""
+    return b if b and (not a or _rank(b) < _rank(a)) else a
 
 
 def _dim(node: fx.Node, i: int, default: int) -> int:
@@ -253,16 +258,72 @@ def _cat(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
     return (*surest[:dim], (joined,), *surest[dim + 1 :])
 
 
-def _shuffled(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
-    """Rolled, flipped or gathered axes hold other positions than before, of the same kind."""
-    plain = t._elementwise(node, value)
-    fresh = t._new(node, value, "unknown")
+def _reduced(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
+    """Sum, mean or maximum over axes."""
+    source = t._source(node)
+    over: Any = node.args[1] if len(node.args) > 1 else None
+    if over is None:
+        return None
+    dims = {int(d) % len(source) for d in (over if isinstance(over, (list, tuple)) else [over])}
+    if len(source) == value.dim():
+        return tuple(() if i in dims else axis for i, axis in enumerate(source))
+    return tuple(axis for i, axis in enumerate(source) if i not in dims)
+
+
+def _moved(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
+    """Rolled, flipped or gathered along one axis: other positions there, the rest as it was."""
+    source, fresh = t._source(node), t._new(node, value, "unknown")
+    where: Any = node.args[1 if op_name(node) in ("gather", "index_select") else -1]
+    dims = {int(d) % len(source) for d in (where if isinstance(where, (list, tuple)) else [where])}
+    if len(source) != value.dim():
+        return None
     return tuple(
-        (Factor(new[0].id, new[0].size, min(kinds(old), key=PRIORITY.index)),)
-        if new and old
-        else old
-        for old, new in zip(plain, fresh, strict=True)
+        _other(source[i], fresh[i])
+        if i in dims
+        else source[i]
+        if _fits(source[i], s)
+        else fresh[i]
+        for i, s in enumerate(value.shape)
     )
+
+
+def _other(old: Axis, new: Axis) -> Axis:
+    """Positions of the same kind as ``old``, but not the same ones."""
+    if not old or not new:
+        return new
+    return (Factor(new[0].id, new[0].size, min(kinds(old), key=PRIORITY.index)),)
+
+
+def _fits(axis: Axis, size: Any) -> bool:
+    return bool(_size(axis) == expr(size))
+
+
+def _padded(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
+    """Padded axes hold other positions of the same kind."""
+    source, fresh = t._source(node), t._new(node, value, "unknown")
+    return tuple(
+        old if _fits(old, size) else _other(old, new)
+        for old, new, size in zip(source, fresh, value.shape, strict=True)
+    )
+
+
+def _real(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
+    """The pair of a complex number is a last axis of its own."""
+    return (*t._source(node), t._new(node, value, "feature")[-1])
+
+
+def _complex(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
+    return t._source(node)[:-1]
+
+
+def _indexed(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
+    """``x[:, i]``: axes that are not indexed stay; the index brings its own."""
+    source, given = t._source(node), list(node.args[1])  # type: ignore[arg-type]
+    at = [i for i, x in enumerate(given) if x is not None]
+    if len(at) != 1:
+        return None
+    index = t.axes.get(given[at[0]], ())
+    return (*source[: at[0]], *index, *source[at[0] + 1 :])
 
 
 def _linear(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
@@ -278,8 +339,18 @@ def _embedding(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
 
 
 def _conv(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
-    space = t._new(node, value, "token")
-    return (t._source(node)[0], t._new(node, value, "feature")[1], *space[2:])
+    """New positions; the old ones where stride and size keep every position in its place."""
+    source, space = t._source(node), t._new(node, value, "token")
+    stride: Any = node.args[3] if len(node.args) > 3 else 1
+    steps = set(stride) if isinstance(stride, (list, tuple)) else {stride}
+    if len(source) != value.dim():
+        return None
+    kept = steps == {1} and all(
+        kinds(a) == {"token"} and _fits(a, s)
+        for a, s in zip(source[2:], value.shape[2:], strict=True)
+    )
+    places = source[2:] if kept else space[2:]
+    return (source[0], t._new(node, value, "feature")[1], *places)
 
 
 def _sdpa(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
@@ -352,7 +423,12 @@ _RULES: dict[str, Callable[[AxisTracer, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(("matmul", "bmm"), _matmul),
     **dict.fromkeys(("expand", "broadcast_to"), _expand),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
-    **dict.fromkeys(("roll", "flip", "gather", "index", "index_select", "sort"), _shuffled),
+    **dict.fromkeys(("roll", "flip", "gather", "index_select"), _moved),
+    **dict.fromkeys(("sum", "mean", "amax", "amin"), _reduced),
+    "index": _indexed,
+    **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
+    "view_as_real": _real,
+    "view_as_complex": _complex,
     **dict.fromkeys(("to", "_to_copy", "type_as", "clone", "contiguous", "dropout"), _same),
     "permute": _permute,
     "select": _select,

@@ -12,13 +12,14 @@ import logging
 import types
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from attnpass.errors import CaptureError
-from attnpass.match import Matches, match
+from attnpass.match import Matches, match, plain_path
 from attnpass.normalize import NormalizeError, normalize
 from attnpass.plan import Entry, Plan
 from attnpass.region import Region
@@ -47,38 +48,88 @@ Chooser = Callable[[AttentionSite], nn.Module | None]
 """What runs at a site; None leaves it as it is."""
 
 
-class Graph:
-    """One captured graph: its normal form, its verdicts, and what runs now."""
+@dataclass
+class Layer:
+    """One layer that a captured graph serves.
 
-    def __init__(self, gm: fx.GraphModule, inputs: list[Any], allow: Collection[str]) -> None:
+    Attributes:
+        regions: the graph's regions, sites named by their path in the whole model.
+        parameters: site name to its projection parameters.
+        active: what runs now.
+    """
+
+    regions: list[Region]
+    parameters: dict[str, list[Any]]
+    active: Callable[..., Any]
+
+
+class Graph:
+    """One captured graph: its normal form, its verdicts, and what runs now for every layer.
+
+    One graph may serve many layers (graph breaks, regional compile): a call is told apart by the
+    identity of its parameters.
+    """
+
+    def __init__(self, gm: fx.GraphModule, inputs: list[Any], owner: Capture) -> None:
         """Normalise and match ``gm``; called inside a ``torch.compile`` backend."""
         self.matches = Matches()
         self.normal: fx.GraphModule = gm
         try:
             self.normal = normalize(gm, inputs)
             weights = weight_inputs(self.normal, inputs)
-            self.matches = match(self.normal.graph, weights, allow)
+            self.matches = match(self.normal.graph, weights, owner.allow)
         except NormalizeError as error:
             self.matches.declined.append(Decline("HOP_UNSUPPORTED", hint=str(error)))
         placeholders = self.normal.graph.find_nodes(op="placeholder")
         at = {node: i for i, node in enumerate(placeholders)}
-        self.parameters = {
-            r.site.name: [inputs[at[n]] for n in r.parameters] for r in self.matches.regions
-        }
-        self.active: Callable[..., Any] = self.normal
+        self._own = [[at[n] for n in r.parameters] for r in self.matches.regions]
+        self._relative = {at[n]: _relative(n) for r in self.matches.regions for n in r.parameters}
+        self.identity = sorted(self._relative)
+        self.owner = owner
+        self.layers: dict[tuple[int, ...], Layer] = {}
         self.last: tuple[tuple[Any, ...], Any] | None = None
 
-    def use(self, chosen: Chooser) -> dict[str, nn.Module]:
-        """Run the modules that ``chosen`` gives for this graph's own sites from now on."""
-        found = {r.site.name: chosen(r.site) for r in self.matches.regions}
+    def layer(self, inputs: Sequence[Any]) -> Layer:
+        """The layer whose parameters are among ``inputs``; met for the first time, a new one."""
+        key = tuple(id(inputs[i]) for i in self.identity)
+        if key not in self.layers:
+            prefix = self._prefix(inputs)
+            regions, parameters = [], {}
+            for region, own in zip(self.matches.regions, self._own, strict=True):
+                given = [inputs[i] for i in own]
+                name = self.owner.name(prefix, region.site, given)
+                regions.append(replace(region, site=replace(region.site, name=name)))
+                parameters[name] = given
+            self.layers[key] = Layer(regions, parameters, self.normal)
+            self.use(self.layers[key], self.owner.chosen)
+        return self.layers[key]
+
+    def _prefix(self, inputs: Sequence[Any]) -> str:
+        """The path, in the whole model, of the module that this graph's paths start from."""
+        for i in self.identity:
+            full, relative = self.owner.paths.get(id(inputs[i]), ""), self._relative[i]
+            if relative and full.endswith(f".{relative}"):
+                return full[: -len(relative) - 1]
+        return ""
+
+    def use(self, layer: Layer, chosen: Chooser) -> dict[str, nn.Module]:
+        """Run the modules that ``chosen`` gives for a layer's own sites from now on."""
+        found = {r.site.name: chosen(r.site) for r in layer.regions}
         modules = {name: module for name, module in found.items() if module is not None}
-        regions = self.matches.regions
-        self.active = rewrite(self.normal, regions, modules) if modules else self.normal
+        layer.active = rewrite(self.normal, layer.regions, modules) if modules else self.normal
         return modules
 
     def __call__(self, *inputs: Any) -> Any:
         """The outputs of what runs now."""
-        return self.active(*inputs)
+        return self.layer(inputs).active(*inputs)
+
+
+def _relative(node: fx.Node) -> str:
+    """A parameter's path below the module that the graph's paths start from, ``""`` unknown."""
+    source = getattr(node, "_dynamo_source", None)
+    name = getattr(source, "name", "")
+    path = plain_path(name() if callable(name) else name)
+    return path.replace("._parameters.", ".").replace("_parameters.", "")
 
 
 class Capture:
@@ -95,14 +146,16 @@ class Capture:
     ) -> None:
         self.model, self.allow = model, tuple(allow)
         self.graphs: list[Graph] = []
-        self._chosen: Chooser = lambda site: None
+        self.paths = {id(p): n for n, p in reversed(list(model.named_parameters()))}
+        self.chosen: Chooser = lambda site: None
+        self._names: dict[tuple[Any, ...], str] = {}
         self._keep = False
         self.calls = 0
         self._entry = torch.compile(fresh_entry(model), backend=self._backend, dynamic=dynamic)
 
     def _backend(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        graph = Graph(gm, inputs, self.allow)
-        graph.use(self._chosen)
+        graph = Graph(gm, inputs, self)
+        graph.layer(inputs)
         self.graphs.append(graph)
 
         def trampoline(*args: Any) -> Any:
@@ -144,12 +197,27 @@ class Capture:
             )
         return self
 
+    def name(self, prefix: str, site: AttentionSite, parameters: Sequence[Any]) -> str:
+        """The name of a site in the whole model; another site of the same path is numbered.
+
+        A site is known by its parameters and its source line: met again, in a graph compiled for
+        other sizes, it is the same.
+        """
+        path, _, number = site.name.partition("#")
+        base = ".".join(x for x in (prefix, "" if path == "root" else path) if x) or "root"
+        key = (base, number, site.source, *(id(p) for p in parameters))
+        if key not in self._names:
+            taken = set(self._names.values())
+            options = (base if i == 1 else f"{base}#{i}" for i in itertools.count(1))
+            self._names[key] = next(x for x in options if x not in taken)
+        return self._names[key]
+
     @property
     def regions(self) -> list[Region]:
         """The regions of all graphs, the first of each name."""
         found: dict[str, Region] = {}
-        for graph in self.graphs:
-            for region in graph.matches.regions:
+        for _, layer in self.layers:
+            for region in layer.regions:
                 found.setdefault(region.site.name, region)
         return list(found.values())
 
@@ -180,9 +248,9 @@ class Capture:
 
     def own(self, plan: Plan) -> None:
         """Tell ``plan`` which parameters make its sites."""
-        for graph in self.graphs:
-            for region in graph.matches.regions:
-                plan.own(region.site, graph.parameters[region.site.name])
+        for _, layer in self.layers:
+            for region in layer.regions:
+                plan.own(region.site, layer.parameters[region.site.name])
 
     def use(self, plan: Plan | None, *, strict: bool = False) -> dict[str, str]:
         """Run under ``plan`` from now on; returns site name to form for what is rewritten.
@@ -199,11 +267,16 @@ class Capture:
 
     def choose(self, chosen: Chooser) -> dict[str, nn.Module]:
         """Run what ``chosen`` gives for every site of every graph; returns it by site name."""
-        self._chosen = chosen
+        self.chosen = chosen
         found: dict[str, nn.Module] = {}
-        for graph in self.graphs:
-            found |= graph.use(chosen)
+        for graph, layer in self.layers:
+            found |= graph.use(layer, chosen)
         return found
+
+    @property
+    def layers(self) -> list[tuple[Graph, Layer]]:
+        """Every layer met so far with its graph."""
+        return [(graph, layer) for graph in self.graphs for layer in graph.layers.values()]
 
     def use_modules(self, modules: dict[str, nn.Module]) -> None:
         """Run ``modules`` (site name to module) from now on, the same in every graph."""

@@ -5,7 +5,7 @@ What stands between is collected as terms; anything else is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ COPIES = frozenset({"contiguous", "clone", "alias", "lift_fresh"})
 VIEWS = frozenset(
     {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
 )
+TRANSPOSES = frozenset({"transpose", "permute", "mT", "swapaxes"})
 
 
 class Refuse(Exception):
@@ -37,10 +38,11 @@ class Refuse(Exception):
 class Term:
     """One step from the logits' product towards softmax.
 
-    ``kind``: ``scale`` (value a number), ``temper`` (a tensor factor), ``add`` (a tensor),
-    ``select`` (value a fill, node the condition, ``flip`` if kept where it is False), ``view``,
-    ``softcap``, ``clamp`` (value a lower bound), ``maximum`` (subtracted), ``same`` (a cast, a
-    copy).
+    ``kind``: ``scale`` (value a number), ``temper`` (a tensor factor), ``add`` (a tensor, ``flip``
+    if subtracted), ``select`` (value a fill, node the condition, ``flip`` if kept where it is
+    False), ``view``, ``turn`` (axes permuted), ``mix`` (heads combined by weights), ``softcap``,
+    ``sink`` (a column joined), ``clamp`` (value a lower bound), ``maximum`` (subtracted),
+    ``same`` (a cast, a copy).
     """
 
     kind: str
@@ -59,7 +61,6 @@ class Chain:
         terms: from that product to softmax.
         softmax: the anchor. dim: its axis, counted from the end (-1 is last).
         after: nodes from softmax to the second product, in order.
-        flipped: whether the weights are transposed before it.
         output: the product of weights and values.
         dropout: drop probability on the weights (0 when inactive).
         escapes: nodes that read the weights or the logits elsewhere.
@@ -70,38 +71,43 @@ class Chain:
     softmax: fx.Node
     dim: int
     after: list[fx.Node] = field(default_factory=list)
-    flipped: bool = False
     output: Contraction | None = None
     dropout: float = 0.0
     escapes: list[fx.Node] = field(default_factory=list)
 
 
-def chain(anchor: fx.Node) -> Chain:
-    """The chain around a softmax node.
+def chains(anchor: fx.Node) -> Iterator[Chain]:
+    """Every chain around a softmax node: one for each product that its logits may come from.
 
     Raises:
-        Refuse: it is not attention, or holds a step that is not understood.
+        Refuse: there is none, or it holds a step that is not understood.
     """
     rank = anchor.meta["val"].dim()
     dim = int(anchor.args[1])  # type: ignore[arg-type]
-    found = _up(anchor.args[0], anchor, 0)  # type: ignore[arg-type]
-    if isinstance(found, Refuse):
-        raise found
-    scores, terms = found
-    out = Chain(scores, terms, anchor, dim if dim < 0 else dim - rank)
-    _down(out)
-    inside = {t.at for t in terms} | {scores.node, anchor, *out.after}
-    for term in terms:
+    found = list(_up(anchor.args[0], anchor, set()))
+    reached = [x for x in found if not isinstance(x, Refuse)]
+    if not reached:
+        raise next(x for x in found if isinstance(x, Refuse))
+    for scores, terms in reached:
+        out = Chain(scores, terms, anchor, dim if dim < 0 else dim - rank)
+        _down(out)
+        _check(out)
+        yield out
+
+
+def _check(out: Chain) -> None:
+    """Refuse what reads or writes the map on its way; note who else reads it."""
+    inside = {t.at for t in out.terms} | {out.scores.node, out.softmax, *out.after}
+    for term in out.terms:
         if term.kind == "maximum" and not _row_maximum(term.node, out.dim):
             raise Refuse("UNKNOWN_SCORE_OP:sub", "a maximum over another axis", term.at)
-    _same_region(scores.node, out)
-    for node in [scores.node, *(t.at for t in terms)]:
+    _same_region(out.scores.node, out)
+    for node in [out.scores.node, *(t.at for t in out.terms)]:
         if any(writes(u) and u.args[0] is node for u in node.users):
             raise Refuse("MUTATED_ALIAS", "the logits are written in place through a view", node)
         for user in node.users:
             if user not in inside and not is_metadata(user) and not _is_maximum(user):
                 out.escapes.append(user)
-    return out
 
 
 def _same_region(first: fx.Node, out: Chain) -> None:
@@ -117,36 +123,70 @@ def _same_region(first: fx.Node, out: Chain) -> None:
 Up = tuple[Contraction, list[Term]]
 
 
-def _up(node: fx.Node, below: fx.Node, depth: int) -> Up | Refuse:
-    """From a softmax operand up to a product of two activations."""
-    product = contraction(node)
+def _up(node: Any, below: fx.Node, seen: set[fx.Node]) -> Iterator[Up | Refuse]:
+    """From a softmax operand up to products of two activations, and why other ways end."""
+    mixed = mixed_map(node)
+    product = None if mixed is not None else contraction(node)
     if product is not None:
-        terms = []
-        if product.added is not None:
-            terms.append(Term("add", node, product.added))
-        return product, terms
-    if node.op != "call_function" or depth > 40:
-        return Refuse("NOT_ATTENTION:pooling", "softmax of something that is no product", below)
-    name = op_name(node)
-    reader = _READERS.get(name)
+        yield product, [Term("add", node, product.added)] if product.added is not None else []
+        return
+    reader = _READERS.get(op_name(node))
     options = reader(node) if reader else []
-    refusal: Refuse | None = None
+    if mixed is not None:
+        options = [(mixed, Term("mix", node))]
+    if not options:
+        yield _end(node, below)
     for operand, term in options:
-        found = _up(operand, node, depth + 1)
-        if not isinstance(found, Refuse):
-            return found[0], [*found[1], term]
-        refusal = refusal or found
-    if refusal is not None:
-        return refusal
-    if name in _TRANSPOSES:
-        return Refuse("NOT_ATTENTION:pooling", "softmax of a transposed projection", node)
-    if name in ("linear", "convolution", "conv2d", "addmm", "conv1d"):
+        if operand not in seen:
+            seen.add(operand)
+            for found in _up(operand, node, seen):
+                yield found if isinstance(found, Refuse) else (found[0], [*found[1], term])
+
+
+def _end(node: fx.Node, below: fx.Node) -> Refuse:
+    """Why the way up ends at ``node``."""
+    name = op_name(node)
+    if node.op == "placeholder":
+        return Refuse(
+            "CROSS_GRAPH", "the logits come into this graph from outside (a graph break)", node
+        )
+    while name in ("", "split", "split_with_sizes", "chunk", "unbind", "slice", "select"):
+        if node.op != "call_function" or not isinstance(node.args[0], fx.Node):
+            break
+        node = node.args[0]
+        name = op_name(node)
+    if name in ("linear", "convolution", "conv2d", "addmm", "conv1d", "batch_norm"):
         return Refuse(
             "NOT_ATTENTION:router", "softmax of a projection, not of queries and keys", node
         )
+    if node.op != "call_function" or name in ("embedding", "layer_norm", "mean", "sum"):
+        return Refuse("NOT_ATTENTION:pooling", "softmax of something that is no product", below)
     return Refuse(
         f"UNKNOWN_SCORE_OP:{name or node.target}", "a step before softmax is not understood", node
     )
+
+
+def mixed_map(node: fx.Node) -> Any:
+    """The map whose heads ``node`` combines by weights, every position for itself; else None.
+
+    A linear layer or norm on a map turned so that heads are last, a 1x1 convolution, an einsum
+    with a matrix.
+    """
+    name, source = op_name(node), node.args[0] if node.args else None
+    if name in ("linear", "layer_norm"):
+        turned: Any = source
+        while op_name(turned) in COPIES:
+            turned = turned.args[0]
+        found = op_name(turned) in TRANSPOSES and turned.meta["val"].dim() == 4
+        return source if found else None
+    if name == "conv2d":
+        kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
+        return source if all(s == 1 for s in kernel) else None
+    product = contraction(node) if name == "einsum" else None
+    if product is None or product.b.op not in ("placeholder", "get_attr"):
+        return None
+    whole = len(product.b_letters) == 2 and not product.batch and len(product.a_letters) > 2
+    return product.a if whole else None
 
 
 Options = list[tuple[fx.Node, Term]]
@@ -174,6 +214,23 @@ def _scaled(node: fx.Node) -> Options:
     return out
 
 
+def _turned(node: fx.Node) -> Options:
+    return [(node.args[0], Term("turn", node))]  # type: ignore[list-item]
+
+
+def _joined(node: fx.Node) -> Options:
+    """A sink: one more column beside the logits."""
+    parts: Any = node.args[0]
+    dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+    if dim not in (-1, node.meta["val"].dim() - 1) or len(parts) != 2:
+        return []
+    return [
+        (x, Term("sink", node, y))
+        for x, y in (parts, parts[::-1])
+        if y.meta["val"].shape[-1] == 1 and x.meta["val"].shape[-1] != 1
+    ]
+
+
 def _added(node: fx.Node) -> Options:
     a, b = node.args[0], node.args[1]
     if node.kwargs.get("alpha", 1) != 1:
@@ -185,9 +242,9 @@ def _added(node: fx.Node) -> Options:
 
 def _subtracted(node: fx.Node) -> Options:
     a, b = node.args[0], node.args[1]
-    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or not _is_maximum(b):
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or node.kwargs:
         return []
-    return [(a, Term("maximum", node, b))]
+    return [(a, Term("maximum" if _is_maximum(b) else "add", node, b, flip=True))]
 
 
 def _is_maximum(node: fx.Node) -> bool:
@@ -203,7 +260,7 @@ def _maximum(node: fx.Node) -> fx.Node | None:
     return node if op_name(node) in ("amax", "max") else None
 
 
-_BESIDE = CASTS | COPIES | {"detach"}
+_BESIDE = CASTS | COPIES | {"detach", "unsqueeze"}
 
 
 def _row_maximum(node: fx.Node, dim: int) -> bool:
@@ -215,9 +272,9 @@ def _row_maximum(node: fx.Node, dim: int) -> bool:
     dims = (
         reduction.args[1] if isinstance(reduction.args[1], (list, tuple)) else [reduction.args[1]]
     )
-    keepdim = len(reduction.args) > 2 and reduction.args[2] is True
     rank = reduction.args[0].meta["val"].dim()  # type: ignore[union-attr]
-    return keepdim and [int(d) % rank for d in dims] == [dim % rank]  # type: ignore[arg-type]
+    kept = node.meta["val"].dim() == rank and node.meta["val"].shape[dim] == 1
+    return kept and [int(d) % rank for d in dims] == [dim % rank]  # type: ignore[arg-type]
 
 
 def _fill(x: Any) -> float | None:
@@ -259,25 +316,17 @@ _READERS: dict[str, Callable[[fx.Node], Options]] = {
     "sub": _subtracted,
     "masked_fill": _selected,
     "where": _selected,
+    **dict.fromkeys(TRANSPOSES, _turned),
+    "cat": _joined,
     "maximum": _clamped,
+    "max": _clamped,
     "clamp": _clamped,
     "clamp_min": _clamped,
     "tanh": _capped,
 }
 
 
-_TRANSPOSES = frozenset({"transpose", "permute", "mT", "swapaxes"})
-_ONWARD = CASTS | COPIES | VIEWS | _TRANSPOSES | {"dropout"}
-
-
-def _swaps_last(node: fx.Node) -> bool:
-    """Whether a transpose exchanges the last two axes and no others."""
-    rank = node.meta["val"].dim()
-    if op_name(node) == "permute":
-        order = [int(i) % rank for i in node.args[1]]  # type: ignore[union-attr, arg-type]
-        return order == [*range(rank - 2), rank - 1, rank - 2]
-    pair = node.args[1:3] if len(node.args) > 2 else (-2, -1)
-    return {int(i) % rank for i in pair} == {rank - 2, rank - 1}  # type: ignore[arg-type]
+_ONWARD = CASTS | COPIES | VIEWS | TRANSPOSES | {"dropout"}
 
 
 def _down(out: Chain) -> None:
@@ -288,11 +337,12 @@ def _down(out: Chain) -> None:
         for user in node.users:
             if is_metadata(user):
                 continue
-            product = contraction(user)
-            steps_on = op_name(user) in _ONWARD
+            mixed = mixed_map(user) is node
+            product = None if mixed else contraction(user)
+            steps_on = mixed or op_name(user) in _ONWARD or _drops_sink(out, user)
             if product is not None and isinstance(product.node.meta["val"], Tensor):
                 onward.append((user, product))
-            elif steps_on and _leads_to_product(user, 0):
+            elif steps_on and any(_leads_to_product(u, user, 0) for u in user.users):
                 onward.append((user, None))
             else:
                 out.escapes.append(user)
@@ -306,19 +356,25 @@ def _down(out: Chain) -> None:
             out.output = product
             return
         out.after.append(node)
-        if op_name(node) in _TRANSPOSES:
-            if not _swaps_last(node):
-                raise Refuse("AXIS_UNPROVEN", "the weights are permuted", node)
-            out.flipped = not out.flipped
         if op_name(node) == "dropout" and node.args[2]:
             out.dropout = float(node.args[1])  # type: ignore[arg-type]
 
 
-def _leads_to_product(node: fx.Node, depth: int) -> bool:
-    if contraction(node) is not None:
+def _drops_sink(out: Chain, node: fx.Node) -> bool:
+    sinks = any(t.kind == "sink" for t in out.terms)
+    return sinks and op_name(node) == "slice" and int(node.args[1]) in (-1, _last(node))  # type: ignore[arg-type]
+
+
+def _last(node: fx.Node) -> int:
+    return int(node.meta["val"].dim()) - 1
+
+
+def _leads_to_product(node: fx.Node, before: fx.Node, depth: int) -> bool:
+    mixed = mixed_map(node) is before
+    if not mixed and contraction(node) is not None:
         return True
     return (
-        op_name(node) in _ONWARD
+        (mixed or op_name(node) in _ONWARD)
         and depth < 8
-        and any(_leads_to_product(u, depth + 1) for u in node.users)
+        and any(_leads_to_product(u, node, depth + 1) for u in node.users)
     )

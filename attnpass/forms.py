@@ -230,7 +230,10 @@ class Weights(Pointwise):
     def forward(  # type: ignore[override]
         self, s: Tensor, keep: Tensor | None = None
     ) -> Tensor:
-        """Weights ``[B, H, T, S]`` of logits likewise, masked ones set to -inf or a fill."""
+        """Weights ``[B, H, T, S]`` of logits likewise, masked ones set to -inf or a fill.
+
+        In at least float32.
+        """
         tau, offset, gain = self._terms(self._length(s, s.transpose(2, 3), keep))
         dead = s == -math.inf if keep is None else (s == -math.inf) | ~keep
         if self.causal:
@@ -238,7 +241,15 @@ class Weights(Pointwise):
         x = s.masked_fill(dead, 0.0).to(torch.promote_types(s.dtype, torch.float32))
         x = x if tau is None else x * tau.view(1, -1, 1, 1)
         p = H[self.h][0](x if offset is None else x + offset).masked_fill(dead, 0.0)
-        return (p if gain is None else p * gain).to(s.dtype)
+        return p if gain is None else p * gain
+
+
+class SoftmaxWeights(nn.Module):
+    """Softmax itself in its own place: proves that the place was read correctly."""
+
+    def forward(self, s: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Weights ``[B, H, T, S]`` of logits likewise; in at least float32."""
+        return s.to(torch.promote_types(s.dtype, torch.float32)).softmax(-1)
 
 
 class Hydra(nn.Module):
@@ -446,6 +457,8 @@ def build(
     check_options(form, given)
     o = {**OPTIONS[form], **given}
     causal, scale = "causal" in site.mask, 1.0 if site.scale is None else site.scale
+    if form == "softmax" and (site.swapped or site.sink):
+        return SoftmaxWeights()
     if form == "softmax":
         return Softmax(
             scale=scale, causal=causal, fill=site.fill, added=site.added, dropout=site.dropout

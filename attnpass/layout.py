@@ -25,12 +25,15 @@ class Lead:
         heads: H.
         paired: the last of them is the head axis; else one axis holds batch and heads
             (``count`` 1) or there is no head axis (H = 1).
+        split: the axis that holds batch and heads beside others, -1 for none; then ``order``
+            leaves it where it is.
     """
 
     count: int
     order: tuple[int, ...]
     heads: int
     paired: bool
+    split: int = -1
 
 
 @dataclass(frozen=True)
@@ -52,39 +55,53 @@ def lead_of(axes: Sequence[Axis], sizes: Sequence[Any]) -> Lead:
     if count == 0:
         return Lead(0, (), 1, False)
     if count == 1:
-        features = 1
-        for factor in reversed(axes[0]):
-            if factor.kind not in ("feature", "repeat") or not isinstance(factor.size, int):
-                break
-            features *= factor.size
-        return Lead(1, (0,), features, False)
+        return Lead(1, (0,), _heads_within(axes[0]), False)
     made = [i for i, axis in enumerate(axes) if "feature" in kinds(axis)]
     at = made[-1] if made else count - 1
+    within = _heads_within(axes[at])
+    if made and within > 1 and kinds(axes[at]) - {"feature", "repeat"}:
+        return Lead(count, tuple(range(count)), within, True, at)
     if not made and "token" in kinds(axes[at]) or not isinstance(sizes[at], int):
         return Lead(count, tuple(range(count)), 1, False)
     order = (*(i for i in range(count) if i != at), at)
     return Lead(count, order, int(sizes[at]), True)
 
 
+def _heads_within(axis: Axis) -> int:
+    """The heads that an axis of batch and heads ends in."""
+    features = 1
+    for factor in reversed(axis):
+        if factor.kind not in ("feature", "repeat") or not isinstance(factor.size, int):
+            break
+        features *= factor.size
+    return features
+
+
 def absorb(node: fx.Node, permutation: tuple[int, ...]) -> tuple[fx.Node, tuple[int, ...]]:
     """Step over transposes that the permutation can take in, so that none is emitted twice."""
     while op_name(node) in ("transpose", "permute", "swapaxes", "mT"):
-        rank = node.meta["val"].dim()
-        own = list(range(rank))
-        if op_name(node) == "permute":
-            own = [int(i) % rank for i in node.args[1]]  # type: ignore[union-attr, arg-type]
-        else:
-            a, b = node.args[1:3] if len(node.args) > 2 else (-2, -1)
-            own[int(a)], own[int(b)] = own[int(b)], own[int(a)]  # type: ignore[arg-type]
+        own = permuted(node)
         permutation = tuple(own[i] for i in permutation)
         node = node.args[0]  # type: ignore[assignment]
     return node, permutation
 
 
+def permuted(node: fx.Node) -> list[int]:
+    """For every axis of a transposed node the axis of its operand."""
+    rank = node.meta["val"].dim()
+    own = list(range(rank))
+    if op_name(node) == "permute":
+        return [int(i) % rank for i in node.args[1]]  # type: ignore[union-attr, arg-type]
+    a, b = node.args[1:3] if len(node.args) > 2 else (-2, -1)
+    own[int(a)], own[int(b)] = own[int(b)], own[int(a)]  # type: ignore[arg-type]
+    return own
+
+
 def ungrouped(operand: Operand) -> tuple[Operand, int]:
     """The key/value heads before they were repeated for grouped queries, and the group size."""
     node, p = operand.node, operand.permutation
-    if p != (0, 1, 2, 3) or not operand.lead.paired or operand.lead.count != 2:
+    lead = operand.lead
+    if p != (0, 1, 2, 3) or not lead.paired or lead.count != 2 or lead.split >= 0:
         return operand, 1
     if (
         op_name(node) == "repeat_interleave"

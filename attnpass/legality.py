@@ -26,6 +26,8 @@ class Traits:
         dropout: drop probability on the weights while training, else 0.0.
         escapes: name of a node that reads the attention weights elsewhere, else ``""``.
         softcap: the logits are capped with tanh.
+        mixed: heads are combined before or after softmax.
+        sink: a column of the logits belongs to no key.
         swappable: the softmax node alone can be exchanged.
         cached: keys and values come from a growing cache.
         same_len: T and S are provably equal.
@@ -40,6 +42,8 @@ class Traits:
     dropout: float = 0.0
     escapes: str = ""
     softcap: bool = False
+    mixed: bool = False
+    sink: bool = False
     swappable: bool = True
     cached: bool = False
     same_len: bool = True
@@ -75,15 +79,27 @@ RULES: tuple[Rule, ...] = (
         "causal hydra is a running sum and needs as many queries as keys",
     ),
     (
-        ("softmax", "hydra"),
+        ("hydra",),
         "SOFTCAP",
         lambda t: t.softcap,
         "the tanh cap on the logits cannot be expressed",
     ),
     (
-        ("sigmoid", "relu"),
+        ("hydra",),
+        "TALKING_HEADS",
+        lambda t: t.mixed,
+        "heads are combined on the map, which hydra does not have",
+    ),
+    (
+        ("hydra",),
+        "SINK",
+        lambda t: t.sink,
+        "a sink takes part in softmax's sum, which hydra does not have",
+    ),
+    (
+        ("softmax", "sigmoid", "relu"),
         "AXIS_UNPROVEN",
-        lambda t: (t.softcap or bool(t.escapes)) and not t.swappable,
+        lambda t: (t.softcap or t.mixed or bool(t.escapes)) and not t.swappable,
         "the softmax node cannot be exchanged alone: its axes are not (heads, queries, keys)",
     ),
     (
@@ -93,7 +109,7 @@ RULES: tuple[Rule, ...] = (
         "the attention weights are read elsewhere; allow=['other_weights'] accepts other weights",
     ),
     (
-        ("softmax", "hydra", "skipat"),
+        ("hydra", "skipat"),
         "PROBS_ESCAPE",
         lambda t: bool(t.escapes),
         "the attention weights are read elsewhere; call the model without returning them",

@@ -26,6 +26,7 @@ from attnpass.recipe import (
     FirstOf,
     Recipe,
     Step,
+    attribute,
     constant_slice,
     evaluate,
     large_constant,
@@ -118,6 +119,9 @@ def constant(x: Any) -> float | None:
     if not isinstance(x, fx.Node):
         return None
     name = op_name(x)
+    if x.op == "get_attr":
+        held = attribute(x)
+        return float(held) if held is not None and held.numel() == 1 else None
     if name in ("zeros", "zeros_like", "new_zeros"):
         return 0.0
     if name in ("full", "full_like", "new_full", "scalar_tensor"):

@@ -108,10 +108,14 @@ def module_path(node: fx.Node) -> str:
     entries = list(stack.values())
     if len(entries) > 1 and getattr(entries[-1][1], "__name__", "") in ("Softmax", "Dropout"):
         entries.pop()  # nn.Softmax: the attention is the module around it
-    path = str(entries[-1][0])
+    return plain_path(str(entries[-1][0])) or "root"
+
+
+def plain_path(path: str) -> str:
+    """Dynamo's ``L['self']._modules['a'][0]`` as ``a.0``."""
     path = re.sub(r"^[LG]\['[^']*'\]", "", path)
     path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path)
-    return re.sub(r"(^|\.)_modules\.", r"\1", path).strip(".") or "root"
+    return re.sub(r"(^|\.)_modules\.", r"\1", path).strip(".")
 
 
 def source_line(node: fx.Node) -> str:

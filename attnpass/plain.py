@@ -125,12 +125,14 @@ class Converted(nn.Module):
 
     def __init__(self, model: nn.Module, graph: Graph, given: Any, result: Any) -> None:
         super().__init__()
-        assert graph.last is not None and isinstance(graph.active, fx.GraphModule)
+        assert graph.last is not None
         inputs, outputs = graph.last
+        active = graph.layer(inputs).active
+        assert isinstance(active, fx.GraphModule)
         leaves, self._in_spec = pytree.tree_flatten(given)
         self._plain = [None if isinstance(x, Tensor) else (x,) for x in leaves]
         self._twins = _twins(leaves)
-        self.graph_module = graph.active
+        self.graph_module = active
         symbols = [n.meta.get("val") for n in graph.normal.graph.find_nodes(op="placeholder")]
         self._sources: list[tuple[str, Any]] = []
         state = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from attnpass.axes import op_name
 
@@ -142,7 +142,21 @@ def _replay(step: Step, value: Tensor, look: Any) -> Tensor:
         return value[(None,) * (step - value.dim())]
     assert isinstance(step, fx.Node)
     rest = fx.map_arg(step.args[1:], look)
-    return step.target(value, *rest, **step.kwargs)  # type: ignore[operator, no-any-return]
+    return replayed(step)(value, *rest, **step.kwargs)  # type: ignore[no-any-return]
+
+
+def replayed(step: fx.Node) -> Any:
+    """The operator that does again what ``step`` did; a view of what may not be contiguous now."""
+    return torch.ops.aten.reshape.default if op_name(step) == "view" else step.target
+
+
+def attribute(node: fx.Node) -> Tensor | None:
+    """The real tensor that a ``get_attr`` node holds, None where there is none."""
+    held: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        held = getattr(held, part, None)
+    held = getattr(held, "constant", None) if isinstance(held, FakeTensor) else held
+    return held if isinstance(held, Tensor) else None
 
 
 def constant_slice(recipe: Recipe) -> list[fx.Node] | None:
@@ -157,6 +171,9 @@ def constant_slice(recipe: Recipe) -> list[fx.Node] | None:
         if node in seen or isinstance(node.meta.get("val"), torch.SymInt):
             seen[node] = None
             return True
+        if node.op == "get_attr":
+            seen[node] = None
+            return attribute(node) is not None
         if node.op != "call_function" or "rand" in op_name(node) or len(seen) > 200:
             return False
         inputs = node.all_input_nodes[1:] if node in steps else node.all_input_nodes
@@ -187,6 +204,8 @@ def evaluate(recipe: Recipe, nodes: list[fx.Node], at: dict[Any, int]) -> Tensor
                 symbolic = node.meta.get("val")
                 if isinstance(symbolic, torch.SymInt):
                     values[node] = int(symbolic.node.expr.subs(at))
+                elif node.op == "get_attr":
+                    values[node] = attribute(node)
                 elif node not in steps:
                     args = fx.map_arg(node.args, values.__getitem__)
                     kwargs = dict(fx.map_arg(node.kwargs, values.__getitem__))  # type: ignore[call-overload]

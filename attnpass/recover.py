@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from attnpass import forms
-from attnpass.capture import Capture, Graph
+from attnpass.capture import Capture, Graph, Layer
 from attnpass.forms import Hydra, Pointwise, SkipAt
 from attnpass.plan import Plan
 
@@ -97,7 +97,7 @@ def observe(capture: Capture, batches: Sequence[tuple[Any, ...]]) -> Observed:
     recorders: dict[str, nn.Module] = {
         s.name: _Recorder(forms.build("softmax", s), out.samples.setdefault(s.name, []))
         for s in capture.sites
-        if s.legal.get("softmax") is None
+        if s.legal.get("softmax") is None and not (s.swapped or s.sink)
     }
     taken = 0
     with torch.no_grad():
@@ -119,16 +119,16 @@ def observe(capture: Capture, batches: Sequence[tuple[Any, ...]]) -> Observed:
 @contextmanager
 def _watching(capture: Capture, out: Observed) -> Iterator[None]:
     """While active, block outputs of every graph that runs are added to ``out``."""
-    for graph in capture.graphs:
-        graph.active = _watch(graph, out)
+    for graph, layer in capture.layers:
+        layer.active = _watch(graph, layer, out)
     try:
         yield
     finally:
         capture.use_modules({})
 
 
-def _watch(graph: Graph, out: Observed) -> Any:
-    pairs = [(r, r.previous) for r in graph.matches.regions if r.previous is not None]
+def _watch(graph: Graph, layer: Layer, out: Observed) -> Any:
+    pairs = [(r, r.previous) for r in layer.regions if r.previous is not None]
     nodes = {n for pair in pairs for r in pair if (n := r.block_out) is not None}
 
     def run(*inputs: Any) -> Any:

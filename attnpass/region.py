@@ -6,20 +6,20 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from attnpass.axes import Axes, Axis, expr, kinds, op_name
-from attnpass.chain import CASTS, COPIES, Chain, Refuse, chain
-from attnpass.layout import Lead, Operand, absorb, lead_of, ungrouped
+from attnpass.axes import Axes, Axis, expr, kinds, op_name, surer
+from attnpass.chain import CASTS, COPIES, TRANSPOSES, VIEWS, Chain, Refuse, Term, chains, mixed_map
+from attnpass.contraction import contraction
+from attnpass.layout import Lead, Operand, absorb, lead_of, permuted, ungrouped
 from attnpass.legality import Traits
 from attnpass.masks import Mask, additive, classify, constant_mask
-from attnpass.recipe import ABOVE, FILL, Recipe
+from attnpass.recipe import ABOVE, FILL, Like, Recipe
 from attnpass.site import AttentionSite
 
 SDPA = "scaled_dot_product_attention"
@@ -41,6 +41,10 @@ _TO_BLOCK_OUT = (
         "unsqueeze",
     }
 )
+
+
+Positions = dict[str, int]
+"""Where axes of a map are, counted from the end."""
 
 
 @dataclass
@@ -121,7 +125,16 @@ class Reader:
             Refuse: it is not attention, or cannot be proven to be.
         """
         self.anchor, self.name, self.source = anchor, name, source
-        return self._fused() if op_name(anchor) == SDPA else self._eager(chain(anchor))
+        if op_name(anchor) == SDPA:
+            return self._fused()
+        first: Refuse | None = None
+        for candidate in chains(anchor):
+            try:
+                return self._eager(candidate)
+            except Refuse as no:
+                first = first or no
+        assert first is not None
+        raise first
 
     def _fused(self) -> Region:
         """From ``scaled_dot_product_attention`` in any call shape."""
@@ -151,20 +164,29 @@ class Reader:
             operands,
             Operand(self.anchor, order, lead),
             logits,
-            float(given.get("dropout_p") or 0.0),
-            [],
+            dropout=float(given.get("dropout_p") or 0.0),
         )
 
     def _eager(self, c: Chain) -> Region:
         """From a softmax between two products."""
         scores = c.scores
-        side, other = self._sides(c)
+        if any(len(x) != 1 for x in (scores.summed, scores.own("a"), scores.own("b"))):
+            raise Refuse(
+                "NOT_ATTENTION:product",
+                "the logits are no product of rows and columns",
+                scores.node,
+            )
+        detours = self._detours(c)
+        side, other, at = self._sides(c, detours)
         q, q_letters = _side(scores, side)
         k, k_letters = _side(scores, other)
         t, s, d = scores.own(side), scores.own(other), scores.summed
-        lead = self._lead(q, [q_letters.index(x) for x in scores.batch])
-        batch = [scores.batch[i] for i in lead.order]
         axis = lambda x, letters, c: self.axes[x][letters.index(c)]  # noqa: E731
+        lead = lead_of(
+            [surer(axis(q, q_letters, x), axis(k, k_letters, x)) for x in scores.batch],
+            _static(q.meta["val"].shape[q_letters.index(x)] for x in scores.batch),
+        )
+        batch = [scores.batch[i] for i in lead.order]
         self._check(
             axis(q, q_letters, d),
             axis(k, k_letters, d),
@@ -175,42 +197,89 @@ class Reader:
             _operand(q, q_letters, [*batch, t, d], lead),
             _operand(k, k_letters, [*batch, s, d], lead),
         ]
-        value, out = self._values(c)
-        if value.lead.heads != lead.heads:
+        value, out = self._values(c, at)
+        if not _same_heads(value.lead, lead):
             raise Refuse("AXIS_UNPROVEN", "heads of weights and values differ", self.anchor)
+        mixed = any(term.kind in ("turn", "mix") for term in c.terms)
+        mixed |= any(mixed_map(n) is not None for n in c.after)
         sizes = (q.meta["val"].shape[q_letters.index(t)], k.meta["val"].shape[k_letters.index(s)])
-        swapped = scores.out.index(t) > scores.out.index(s)
-        logits, stage = self._logits(c, lead, sizes, swapped)
-        softcap = any(term.kind == "softcap" for term in c.terms)
-        weights = None
-        if c.dim == -1 and not swapped and stage.order == tuple(range(stage.count)):
-            weights = Operand(c.softmax, tuple(range(stage.count + 2)), stage)
+        if mixed:
+            logits, stage = Logits(), lead
+        else:
+            turned = scores.out.index(t) > scores.out.index(s)
+            logits, stage = self._logits(c, lead, sizes, turned, detours)
         return self._finish(
-            [*operands, value], out, logits, c.dropout, c.escapes, softcap, weights
+            [*operands, value], out, logits, c, softmax=self._softmax(c, at, lead), mixed=mixed
         )
 
-    def _sides(self, c: Chain) -> tuple[str, str]:
-        """Which operand of the scores holds queries, which keys: softmax runs over the keys."""
+    def _softmax(self, c: Chain, at: Positions, lead: Lead) -> Operand | None:
+        """The softmax node with its layout, None where its heads are not those of the site."""
+        rank = c.softmax.meta["val"].dim()
+        rows, columns = (at[x] % rank for x in ("rows", "columns"))
+        others = [i for i in range(rank) if i not in (rows, columns)]
+        stage = self._lead(c.softmax, others)
+        order = (*(others[i] for i in stage.order), rows, columns)
+        return Operand(c.softmax, order, stage) if _same_heads(stage, lead) else None
+
+    def _detours(self, c: Chain) -> dict[fx.Node, fx.Node]:
+        """Steps on a map viewed with split token axes, to the view that joins them again."""
+        out: dict[fx.Node, fx.Node] = {}
+        first: fx.Node | None = None
+        inside: list[fx.Node] = []
+        for term in c.terms:
+            if first is not None:
+                inside.append(term.at)
+                if term.kind == "view" and self._same_tokens(first, term.at):
+                    out |= dict.fromkeys(inside, term.at)
+                    first, inside = None, []
+            elif term.kind == "view" and not self._same_tokens(term.at.args[0], term.at):
+                first, inside = term.at.args[0], [term.at]  # type: ignore[assignment]
+        return out
+
+    def _sides(self, c: Chain, detours: Collection[fx.Node]) -> tuple[str, str, Positions]:
+        """Which operand of the scores holds queries, which keys: softmax runs over the keys.
+
+        Also where rows and columns are on the softmax node.
+        """
         scores = c.scores
-        views = [t for t in c.terms if t.kind == "view"]
-        if any(len(x) != 1 for x in (scores.summed, scores.own("a"), scores.own("b"))):
-            raise Refuse(
-                "NOT_ATTENTION:product",
-                "the logits are no product of rows and columns",
-                scores.node,
-            )
-        if views and {scores.own("a"), scores.own("b")} != set(scores.out[-2:]):
-            raise Refuse(
-                "AXIS_UNPROVEN", "the logits are viewed with their tokens not last", views[0].at
-            )
-        if -c.dim > len(scores.out) or (views and c.dim < -2):
-            raise Refuse("AXIS_NOT_TOKEN", "softmax runs over a leading axis", c.softmax)
+        at = {x: scores.out.index(scores.own(x)) - len(scores.out) for x in "ab"}
+        for term in c.terms:
+            if term.at not in detours:
+                at = self._moved(term.at, at)
         for side, other in (("a", "b"), ("b", "a")):
-            if scores.own(other) == scores.out[c.dim]:
-                return side, other
+            if at[other] == c.dim:
+                return side, other, {"rows": at[side], "columns": at[other]}
         raise Refuse("AXIS_NOT_TOKEN", "softmax does not run over the keys", c.softmax)
 
-    def _values(self, c: Chain) -> tuple[Operand, Operand]:
+    def _moved(self, node: fx.Node, at: Positions) -> Positions:
+        """Where axes of a map (counted from the end) are after one step."""
+        source = mixed_map(node)
+        if source is not None:
+            touched = {"conv2d": 1 - node.meta["val"].dim()}.get(op_name(node), -1)
+            if op_name(node) == "einsum":
+                product = contraction(node)
+                assert product is not None
+                letters = {x: product.a_letters[i] for x, i in at.items()}
+                if any(x in product.summed for x in letters.values()):
+                    raise Refuse("AXIS_NOT_TOKEN", "tokens of the map are mixed", node)
+                return {x: product.out.index(y) - len(product.out) for x, y in letters.items()}
+            if touched in at.values():
+                raise Refuse("AXIS_NOT_TOKEN", "tokens of the map are mixed", node)
+        elif op_name(node) in TRANSPOSES:
+            order = permuted(node)
+            return {x: order.index(i % len(order)) - len(order) for x, i in at.items()}
+        elif op_name(node) in VIEWS:
+            if set(at.values()) != {-1, -2}:
+                raise Refuse("AXIS_UNPROVEN", "the map is viewed with its tokens not last", node)
+            if not self._same_tokens(node.args[0], node):
+                raise Refuse("AXIS_UNPROVEN", "a view of the map mixes its token axes", node)
+        return at
+
+    def _same_tokens(self, before: Any, after: fx.Node) -> bool:
+        """Whether a view leaves the last two axes of a map as they are."""
+        return self.axes[before][-2:] == self.axes[after][-2:]
+
+    def _values(self, c: Chain, at: Positions) -> tuple[Operand, Operand]:
         """Values and result of the second product, which must sum over the softmax axis."""
         product = c.output
         assert product is not None
@@ -221,9 +290,12 @@ class Reader:
         _, weights = _side(product, side)
         v, letters = _side(product, other)
         rows, own = product.own(side), product.own(other)
-        self._same_map([c.softmax, *c.after])
-        at = c.dim if not c.flipped else -3 - c.dim
-        if weights[at] != product.summed or len(own) != 1 or len(rows) != 1:
+        for node in c.after:
+            if op_name(node) == "slice":
+                self._without_sink(c, node)
+            else:
+                at = self._moved(node, at)
+        if weights[at["columns"]] != product.summed or len(own) != 1 or len(rows) != 1:
             raise Refuse(
                 "AXIS_NOT_TOKEN", "the weights are not summed over the softmax axis", product.node
             )
@@ -233,13 +305,34 @@ class Reader:
         value = _operand(v, letters, [*batch, product.summed, own], lead)
         return value, Operand(product.node, order, lead)
 
+    def _without_sink(self, c: Chain, node: fx.Node) -> None:
+        """Refuse a slice of the weights that does not drop the sink and nothing else."""
+        joined = next(t.at for t in c.terms if t.kind == "sink")
+        parts: Any = joined.args[0]
+        keys = [p for p in parts if p.meta["val"].shape[-1] != 1]
+        start = 0 if parts[0] is keys[0] else 1
+        size = keys[0].meta["val"].shape[-1]
+        begin = node.args[2] if len(node.args) > 2 else 0
+        step = node.args[4] if len(node.args) > 4 else 1
+        if begin != start or step != 1 or node.meta["val"].shape[-1] != size:
+            raise Refuse("SINK", "the sink's column is not dropped before the values", node)
+
     def _logits(
-        self, c: Chain, lead: Lead, sizes: tuple[Any, Any], swapped: bool
+        self,
+        c: Chain,
+        lead: Lead,
+        sizes: tuple[Any, Any],
+        turned: bool,
+        detours: dict[fx.Node, fx.Node],
     ) -> tuple[Logits, Lead]:
         """Fold the terms between the product and softmax; also the leading axes at softmax."""
         out, stage, at = Logits(scale=c.scores.factor), lead, c.scores.node
-        plain = not swapped and lead.order == tuple(range(lead.count))
+        plain = not turned and lead.order == tuple(range(lead.count))
+        sunk = False
         for term in c.terms:
+            sunk |= term.kind == "sink"
+            if sunk and term.kind not in ("sink", "same", "maximum"):
+                raise Refuse("SINK", "logits change after a sink was joined", term.at)
             if term.kind in ("add", "select", "temper") and not plain:
                 raise Refuse("AXIS_UNPROVEN", "a mask on transposed logits", term.at)
             if term.kind == "scale":
@@ -255,24 +348,32 @@ class Reader:
                     for p in out.biases
                 ]
             elif term.kind == "temper":
-                if out.biases or out.fill is not None or not _row_factor(term.node):
+                tempered = term.at not in detours and _row_factor(term.node)
+                if out.biases or out.fill is not None or not tempered:
                     raise Refuse("UNKNOWN_SCORE_OP:mul", "a [T, S] factor on the logits", term.at)
                 out.tempers.append((Placed(Recipe(term.node), stage, at), term.flip))
             elif term.kind == "add":
-                out.take(self._mask(Recipe(term.node), sizes), stage, at)
+                recipe = _joined(term, detours.get(term.at))
+                if term.flip:
+                    out.biases.append(
+                        Placed(replace(recipe, steps=(*recipe.steps, -1.0)), stage, at)
+                    )
+                    self._refuse_written(recipe.base, deep=True)
+                else:
+                    out.take(self._mask(recipe, sizes), stage, at)
             elif term.kind == "select":
                 self._refuse_written(term.node, deep=True)
                 mask = Mask(fill=term.value)
-                classify(mask, [Recipe(term.node, term.flip)], sizes, self.axes)
+                recipe = replace(_joined(term, detours.get(term.at)), negate=term.flip)
+                classify(mask, [recipe], sizes, self.axes)
                 out.take(mask, stage, at)
             elif term.kind == "clamp" and out.fill is not None:
                 out.fill, out.added = max(out.fill, term.value), False
-            elif term.kind == "view":
-                self._same_map([term.at.args[0], term.at])
+            elif term.kind == "view" and term.at not in detours:
                 at, shape = term.at, term.at.meta["val"].shape[:-2]
                 stage = lead_of(self.axes[term.at][:-2], _static(shape))
                 plain = stage.order == tuple(range(stage.count))
-                if stage.heads != lead.heads:
+                if not _same_heads(stage, lead):
                     raise Refuse("AXIS_UNPROVEN", "a view mixes heads and batch", term.at)
         return out, stage
 
@@ -314,13 +415,18 @@ class Reader:
         operands: list[Operand],
         out: Operand,
         logits: Logits,
-        dropout: float,
-        escapes: list[fx.Node],
-        softcap: bool = False,
+        c: Chain | None = None,
+        *,
+        dropout: float = 0.0,
         softmax: Operand | None = None,
+        mixed: bool = False,
     ) -> Region:
         """The record and the region from what was read."""
         q, k, v = operands
+        escapes = c.escapes if c else []
+        terms = {term.kind for term in c.terms} if c else set()
+        softcap, sink = "softcap" in terms, "sink" in terms
+        dropout = c.dropout if c else dropout
         for operand in operands:
             self._refuse_written(operand.node)
         for temper, _ in logits.tempers:
@@ -351,7 +457,9 @@ class Reader:
             scale=None if logits.tempers else logits.scale,
             mask=frozenset(logits.factors),
             fill=logits.fill,
-            swapped=softcap or bool(escapes),
+            swapped=softcap or mixed or bool(escapes),
+            mixed=mixed,
+            sink=sink,
             added=logits.added and not self._swallows(logits.fill),
             bias=bool(logits.biases),
             dropout=dropout,
@@ -368,6 +476,8 @@ class Reader:
             dropout=dropout,
             escapes=escapes[0].name if escapes else "",
             softcap=softcap,
+            mixed=mixed,
+            sink=sink,
             swappable=softmax is not None,
             cached=kind == "cross" and any(f.parts and f.kind == "input" for f in self.columns),
             same_len=expr(t) == expr(s),
@@ -391,14 +501,6 @@ class Reader:
             if deep and node not in seen:
                 seen.add(node)
                 stack.extend(node.all_input_nodes)
-
-    def _same_map(self, nodes: list[Any]) -> None:
-        """Refuse views of the map that touch its last two axes."""
-        for before, after in pairwise(nodes):
-            flips = op_name(after) in ("transpose", "permute", "mT", "swapaxes")
-            wanted = self.axes[before][-2:]
-            if self.axes[after][-2:] != (wanted[::-1] if flips else wanted):
-                raise Refuse("AXIS_UNPROVEN", "a view of the map mixes its token axes", after)
 
     def _block_out(self, out: Operand) -> fx.Node | None:
         """The projected output ``[B, T, D]``, token axis in the middle, else None."""
@@ -454,12 +556,26 @@ def _operand(node: fx.Node, letters: str, want: list[str], lead: Lead) -> Operan
     return Operand(*absorb(node, tuple(letters.index(x) for x in want)), lead)
 
 
+def _same_heads(a: Lead, b: Lead) -> bool:
+    """Whether two stages have the same heads; at equal rank, in the same place."""
+    return a == b if a.count == b.count else a.heads == b.heads
+
+
 def _heads(operand: Operand) -> int:
+    if operand.lead.split >= 0:
+        return operand.lead.heads
     return int(operand.node.meta["val"].shape[operand.permutation[operand.lead.count - 1]])
 
 
 def _static(sizes: Iterable[Any]) -> list[int | None]:
     return [x if isinstance(x, int) else None for x in sizes]
+
+
+def _joined(term: Term, view: fx.Node | None) -> Recipe:
+    """A term's tensor as seen behind the view that joins split token axes again."""
+    if view is None:
+        return Recipe(term.node)
+    return Recipe(term.node, False, (term.at.meta["val"].dim(), Like(term.at), view))
 
 
 def _row_factor(node: Any) -> bool:

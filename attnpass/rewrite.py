@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from attnpass.forms import SkipAt, Weights
+from attnpass.forms import SkipAt, SoftmaxWeights, Weights
 from attnpass.functional import is_impure
 from attnpass.layout import Lead, Operand
-from attnpass.recipe import ABOVE, FILL, FIRST_HEAD, FirstOf, Like, Recipe, recipe_shape
+from attnpass.recipe import ABOVE, FILL, FIRST_HEAD, FirstOf, Like, Recipe, recipe_shape, replayed
 from attnpass.region import Placed, Region
 
 FORMS_ATTRIBUTE = "attnpass_forms"
@@ -44,14 +44,14 @@ class _Rewriter:
         self.graph.output(result)
         self.gm = fx.GraphModule(gm, self.graph)
         self.gm.meta.update(gm.meta)
-        self.block_out: dict[str, fx.Node] = {}
+        self.block_out: dict[fx.Node, fx.Node] = {}
 
     def run(self, regions: list[Region], modules: Mapping[str, nn.Module]) -> fx.GraphModule:
         forms = nn.ModuleDict()
         self.gm.add_module(FORMS_ATTRIBUTE, forms)
         for i, region in enumerate(regions):
             if region.block_out is not None:
-                self.block_out[region.site.name] = self.new[region.block_out]
+                self.block_out[region.block_out] = self.new[region.block_out]
             module = modules.get(region.site.name)
             if module is None:
                 continue
@@ -59,7 +59,7 @@ class _Rewriter:
             target = f"{FORMS_ATTRIBUTE}.{i}"
             if isinstance(module, SkipAt):
                 self._skip(region, target)
-            elif isinstance(module, Weights):
+            elif isinstance(module, (Weights, SoftmaxWeights)):
                 self._swap(region, target)
             else:
                 self._replace(region, target)
@@ -100,22 +100,28 @@ class _Rewriter:
         assert isinstance(logits, fx.Node)
         operand = replace(region.weights, node=logits)
         with self.graph.inserting_before(old):
-            keep = self._all(region.logits.keeps, aten.bitwise_and.Tensor)
-            out = self.graph.call_module(target, (self._operand(operand), keep))
+            x = self._operand(operand)
+            if region.site.mixed:
+                keep: fx.Node | None = self.call(aten.gt.Scalar, x, FILL)
+            else:
+                keep = self._all(region.logits.keeps, aten.bitwise_and.Tensor)
+            out = self.graph.call_module(target, (x, keep))
             self._stamp(out, old)
-            out = self._undo(out, region.weights, operand, logits.meta["val"].dtype)
+            wide = torch.promote_types(logits.meta["val"].dtype, torch.float32)
+            out = self._undo(out, region.weights, operand, wide)
         self._instead(region.weights.node, out)
 
     def _skip(self, region: Region, target: str) -> None:
         assert region.block_out is not None and region.previous is not None
+        assert region.previous.block_out is not None
         old = self.new[region.block_out]
         with self.graph.inserting_before(old):
             keep = self._all(region.logits.keeps, aten.bitwise_and.Tensor)
-            source = self.block_out[region.previous.site.name]
+            source = self.block_out[region.previous.block_out]
             out = self.graph.call_module(target, (source, keep))
             self._stamp(out, old)
         self._instead(region.block_out, out)
-        self.block_out[region.site.name] = out
+        self.block_out[region.block_out] = out
 
     def _instead(self, node: fx.Node, new: fx.Node) -> None:
         """``new`` takes the place of a node of the original graph, also as a later operand."""
@@ -143,6 +149,10 @@ class _Rewriter:
             if lead.heads == 1:
                 return self.call(aten.unsqueeze.default, x, 1)
             return self.call(aten.unflatten.int, x, 0, [-1, lead.heads])
+        if lead.split >= 0:
+            x = self.call(aten.unflatten.int, x, lead.split, [-1, lead.heads])
+            x = self.call(aten.permute.default, x, _heads_last(lead))
+            return self.call(aten.flatten.using_ints, x, 0, lead.count - 1)
         if lead.paired:
             return (
                 x if lead.count == 2 else self.call(aten.flatten.using_ints, x, 0, lead.count - 2)
@@ -163,6 +173,15 @@ class _Rewriter:
             out = self.call(aten.squeeze.dims, out, [0, 1])
         elif lead.count == 1:
             out = self.call(aten.flatten.using_ints, out, 0, 1)
+        elif lead.split >= 0:
+            shape = [like.shape[i] for i in p[: lead.count]]
+            own = shape[lead.split]
+            shape[lead.split] = own // lead.heads if isinstance(own, int) else own
+            out = self.call(aten.unflatten.int, out, 0, self._sizes(shape, source))
+            order = _heads_last(lead)
+            back = [order.index(i) for i in range(len(order))]
+            out = self.call(aten.permute.default, out, back)
+            out = self.call(aten.flatten.using_ints, out, lead.split, lead.split + 1)
         elif lead.count > 2 or not lead.paired:
             if not lead.paired:
                 out = self.call(aten.squeeze.dim, out, 1)
@@ -195,7 +214,7 @@ class _Rewriter:
         x, rank = self._rebuild(placed.recipe)
         lead = placed.lead
         canonical = any(isinstance(s, FirstOf) for s in placed.recipe.steps)
-        if canonical or rank <= 2 or (lead.count == 2 and lead.paired):
+        if canonical or rank <= 2 or (lead.count == 2 and lead.paired and lead.split < 0):
             return self._lifted(x, rank, 4)
         x = self._lifted(x, rank, lead.count + 2)
         if rank < lead.count + 2 or self._broadcasts(placed.recipe, lead.count):
@@ -217,7 +236,7 @@ class _Rewriter:
     def _expanded(self, x: fx.Node, placed: Placed) -> fx.Node:
         """Leading axes expanded so that they can be merged; the head axis stays as it is."""
         lead = placed.lead
-        batch = lead.count - 1 if lead.paired else lead.count
+        batch = lead.count - 1 if lead.paired and lead.split < 0 else lead.count
         at, shape = self.new[placed.at], placed.at.meta["val"].shape
         wanted = [
             s if isinstance(s, int) else self.call(aten.sym_size.int, at, i)
@@ -256,6 +275,12 @@ class _Rewriter:
                 assert isinstance(step, fx.Node)
                 rest = fx.map_arg(step.args[1:], self.new.__getitem__)
                 kwargs = fx.map_arg(step.kwargs, self.new.__getitem__)
-                x = self.call(step.target, x, *rest, **kwargs)
+                x = self.call(replayed(step), x, *rest, **kwargs)
                 rank = step.meta["val"].dim()
         return x, rank
+
+
+def _heads_last(lead: Lead) -> list[int]:
+    """The order that brings split-off heads behind the other leading axes."""
+    rest = [i for i in range(lead.count + 1) if i != lead.split + 1]
+    return [*rest, lead.split + 1, lead.count + 1, lead.count + 2]

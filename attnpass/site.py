@@ -62,7 +62,10 @@ class AttentionSite:
         added: the fill is added to the logits instead (a float mask).
         bias: whether a float bias is added to the logits.
         dropout: drop probability on the attention weights, 0.0 when not training.
-        swapped: only the softmax node can be exchanged (soft cap, weights read elsewhere).
+        swapped: only the softmax node can be exchanged (soft cap, talking heads, weights read
+            elsewhere).
+        mixed: heads are combined before or after softmax (talking heads), or the map is turned.
+        sink: a column of the logits belongs to no key.
         width: features of the block output (after the output projection), ``None`` if not found.
         grid: rows and columns of patch tokens, ``None`` where the tokens are a sequence.
         prefix: tokens before the patch tokens (class, registers).
@@ -86,6 +89,8 @@ class AttentionSite:
     bias: bool = False
     dropout: float = 0.0
     swapped: bool = False
+    mixed: bool = False
+    sink: bool = False
     width: int | None = None
     grid: tuple[int, int] | None = None
     prefix: int = 0
