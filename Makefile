@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models lint types tests test demo bench clean
+.PHONY: setup models lint types tests test census demo bench clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -11,10 +11,12 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 	$(PIP) -e '.[demo,plots,dev]'
 	touch $@
 
-# real model code for the matcher's tests; timm and torchvision would pull another torch
+# real model code for the matcher's tests; those without their own dependencies would pull
+# another torch
 .venv/models: .venv/ready
 	$(PIP) '.[models]'
-	$(PIP) --no-deps timm==1.0.31 torchvision==0.28.0
+	$(PIP) --no-deps timm==1.0.31 torchvision==0.28.0 diffusers==0.42.1 open_clip_torch==3.3.0 \
+		x-transformers==2.31.10 vit-pytorch==1.26.11 monai==1.6.1 torch-einops-utils
 	touch $@
 
 setup: .venv/ready
@@ -30,6 +32,10 @@ tests: .venv/models
 	$(BIN)/python -m pytest -q
 
 test: .venv/models lint types tests
+
+# every attention of every model of the corpus, compared with the golden census
+census: .venv/models
+	cd tests && ../$(BIN)/python -m zoo.census --write
 
 demo: .venv/ready
 	$(BIN)/attnpass tune digits --effort quick --max-drop 0.02 --out demo

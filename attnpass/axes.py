@@ -138,7 +138,8 @@ class AxisTracer:
         rule = _RULES.get(name)
         found = rule(self, node, value) if rule else None
         if found is None or len(found) != value.dim():
-            found = self._elementwise(node, value)
+            plain = name in _SAME_SHAPE or torch.Tag.pointwise in getattr(node.target, "tags", ())
+            found = self._elementwise(node, value) if plain else self._new(node, value, "unknown")
         self.axes[node] = found
 
     def _source(self, node: fx.Node, i: int = 0) -> Axes:
@@ -167,9 +168,9 @@ class AxisTracer:
         return _cut(source, dim, ("part", i, node.args[1]), expr(value.shape[dim]))
 
 
-def op_name(node: fx.Node) -> str:
+def op_name(node: Any) -> str:
     """The ATen name without namespace and overload, ``""`` for what is not an ATen operator."""
-    schema = getattr(node.target, "_schema", None)
+    schema = getattr(getattr(node, "target", None), "_schema", None)
     return str(schema.name.split("::")[1]) if schema is not None else ""
 
 
@@ -414,6 +415,8 @@ _RULES: dict[str, Callable[[AxisTracer, fx.Node, Tensor], Axes | None]] = {
             "unsqueeze",
             "squeeze",
             "view_copy",
+            "view_as",
+            "reshape_as",
             "_reshape_alias",
         ),
         _view,
@@ -421,7 +424,7 @@ _RULES: dict[str, Callable[[AxisTracer, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims", "mT", "numpy_T"), _transpose),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _conv),
     **dict.fromkeys(("matmul", "bmm"), _matmul),
-    **dict.fromkeys(("expand", "broadcast_to"), _expand),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys(("roll", "flip", "gather", "index_select"), _moved),
     **dict.fromkeys(("sum", "mean", "amax", "amin"), _reduced),
@@ -440,3 +443,16 @@ _RULES: dict[str, Callable[[AxisTracer, fx.Node, Tensor], Axes | None]] = {
     "einsum": _einsum,
     "baddbmm": _baddbmm,
 }
+_SAME_SHAPE = frozenset(
+    {
+        *("softmax", "_softmax", "_safe_softmax", "log_softmax", "dropout", "masked_fill"),
+        *("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "normalize"),
+        *("native_layer_norm", "native_group_norm", "cumsum", "tril", "triu", "fill", "copy"),
+        *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "detach", "alias"),
+        *("type_as", "contiguous", "clone", "where", "slice_scatter", "select_scatter"),
+        *("lift_fresh", "lift_fresh_copy", "float", "half", "bfloat16", "linalg_vector_norm"),
+        *("clamp", "softplus", "elu", "gelu", "silu", "relu", "prelu", "hardtanh", "hardswish"),
+        *("norm", "var", "std", "glu", "rrelu", "bernoulli", "alpha_dropout", "index_put"),
+    }
+)
+"""Operators besides the pointwise ones whose result has its operand's axes."""

@@ -21,6 +21,7 @@ from torch._guards import TracingContext
 from attnpass import report as reports
 from attnpass.capture import weight_inputs
 from attnpass.errors import AttnpassError, PlanError
+from attnpass.handoff import misread
 from attnpass.match import Matches, marked, match
 from attnpass.normalize import NormalizeError, Opened, normalize, retrace
 from attnpass.opaque import unfold
@@ -73,7 +74,9 @@ def attnpass_backend(
 def _has_anchor(gm: fx.GraphModule) -> bool:
     """Whether any node of the graph, or of a graph inside it, may be attention."""
     return any(
-        marked(node) or "flex_attention" in str(node.target)
+        marked(node)
+        or "flex_attention" in str(node.target)
+        or getattr(node.target, "__name__", node.target) == "exp"
         for module in gm.modules()
         if isinstance(module, fx.GraphModule)
         for node in module.graph.nodes
@@ -140,8 +143,18 @@ class _Graph:
         return out.callable()
 
     def _unchanged(self) -> Compiled:
+        compiled = self._inner(self.original, self.inputs, {})
         reports.record(self.report)
-        return self.options.compile(self.original, self.inputs)
+        return compiled
+
+    def _inner(
+        self, gm: fx.GraphModule, inputs: list[Any], modules: Mapping[str, nn.Module]
+    ) -> Compiled:
+        """Hand on to the inner compiler, which must not misread what is left of softmax."""
+        gone = [r.anchor for r in self.regions if r.site.name in modules]
+        wrong = list(misread(self.normal.graph, gone)) if self.options.inner == "inductor" else []
+        self.report.misread += [d for d in wrong if d not in self.report.misread]
+        return self.options.compile(gm, inputs, matcher=not wrong)
 
     def _bare(self) -> Plan:
         """A plan of one form, constants instead of parameters."""
@@ -280,7 +293,7 @@ class _Graph:
     def _variant(self, modules: dict[str, nn.Module]) -> Compiled:
         """The graph with ``modules``, compiled; takes the inputs and then their parameters."""
         if not modules:
-            return self.options.compile(self.original, self.inputs)
+            return self._inner(self.original, self.inputs, modules)
         gm = rewrite(self.normal, self.regions, modules)
         values = _values(modules)
         flat = list(values.values())
@@ -295,7 +308,7 @@ class _Graph:
 
         everything = [*self.inputs, *flat]
         traced = retrace(run, self.original, everything)
-        return self.options.compile(unfold(traced), everything)
+        return self._inner(unfold(traced), everything, modules)
 
 
 def _values(modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], nn.Parameter]:

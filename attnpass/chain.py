@@ -76,6 +76,9 @@ class Chain:
     escapes: list[fx.Node] = field(default_factory=list)
 
 
+Up = tuple[Contraction, list[Term]]
+
+
 def chains(anchor: fx.Node) -> Iterator[Chain]:
     """Every chain around a softmax node: one for each product that its logits may come from.
 
@@ -84,15 +87,20 @@ def chains(anchor: fx.Node) -> Iterator[Chain]:
     """
     rank = anchor.meta["val"].dim()
     dim = int(anchor.args[1])  # type: ignore[arg-type]
-    found = list(_up(anchor.args[0], anchor, set()))
-    reached = [x for x in found if not isinstance(x, Refuse)]
-    if not reached:
+    found = reached(anchor)
+    ways = [x for x in found if not isinstance(x, Refuse)]
+    if not ways:
         raise next(x for x in found if isinstance(x, Refuse))
-    for scores, terms in reached:
+    for scores, terms in ways:
         out = Chain(scores, terms, anchor, dim if dim < 0 else dim - rank)
         _down(out)
         _check(out)
         yield out
+
+
+def reached(anchor: fx.Node) -> list[Up | Refuse]:
+    """Every product that the logits of a softmax come from, and why other ways end."""
+    return list(_up(anchor.args[0], anchor, set()))
 
 
 def _check(out: Chain) -> None:
@@ -120,9 +128,6 @@ def _same_region(first: fx.Node, out: Chain) -> None:
         node = node.next
 
 
-Up = tuple[Contraction, list[Term]]
-
-
 def _up(node: Any, below: fx.Node, seen: set[fx.Node]) -> Iterator[Up | Refuse]:
     """From a softmax operand up to products of two activations, and why other ways end."""
     mixed = mixed_map(node)
@@ -143,6 +148,10 @@ def _up(node: Any, below: fx.Node, seen: set[fx.Node]) -> Iterator[Up | Refuse]:
                 yield found if isinstance(found, Refuse) else (found[0], [*found[1], term])
 
 
+_PARTS = VIEWS | TRANSPOSES | {"", "split", "split_with_sizes", "chunk", "unbind", "slice"}
+_PARTS |= {"select", "topk", "relu", "gelu", "silu", "tanh"}
+
+
 def _end(node: fx.Node, below: fx.Node) -> Refuse:
     """Why the way up ends at ``node``."""
     name = op_name(node)
@@ -150,7 +159,7 @@ def _end(node: fx.Node, below: fx.Node) -> Refuse:
         return Refuse(
             "CROSS_GRAPH", "the logits come into this graph from outside (a graph break)", node
         )
-    while name in ("", "split", "split_with_sizes", "chunk", "unbind", "slice", "select"):
+    while name in _PARTS:
         if node.op != "call_function" or not isinstance(node.args[0], fx.Node):
             break
         node = node.args[0]

@@ -139,8 +139,9 @@ _SHAPES = frozenset(
 def _invertible(view: fx.Node) -> bool:
     if op_name(view) in ("slice", "select", "transpose", "permute", "alias"):
         return True
-    static = all(isinstance(s, int) for s in view.args[0].meta["val"].shape)  # type: ignore[union-attr]
-    return op_name(view) in _SHAPES and static
+    if op_name(view) not in _SHAPES:
+        return False
+    return all(isinstance(s, int) for s in view.args[0].meta["val"].shape)  # type: ignore[union-attr]
 
 
 def _inverse(view: fx.Node, value: fx.Node) -> tuple[Any, ...]:

@@ -36,9 +36,15 @@ class Lead:
     split: int = -1
 
 
+SHARED = -1
+
+
 @dataclass(frozen=True)
 class Operand:
-    """A node with the permutation to (leading..., rows, columns) and its leading axes."""
+    """A node with the permutation to (leading..., rows, columns) and its leading axes.
+
+    ``SHARED`` in the permutation is an axis that the node does not have: one for all heads.
+    """
 
     node: fx.Node
     permutation: tuple[int, ...]
@@ -81,7 +87,7 @@ def absorb(node: fx.Node, permutation: tuple[int, ...]) -> tuple[fx.Node, tuple[
     """Step over transposes that the permutation can take in, so that none is emitted twice."""
     while op_name(node) in ("transpose", "permute", "swapaxes", "mT"):
         own = permuted(node)
-        permutation = tuple(own[i] for i in permutation)
+        permutation = tuple(i if i == SHARED else own[i] for i in permutation)
         node = node.args[0]  # type: ignore[assignment]
     return node, permutation
 

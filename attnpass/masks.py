@@ -53,7 +53,8 @@ def additive(recipe: Recipe) -> Iterator[tuple[str, Recipe, float]]:
     if _zero(node):
         return
     if name in SHAPE_OPS | CASTS and isinstance(args[0], fx.Node):
-        inner = recipe if name in CASTS else replace(recipe, steps=_shaped(node, recipe))
+        steps = (node.meta["val"].dtype, *recipe.steps) if name in CASTS else _shaped(node, recipe)
+        inner = replace(recipe, steps=steps)
         inner = replace(inner, base=args[0])
         if args[0].meta["val"].dtype != torch.bool and args[0].meta["val"].is_floating_point():
             yield from additive(inner)

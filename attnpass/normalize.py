@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnpass.functional import functionalize, is_impure
 from attnpass.opaque import Opaque, enter, fold
+from attnpass.spelled import fold_softmax
 
 
 class NormalizeError(Exception):
@@ -53,6 +54,7 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
         first = (str(error).strip().splitlines() or [""])[0]
         raise NormalizeError(f"{type(error).__name__}: {first}") from error
     functionalize(out.graph)
+    fold_softmax(out.graph)
     out.graph.eliminate_dead_code(is_impure_node=is_impure)
     _carry_metadata(like, out)
     _describe_added(out, inputs, context)

@@ -87,8 +87,13 @@ class Options:
         given["mode"] = _mode(given.get("mode"), mode)
         return cls(**given)
 
-    def compile(self, gm: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        """``gm`` compiled by the inner compiler, as a callable of positional inputs."""
+    def compile(
+        self, gm: torch.fx.GraphModule, inputs: list[Any], *, matcher: bool = True
+    ) -> Callable[..., Any]:
+        """``gm`` compiled by the inner compiler, as a callable of positional inputs.
+
+        Without ``matcher`` inductor's own pattern matcher is off.
+        """
         if callable(self.inner):
             return self.inner(gm, inputs)  # type: ignore[no-any-return]
         if self.inner == "eager":
@@ -100,6 +105,7 @@ class Options:
         from torch._inductor.compile_fx import compile_fx
 
         patches = dict(torch._inductor.list_mode_options(self.mode)) if self.mode else {}
+        patches |= {} if matcher else {"pattern_matcher": False}
         patches |= dict(self.inductor)
         return compile_fx(gm, inputs, config_patches=patches or None)  # type: ignore[return-value, no-any-return]
 

@@ -60,7 +60,7 @@ class FirstOf:
     heads: int
 
 
-Step = fx.Node | int | float | str | Like | FirstOf
+Step = fx.Node | int | float | str | torch.dtype | Like | FirstOf
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ class Recipe:
     """A tensor to be rebuilt in the graph: ``base``, negated or not, then ``steps`` replayed.
 
     A step is a node (its operator is applied again), an int (unsqueezed in front to that rank), a
-    float (multiplied), ``FIRST_HEAD`` (a mask repeated for every head, cut to one), ``ABOVE``,
-    ``Like`` (expanded to the shape of a node) or ``FirstOf`` (then already ``[B, 1, 1, S]``).
+    float (multiplied), a dtype (cast, but a bool stays one), ``FIRST_HEAD`` (a mask repeated for
+    every head, cut to one), ``ABOVE``, ``Like`` (expanded to the shape of a node) or ``FirstOf``
+    (then already ``[B, 1, 1, S]``).
     """
 
     base: fx.Node
@@ -131,6 +132,8 @@ def _replay(step: Step, value: Tensor, look: Any) -> Tensor:
         return value[:, :1]
     if step == ABOVE:
         return value > FILL
+    if isinstance(step, torch.dtype):
+        return value if value.dtype == torch.bool else value.to(step)
     if isinstance(step, FirstOf):
         split: Tensor = value.unflatten(0, (-1, step.heads))
         return split[:, :1]

@@ -15,8 +15,8 @@ from torch import fx
 
 from attnpass.axes import Axes, Axis, expr, kinds, op_name, surer
 from attnpass.chain import CASTS, COPIES, TRANSPOSES, VIEWS, Chain, Refuse, Term, chains, mixed_map
-from attnpass.contraction import contraction
-from attnpass.layout import Lead, Operand, absorb, lead_of, permuted, ungrouped
+from attnpass.contraction import Contraction, contraction
+from attnpass.layout import SHARED, Lead, Operand, absorb, lead_of, permuted, ungrouped
 from attnpass.legality import Traits
 from attnpass.masks import Mask, additive, classify, constant_mask
 from attnpass.recipe import ABOVE, FILL, Like, Recipe
@@ -85,7 +85,7 @@ class Region:
     """The nodes a rewrite needs. Internal: never serialised, never shown.
 
     Attributes:
-        site: the public record. traits: what decides its legality.
+        site: the public record. traits: what decides its legality. anchor: the softmax node.
         q, k, v: the operands, before any grouping was repeated.
         out: the node whose value is replaced, with its layout.
         logits: scale, kept positions, biases, factors on q.
@@ -98,6 +98,7 @@ class Region:
 
     site: AttentionSite
     traits: Traits
+    anchor: fx.Node
     q: Operand
     k: Operand
     v: Operand
@@ -169,24 +170,22 @@ class Reader:
 
     def _eager(self, c: Chain) -> Region:
         """From a softmax between two products."""
-        scores = c.scores
-        if any(len(x) != 1 for x in (scores.summed, scores.own("a"), scores.own("b"))):
-            raise Refuse(
-                "NOT_ATTENTION:product",
-                "the logits are no product of rows and columns",
-                scores.node,
-            )
+        scores, heads = c.scores, self._query_heads(c.scores)
         detours = self._detours(c)
-        side, other, at = self._sides(c, detours)
+        side, other, at = self._sides(c, detours, heads)
         q, q_letters = _side(scores, side)
         k, k_letters = _side(scores, other)
-        t, s, d = scores.own(side), scores.own(other), scores.summed
-        axis = lambda x, letters, c: self.axes[x][letters.index(c)]  # noqa: E731
-        lead = lead_of(
-            [surer(axis(q, q_letters, x), axis(k, k_letters, x)) for x in scores.batch],
-            _static(q.meta["val"].shape[q_letters.index(x)] for x in scores.batch),
+        t = scores.own(side).replace(heads, "") if heads else scores.own(side)
+        s, d = scores.own(other), scores.summed
+        together = "".join(x for x in scores.out if x in scores.batch + heads)
+        axis = lambda x, letters, c: (  # noqa: E731
+            self.axes[x][letters.index(c)] if c in letters else ()
         )
-        batch = [scores.batch[i] for i in lead.order]
+        lead = lead_of(
+            [surer(axis(q, q_letters, x), axis(k, k_letters, x)) for x in together],
+            _static(q.meta["val"].shape[q_letters.index(x)] for x in together),
+        )
+        batch = [together[i] for i in lead.order]
         self._check(
             axis(q, q_letters, d),
             axis(k, k_letters, d),
@@ -197,7 +196,7 @@ class Reader:
             _operand(q, q_letters, [*batch, t, d], lead),
             _operand(k, k_letters, [*batch, s, d], lead),
         ]
-        value, out = self._values(c, at)
+        value, out = self._values(c, at, bool(heads))
         if not _same_heads(value.lead, lead):
             raise Refuse("AXIS_UNPROVEN", "heads of weights and values differ", self.anchor)
         mixed = any(term.kind in ("turn", "mix") for term in c.terms)
@@ -236,13 +235,36 @@ class Reader:
                 first, inside = term.at.args[0], [term.at]  # type: ignore[assignment]
         return out
 
-    def _sides(self, c: Chain, detours: Collection[fx.Node]) -> tuple[str, str, Positions]:
+    def _query_heads(self, scores: Contraction) -> str:
+        """The letter of heads that only the queries have (multi-query attention), or ``""``.
+
+        Raises:
+            Refuse: the logits are no product of one axis of rows and one of columns.
+        """
+        own = {x: scores.own(x) for x in "ab"}
+        for side, other in (("a", "b"), ("b", "a")):
+            node, letters = _side(scores, side)
+            made = [x for x in own[side] if "feature" in kinds(self.axes[node][letters.index(x)])]
+            if len(own[side]) == 2 and len(own[other]) == 1 and len(made) == 1:
+                return made[0]
+        if any(len(x) != 1 for x in (scores.summed, *own.values())):
+            raise Refuse(
+                "NOT_ATTENTION:product",
+                "the logits are no product of rows and columns",
+                scores.node,
+            )
+        return ""
+
+    def _sides(
+        self, c: Chain, detours: Collection[fx.Node], heads: str
+    ) -> tuple[str, str, Positions]:
         """Which operand of the scores holds queries, which keys: softmax runs over the keys.
 
         Also where rows and columns are on the softmax node.
         """
         scores = c.scores
-        at = {x: scores.out.index(scores.own(x)) - len(scores.out) for x in "ab"}
+        own = {x: scores.own(x).replace(heads, "") if heads else scores.own(x) for x in "ab"}
+        at = {x: scores.out.index(own[x]) - len(scores.out) for x in "ab"}
         for term in c.terms:
             if term.at not in detours:
                 at = self._moved(term.at, at)
@@ -279,7 +301,7 @@ class Reader:
         """Whether a view leaves the last two axes of a map as they are."""
         return self.axes[before][-2:] == self.axes[after][-2:]
 
-    def _values(self, c: Chain, at: Positions) -> tuple[Operand, Operand]:
+    def _values(self, c: Chain, at: Positions, shared: bool) -> tuple[Operand, Operand]:
         """Values and result of the second product, which must sum over the softmax axis."""
         product = c.output
         assert product is not None
@@ -295,12 +317,16 @@ class Reader:
                 self._without_sink(c, node)
             else:
                 at = self._moved(node, at)
+        heads = rows.replace(weights[at["rows"]], "") if shared else ""
+        if heads:
+            rows = weights[at["rows"]]
         if weights[at["columns"]] != product.summed or len(own) != 1 or len(rows) != 1:
             raise Refuse(
                 "AXIS_NOT_TOKEN", "the weights are not summed over the softmax axis", product.node
             )
-        lead = self._lead(last, [weights.index(x) for x in product.batch])
-        batch = [product.batch[i] for i in lead.order]
+        together = "".join(x for x in weights if x in product.batch + heads)
+        lead = self._lead(last, [weights.index(x) for x in together])
+        batch = [together[i] for i in lead.order]
         order = tuple(product.out.index(x) for x in (*batch, rows, own))
         value = _operand(v, letters, [*batch, product.summed, own], lead)
         return value, Operand(product.node, order, lead)
@@ -483,7 +509,21 @@ class Reader:
             same_len=expr(t) == expr(s),
             value_dim_differs=dims[0] != dims[1],
         )
-        return Region(site, traits, q, k, v, out, logits, softmax, block, self.rows, None, weights)
+        return Region(
+            site,
+            traits,
+            self.anchor,
+            q,
+            k,
+            v,
+            out,
+            logits,
+            softmax,
+            block,
+            self.rows,
+            None,
+            weights,
+        )
 
     def _swallows(self, fill: float | None) -> bool:
         """Whether adding the fill is setting it: nothing smaller can be told from it."""
@@ -551,9 +591,12 @@ def _side(product: Any, side: str) -> tuple[fx.Node, str]:
 
 
 def _operand(node: fx.Node, letters: str, want: list[str], lead: Lead) -> Operand:
-    if set(want) != set(letters):
+    missing = set(want) - set(letters)
+    head = want[lead.count - 1] if lead.paired and lead.split < 0 else ""
+    if set(letters) - set(want) or missing - {head}:
         raise Refuse("AXIS_UNPROVEN", "an operand broadcasts over a leading axis", node)
-    return Operand(*absorb(node, tuple(letters.index(x) for x in want)), lead)
+    at = tuple(SHARED if x in missing else letters.index(x) for x in want)
+    return Operand(*absorb(node, at), lead)
 
 
 def _same_heads(a: Lead, b: Lead) -> bool:
@@ -564,7 +607,8 @@ def _same_heads(a: Lead, b: Lead) -> bool:
 def _heads(operand: Operand) -> int:
     if operand.lead.split >= 0:
         return operand.lead.heads
-    return int(operand.node.meta["val"].shape[operand.permutation[operand.lead.count - 1]])
+    at = operand.permutation[operand.lead.count - 1]
+    return 1 if at == SHARED else int(operand.node.meta["val"].shape[at])
 
 
 def _static(sizes: Iterable[Any]) -> list[int | None]:

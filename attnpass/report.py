@@ -20,6 +20,8 @@ class Report:
         rewritten: site name to the form that runs there.
         plan: hash of the plan that ran, ``""`` for none.
         graphs: number of graphs seen.
+        misread: what inductor's own attention matcher would have compiled to something else; it
+            was switched off for those graphs.
     """
 
     sites: list[AttentionSite] = field(default_factory=list)
@@ -27,6 +29,7 @@ class Report:
     rewritten: dict[str, str] = field(default_factory=dict)
     plan: str = ""
     graphs: int = 0
+    misread: list[Decline] = field(default_factory=list)
 
     @property
     def summary(self) -> str:
@@ -44,6 +47,7 @@ class Report:
             "rewritten": dict(self.rewritten),
             "plan": self.plan,
             "graphs": self.graphs,
+            "misread": [d.as_dict() for d in self.misread],
         }
 
     def merge(self, other: Report) -> None:
@@ -51,6 +55,7 @@ class Report:
         known = {s.name for s in self.sites}
         self.sites += [s for s in other.sites if s.name not in known]
         self.declined += [d for d in other.declined if d not in self.declined]
+        self.misread += [d for d in other.misread if d not in self.misread]
         self.rewritten |= other.rewritten
         self.plan = other.plan or self.plan
         self.graphs += other.graphs
@@ -88,8 +93,9 @@ class Report:
         out = io.StringIO()
         console = Console(file=out, width=160)
         console.print(self.table())
-        for d in self.declined:
-            console.print(f"declined {d.path}: {d} ({d.source})", markup=False, highlight=False)
+        for what, verdicts in (("declined", self.declined), ("misread", self.misread)):
+            for d in verdicts:
+                console.print(f"{what} {d.path}: {d} ({d.source})", markup=False, highlight=False)
         return out.getvalue()
 
 

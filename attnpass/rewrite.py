@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from attnpass.forms import SkipAt, SoftmaxWeights, Weights
 from attnpass.functional import is_impure
-from attnpass.layout import Lead, Operand
+from attnpass.layout import SHARED, Lead, Operand
 from attnpass.recipe import ABOVE, FILL, FIRST_HEAD, FirstOf, Like, Recipe, recipe_shape, replayed
 from attnpass.region import Placed, Region
 
@@ -137,8 +137,11 @@ class _Rewriter:
     def _operand(self, operand: Operand) -> fx.Node:
         """``[B, H, rows, columns]``."""
         x, p, lead = self.new[operand.node], operand.permutation, operand.lead
-        if p != tuple(range(len(p))):
-            x = self.call(aten.permute.default, x, list(p))
+        own = [i for i in p if i != SHARED]
+        if own != list(range(len(own))):
+            x = self.call(aten.permute.default, x, own)
+        for at in (i for i, axis in enumerate(p) if axis == SHARED):
+            x = self.call(aten.unsqueeze.default, x, at)
         return self._canonical(x, lead)
 
     def _canonical(self, x: fx.Node, lead: Lead) -> fx.Node:
@@ -254,11 +257,14 @@ class _Rewriter:
     def _rebuild(self, recipe: Recipe) -> tuple[fx.Node, int]:
         """The recipe's node and its rank."""
         x, rank = self.new[recipe.base], recipe.base.meta["val"].dim()
+        plain = recipe.negate or recipe.base.meta["val"].dtype == torch.bool
         if recipe.negate:
             x = self.call(aten.logical_not.default, x)
         for step in recipe.steps:
             if step == ABOVE:
                 x = self.call(aten.gt.Scalar, x, FILL)
+            elif isinstance(step, torch.dtype):
+                x = x if plain else self.call(aten.to.dtype, x, step)
             elif isinstance(step, FirstOf):
                 x = self.call(aten.unflatten.int, x, 0, [-1, step.heads])
                 x, rank = self.call(aten.slice.Tensor, x, 1, 0, 1), rank + 1

@@ -10,27 +10,11 @@ os.environ["ATTNPASS_DB"] = os.path.join(tempfile.mkdtemp(), "none.db")  # nothi
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
+import shim
 import torch
 
 torch.set_num_threads(1)
-
-
-def _torchvision_schemas():
-    """Make a torchvision built for CUDA importable: it registers fakes for two operators whose
-    schemas stand in a library that does not load without CUDA."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in (
-        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    ):
-        try:
-            library.define(schema)
-        except RuntimeError:  # torchvision's own library did load
-            return None
-    return library
-
-
-TORCHVISION = _torchvision_schemas()
+shim.torchvision()
 
 for name in ("transformers", "timm", "torch._dynamo", "torch._functorch", "torch.fx"):
     logging.getLogger(name).setLevel(logging.ERROR)

@@ -887,22 +887,24 @@ TABLE = {
         (),
         {"hydra": "MASK_ARBITRARY", "skipat": "MASK_ARBITRARY"},
     ),
-    # softmax: where not expressible; sigmoid and relu: the softmax node alone is swapped
-    "soft cap": ({"softcap": True}, (), {"softmax": "SOFTCAP", "hydra": "SOFTCAP"}),
+    # the softmax node alone is swapped, also for softmax itself
+    "soft cap": ({"softcap": True}, (), {"hydra": "SOFTCAP"}),
+    "talking heads": ({"mixed": True}, (), {"hydra": "TALKING_HEADS"}),
+    "sink": ({"sink": True}, (), {"hydra": "SINK"}),
     "weights used elsewhere": (
         {"escapes": "mean_2"},
         (),
-        dict.fromkeys(FORMS, "PROBS_ESCAPE"),
+        dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), "PROBS_ESCAPE"),
     ),
     "weights used elsewhere, others allowed": (
         {"escapes": "mean_2"},
         ("other_weights",),
-        dict.fromkeys(("softmax", "hydra", "skipat"), "PROBS_ESCAPE"),
+        dict.fromkeys(("hydra", "skipat"), "PROBS_ESCAPE"),
     ),
     "weights used elsewhere, dropout allowed": (
         {"escapes": "mean_2"},
         ("drop_dropout",),
-        dict.fromkeys(FORMS, "PROBS_ESCAPE"),
+        dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), "PROBS_ESCAPE"),
     ),
     "dropout": (
         {"dropout": 0.1},
@@ -945,5 +947,5 @@ def test_every_decline_says_where_and_why(row):
 def test_a_hint_offers_only_what_would_help():
     # hydra and skipat have no weights to return: no permission makes them legal
     found = legality(Traits(previous=True, escapes="mean_2"), AT)
-    offered = {form for form, d in found.items() if "other_weights" in d.hint}
+    offered = {form for form, d in found.items() if d and "other_weights" in d.hint}
     assert offered == {"sigmoid", "relu"}

@@ -42,6 +42,8 @@ LAYERS = [
         "layout",
         "region",
         "match",
+        "spelled",
+        "handoff",
     },
     {"kernels"},
     {"forms"},

@@ -104,8 +104,9 @@ def test_returned_weights_forbid_all_but_allowed_forms():
 
     model, (x,) = Multihead(weights=True).eval(), POSITIVES[0].inputs()
     (site,) = attnpass.find_sites(model, x).sites
-    assert {f for f, no in site.legal.items() if no is None} == set()
-    assert {no.code for f, no in site.legal.items() if f != "skipat"} == {"PROBS_ESCAPE"}
+    assert {f for f, no in site.legal.items() if no is None} == {"softmax"}
+    codes = {no.code for f, no in site.legal.items() if f not in ("softmax", "skipat")}
+    assert codes == {"PROBS_ESCAPE"}
 
 
 def test_other_weights_may_be_allowed():
