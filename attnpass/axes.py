@@ -317,6 +317,16 @@ def _complex(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
     return t._source(node)[:-1]
 
 
+def _repeated(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
+    """``repeat_interleave`` along one axis: heads of grouped queries."""
+    source = t._source(node)
+    if len(node.args) < 3 or len(source) != value.dim():
+        return None
+    dim = int(node.args[2]) % len(source)  # type: ignore[arg-type]
+    fresh = _other(source[dim], t._new(node, value, "repeat")[dim])
+    return (*source[:dim], fresh, *source[dim + 1 :])
+
+
 def _indexed(t: AxisTracer, node: fx.Node, value: Tensor) -> Axes | None:
     """``x[:, i]``: axes that are not indexed stay; the index brings its own."""
     source, given = t._source(node), list(node.args[1])  # type: ignore[arg-type]
@@ -429,6 +439,7 @@ _RULES: dict[str, Callable[[AxisTracer, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(("roll", "flip", "gather", "index_select"), _moved),
     **dict.fromkeys(("sum", "mean", "amax", "amin"), _reduced),
     "index": _indexed,
+    "repeat_interleave": _repeated,
     **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
     "view_as_real": _real,
     "view_as_complex": _complex,

@@ -53,13 +53,20 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise NormalizeError(f"{type(error).__name__}: {first}") from error
-    functionalize(out.graph)
-    fold_softmax(out.graph)
-    out.graph.eliminate_dead_code(is_impure_node=is_impure)
+    tidy(out)
     _carry_metadata(like, out)
     _describe_added(out, inputs, context)
     out.recompile()
     return out
+
+
+def tidy(gm: fx.GraphModule) -> fx.GraphModule:
+    """A traced graph with one spelling for everything, in place: functional, no dead code."""
+    functionalize(gm.graph)
+    fold_softmax(gm.graph)
+    gm.graph.eliminate_dead_code(is_impure_node=is_impure)
+    gm.recompile()
+    return gm
 
 
 def _fake(x: Any, context: TracingContext) -> Any:

@@ -306,9 +306,9 @@ class Reader:
         product = c.output
         assert product is not None
         last = c.after[-1] if c.after else c.softmax
-        if product.a is last and product.b is last:
-            raise Refuse("NOT_ATTENTION:product", "the weights are multiplied by themselves", last)
         side, other = ("a", "b") if product.a is last else ("b", "a")
+        if _made_from(_side(product, other)[0], self.anchor):
+            raise Refuse("NOT_ATTENTION:product", "the weights are multiplied by themselves", last)
         _, weights = _side(product, side)
         v, letters = _side(product, other)
         rows, own = product.own(side), product.own(other)
@@ -620,6 +620,20 @@ def _joined(term: Term, view: fx.Node | None) -> Recipe:
     if view is None:
         return Recipe(term.node)
     return Recipe(term.node, False, (term.at.meta["val"].dim(), Like(term.at), view))
+
+
+def _made_from(node: fx.Node, source: fx.Node) -> bool:
+    """Whether ``node`` is computed from ``source``; only nodes behind it are looked at."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node is source:
+            return True
+        if node not in seen and node > source:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return False
 
 
 def _row_factor(node: Any) -> bool:

@@ -1,0 +1,66 @@
+"""Equivalent spellings give one record and pass the round trip; near misses are declined."""
+
+from dataclasses import replace
+
+import fuzz
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+spellings = st.fixed_dictionaries({k: st.sampled_from(v) for k, v in fuzz.CHOICES.items()})
+cases = spellings.map(lambda chosen: fuzz.settle(dict(chosen), ""))
+misses = st.tuples(spellings, st.sampled_from(fuzz.MISSES)).map(
+    lambda pair: fuzz.settle(dict(pair[0]), pair[1])
+)
+
+
+def examples(count):
+    checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    return settings(
+        max_examples=count, deadline=None, derandomize=True, suppress_health_check=checks
+    )
+
+
+@examples(250)
+@given(cases)
+def test_every_spelling(case):
+    assert fuzz.check(case) == ""
+
+
+@examples(120)
+@given(misses)
+def test_every_near_miss(case):
+    assert fuzz.check(case) == ""
+
+
+@examples(25)
+@given(st.one_of(cases, misses))
+def test_through_dynamo(case):
+    assert fuzz.check(case, dynamo=True) == ""
+
+
+PLAIN = {k: v[0] for k, v in fuzz.CHOICES.items()} | {"source": "separate", "mask": "both"}
+
+
+@pytest.mark.parametrize("what", ["scale", "mask", "bias"])
+def test_the_check_can_fail(what, monkeypatch):
+    """A matcher that reads one thing wrongly is caught by the same check."""
+    from attnpass import region
+
+    read = region.Reader.read
+
+    def wrong(self, *args):
+        found = read(self, *args)
+        if what == "scale":
+            found.logits.scale *= 1.5
+            found.site = replace(found.site, scale=found.site.scale * 1.5)
+        elif what == "mask":
+            found.logits.keeps.clear()
+        else:
+            found.logits.biases.clear()
+        return found
+
+    case = fuzz.settle(PLAIN | ({"mask": "bias"} if what == "bias" else {}), "")
+    assert fuzz.check(case) == ""
+    monkeypatch.setattr(region.Reader, "read", wrong)
+    assert fuzz.check(case) != ""
