@@ -63,6 +63,8 @@ class _Rewriter:
                 self._swap(region, target)
             else:
                 self._replace(region, target)
+        for node in self.graph.find_nodes(op="call_function", target=aten.view.default):
+            node.target = aten.reshape.default  # what a form returns may have other strides
         self.graph.eliminate_dead_code(is_impure_node=is_impure)
         self.graph.lint()
         self.gm.recompile()

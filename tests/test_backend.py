@@ -231,6 +231,28 @@ def test_graph_breaks_every_layer_its_own_form(form, inner):
         assert error(got, model(x)) > 1e-3
 
 
+def test_plan_made_on_a_model_with_graph_breaks():
+    """One graph serves all layers, yet every layer is a site of its own, named by its path."""
+    model, x = six(), data()
+    whole = two_of_six(model, x)
+    for block in model.blocks:
+        block.broken = True
+    report = attnpass.find_sites(model, x)
+    assert [s.name for s in report.sites] == [f"blocks.{i}.attn" for i in range(6)]
+    assert report.graphs < 6
+    plan = Plan.create(model, x, form="relu", sites=["blocks.1.*", "blocks.4.*"])
+    assert plan.sites.keys() == whole.sites.keys()
+    assert plan.structure == whole.structure
+    plan.values = whole.values
+    with torch.no_grad():
+        want = captured(model, whole, x)(x)
+        torch._dynamo.reset()
+        assert error(captured(model, plan, x)(x), want) <= BOUND
+        torch._dynamo.reset()
+        assert error(compiled(model, plan=plan)(x), want) <= BOUND
+        assert error(want, model(x)) > 1e-3
+
+
 @pytest.mark.parametrize(("form", "inner"), [("hydra", "eager"), ("sigmoid", "aot_eager")])
 def test_regional_compile_every_layer_its_own_form(form, inner):
     model, x = six(), data()

@@ -64,3 +64,85 @@ def test_inductor_gives_what_the_capture_gives():
         out, want = fast(images), capture(images)
     assert attnpass.compiled_report().plan == plan.hash
     assert float((out - want).norm() / want.norm()) < 1e-5
+
+
+def aot_view(model, x, **options):
+    """What AOTAutograd learns from the graph it is handed: sources, static inputs, the inputs."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch._aot_autograd import frontend_utils
+    from torch._functorch.compilers import nop
+
+    seen = {}
+    real = frontend_utils._try_get_metadata_from_dynamo
+
+    def spy(gm, *rest):
+        seen["sources"], seen["static"] = real(gm, *rest)
+        return seen["sources"], seen["static"]
+
+    def inner(gm, inputs):
+        seen["inputs"] = list(inputs)
+        seen["ids"] = gm.meta.get("dynamo_compile_id")
+        return aot_autograd(fw_compiler=nop, bw_compiler=nop)(gm, inputs)
+
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        from torch._functorch import aot_autograd as module
+
+        patch.setattr(module, "_try_get_metadata_from_dynamo", spy)
+        if options:
+            torch.compile(model, backend="attnpass", options={**options, "inner": inner})(x)
+        else:
+            torch.compile(model, backend=inner)(x)
+    return seen
+
+
+def test_static_inputs_and_sources_survive_the_retrace():
+    """Without them CUDA graphs copy every weight, and no de-duplication guard has a source."""
+    model, x = DigitsViT(dim=16, depth=2, heads=2).eval(), torch.rand(2, 1, 32, 32)
+    plain = aot_view(model, x)
+    torch._dynamo.reset()
+    plan = attnpass.Plan.create(model, x, form="sigmoid")
+    torch._dynamo.reset()
+    ours = aot_view(model, x, plan=plan)
+    own = len(list(plan.parameters()))
+    assert own > 0 and ours["ids"] is not None
+    assert len(ours["inputs"]) == len(plain["inputs"]) + own
+    # every input has a source of its own, the model's the same as without the pass
+    assert None not in ours["sources"] and len(set(ours["sources"])) == len(ours["sources"])
+    count = len(plain["inputs"])
+    assert [s.name for s in ours["sources"][:count]] == [s.name for s in plain["sources"]]
+    # all parameters are static, those of the plan too, and the images are not
+    parameters = [i for i, v in enumerate(ours["inputs"]) if isinstance(v, torch.nn.Parameter)]
+    assert len(parameters) == len(list(model.parameters())) + own
+    assert set(parameters) <= set(ours["static"])
+    images = next(i for i, v in enumerate(ours["inputs"]) if v is x)
+    assert images not in ours["static"]
+    assert set(ours["static"]) & set(range(count)) == set(plain["static"])
+
+
+def test_one_tensor_given_twice_is_guarded():
+    """Compiled for two equal inputs, then called with different ones, and the other way round."""
+
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.k = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+        def forward(self, x, y):
+            x = x * 1.0
+            x.add_(y)  # aliasing matters
+            q, k = (
+                m(z).unflatten(-1, (2, 4)).transpose(1, 2) for m, z in ((self.q, x), (self.k, y))
+            )
+            return (q @ k.transpose(-2, -1)).softmax(-1) @ k
+
+    torch.manual_seed(0)
+    model = Pair().double().eval()
+    a, b = torch.randn(2, 2, 5, 8, dtype=torch.float64)
+    for order in ([(a, a), (a, b)], [(a, b), (a, a)]):
+        torch._dynamo.reset()
+        run = torch.compile(
+            model, backend="attnpass", options={"form": "softmax", "inner": "aot_eager"}
+        )
+        with torch.no_grad():
+            for pair in order:
+                torch.testing.assert_close(run(*pair), model(*pair), rtol=0, atol=1e-12)

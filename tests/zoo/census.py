@@ -12,6 +12,7 @@ import collections
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -40,14 +41,18 @@ EXACT = 1e-5
 
 Gradients are taken in float64, but many models compute softmax in float32 whatever they are given.
 """
+NARROW = 1.5
+"""Largest ratio of the round trip's error in bf16 to that of the eager model."""
 VERDICT = ("true", "sites", "kinds", "masks", "declined", "graphs")
 """The fields of a record that the golden census holds."""
 
 
-def built(spec: Spec, impl: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+def built(
+    spec: Spec, impl: str, seed: int = 0
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     """The model in evaluation mode, no parameter at a start that hides a mistake."""
     torch._dynamo.reset()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model, args, kwargs = spec.build(impl)
     model.eval()
     with torch.no_grad():
@@ -121,33 +126,44 @@ def record(spec: Spec, impl: str) -> dict[str, Any]:
 
 def gradients(spec: Spec, impl: str, dtype: torch.dtype = torch.float64) -> float:
     """Round trip of the parameters' gradients, relative to all of them."""
-    model, args, kwargs = built(spec, impl)
-    model, (args, kwargs) = model.to(dtype), pytree.tree_map(_cast(dtype), (args, kwargs))
 
-    def grads(call: Any) -> list[torch.Tensor]:
-        loss = sum(x.square().mean() for x in run(call, args, kwargs) if x.requires_grad)
+    def grads(wrap: Any) -> list[torch.Tensor]:
+        model, args, kwargs = built(spec, impl)  # anew: some models keep graphs of an evaluation
+        model = model.to(dtype)
+        args, kwargs = pytree.tree_map(_cast(dtype), (args, kwargs))
+        out = run(wrap(model, args, kwargs), args, kwargs)
+        loss = sum(x.square().mean() for x in out if x.requires_grad)
         weights = [p for p in model.parameters() if p.requires_grad]
         found = torch.autograd.grad(loss, weights, allow_unused=True)
         return [torch.cat([g.flatten() for g in found if g is not None])]
 
     try:
-        want = grads(model)
+        want = grads(lambda model, args, kwargs: model)
     except RuntimeError:  # operators without float64, constants of float32
         if dtype == torch.float32:
             raise
         return gradients(spec, impl, torch.float32)
-    return relative(grads(rewritten(model, args, kwargs)), want)
+    return relative(grads(rewritten), want)
 
 
 def bfloat16(spec: Spec, impl: str) -> tuple[float, float] | None:
     """Error of the round trip in bf16 against float32, and that of the eager model.
 
-    None where the eager model does not run in bf16.
+    Both are a roll of rounding errors: where the first is the larger by half, the means of four
+    starts are compared. None where the eager model does not run in bf16.
     """
-    model, args, kwargs = built(spec, impl)
+    found = _bfloat16(spec, impl, 0)
+    if found is None or found[0] <= NARROW * found[1]:
+        return found
+    more = [found, *filter(None, (_bfloat16(spec, impl, seed) for seed in (1, 2, 3)))]
+    return statistics.mean(x for x, _ in more), statistics.mean(y for _, y in more)
+
+
+def _bfloat16(spec: Spec, impl: str, seed: int) -> tuple[float, float] | None:
+    model, args, kwargs = built(spec, impl, seed)
     with torch.no_grad():
         exact = run(model, args, kwargs)
-        model, args, kwargs = built(spec, impl)
+        model, args, kwargs = built(spec, impl, seed)
         narrow = pytree.tree_map(_cast(torch.bfloat16), (args, kwargs))
         model = model.to(torch.bfloat16)
         try:
@@ -198,7 +214,7 @@ def problems(spec: Spec, found: dict[str, Any]) -> list[str]:
         out.append(f"round trip differs by {found['float32']:.1e}")
     if not found.get("gradients", 0.0) <= EXACT:
         out.append(f"gradients differ by {found['gradients']:.1e}")
-    if found.get("bfloat16") and not found["bfloat16"][0] <= 2 * found["bfloat16"][1]:
+    if found.get("bfloat16") and not found["bfloat16"][0] <= NARROW * found["bfloat16"][1]:
         out.append("bf16: {:.1e}, eager {:.1e}".format(*found["bfloat16"]))
     unexplained = set(found["declined"]) - set(spec.why)
     if unexplained:
