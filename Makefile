@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models lint types tests test census demo bench clean
+.PHONY: setup models lint types tests test census fuzz demo bench clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -36,6 +36,10 @@ test: .venv/models lint types tests
 # every attention of every model of the corpus, compared with the golden census
 census: .venv/models
 	cd tests && ../$(BIN)/python -m zoo.census --write
+
+# ten thousand random spellings of attention and of near misses
+fuzz: .venv/ready
+	cd tests && ../$(BIN)/python fuzz.py --graphs 10000 --seed 1 --write
 
 demo: .venv/ready
 	$(BIN)/attnpass tune digits --effort quick --max-drop 0.02 --out demo

@@ -89,6 +89,9 @@ class _Write:
         new = self.graph.call_function(twin, node.args, node.kwargs)
         new.meta = dict(node.meta)
         new.meta["val"] = _fresh_value(new, own)
+        if new.meta["val"].shape != own.shape:  # resize_, squeeze_
+            self.graph.erase_node(new)
+            return None
         self.order[new] = self.order[node]
         return new
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,14 +15,24 @@ from attnpass.errors import CaptureError
 from attnpass.plan import Plan, assign
 from attnpass.report import Report
 
+log = logging.getLogger("attnpass")
+
 
 def find_sites(model: nn.Module, *args: Any, allow: Sequence[str] = (), **kwargs: Any) -> Report:
     """The attention sites and declines of ``model(*args, **kwargs)``; prints as a table.
+
+    Warns where there is no attention at all.
 
     Raises:
         CaptureError: the model cannot be captured.
     """
     capture = Capture(model, allow=allow).trace(*args, **kwargs)
+    if not capture.sites:
+        log.warning(
+            "no attention found in %s; %d look-alikes declined",
+            type(model).__name__,
+            len(capture.declined),
+        )
     return Report(capture.sites, capture.declined, graphs=len(capture.graphs))
 
 

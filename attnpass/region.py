@@ -467,6 +467,8 @@ class Reader:
         if not all(isinstance(x, int) for x in dims):
             raise Refuse("DYNAMIC_AXIS", "the head dim is symbolic", self.anchor)
         t, s = (x.node.meta["val"].shape[x.permutation[-2]] for x in (q, k))
+        if expr(s) != expr(v.node.meta["val"].shape[v.permutation[-2]]):
+            raise Refuse("AXIS_UNPROVEN", "keys and values differ in length", self.anchor)
         kind = "self" if self.rows == self.columns else "class" if t == 1 else "cross"
         block = self._block_out(out)
         weights = self._weights([q.node, k.node, v.node])

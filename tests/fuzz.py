@@ -27,7 +27,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import attnpass
 from attnpass import forms
-from attnpass.match import match
+from attnpass.match import anchors, match
 from attnpass.normalize import tidy
 from attnpass.rewrite import rewrite
 
@@ -480,6 +480,9 @@ def check(case: Case, dynamo: bool = False) -> str:
             gm, found, everything = traced(model, clone())
             sites, declined = [r.site for r in found.regions], found.declined
             held = everything[: len(everything) - len(inputs)]
+            verdicts, nodes = len(sites) + len(declined), len(anchors(gm.graph))
+            if verdicts != nodes:
+                return f"{verdicts} verdicts on {nodes} softmax nodes"
 
             def under(form: str) -> Tensor:
                 chosen = modules(sites, form)

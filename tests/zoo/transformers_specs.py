@@ -737,3 +737,35 @@ model(
     },
     impls=EAGER,
 )
+
+
+class Decode(torch.nn.Module):
+    """One step of decoding: keys and values of earlier tokens come from a cache."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, ids: torch.Tensor, past: list[tuple[torch.Tensor, torch.Tensor]]) -> Any:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        for layer, (k, v) in enumerate(past):
+            cache.update(k, v, layer)
+        return self.inner(ids, past_key_values=cache, use_cache=True).logits
+
+
+def cached(length: int):
+    def build(impl: str) -> Built:
+        import transformers as library
+
+        config = library.LlamaConfig(**{**DECODER, "use_cache": True})
+        made = library.LlamaForCausalLM._from_config(config, attn_implementation=impl)
+        past = [(noise(2, 2, 9, 8), noise(2, 2, 9, 8)) for _ in range(2)]
+        return Decode(made), (tokens(2, length), past), {}
+
+    return build
+
+
+add("transformers", "llama-cache-one-token", cached(1), BOTH, sample=True)
+add("transformers", "llama-cache-chunk", cached(3), BOTH)
