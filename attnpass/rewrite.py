@@ -17,8 +17,9 @@ from torch import fx, nn
 from attnpass.forms import SkipAt, SoftmaxWeights, Weights
 from attnpass.functional import is_impure
 from attnpass.layout import SHARED, Lead, Operand
+from attnpass.logits import Placed
 from attnpass.recipe import ABOVE, FILL, FIRST_HEAD, FirstOf, Like, Recipe, recipe_shape, replayed
-from attnpass.region import Placed, Region
+from attnpass.region import Region
 
 FORMS_ATTRIBUTE = "attnpass_forms"
 """The submodule of a rewritten graph that holds the forms, keyed by position."""

@@ -40,6 +40,8 @@ LAYERS = [
         "recipe",
         "chain",
         "layout",
+        "maps",
+        "logits",
         "region",
         "match",
         "spelled",

@@ -21,7 +21,7 @@ from models import (
 from torch import nn
 
 import attnpass
-from attnpass import forms
+from attnpass import forms, legality
 
 
 def only_site(case, sizes=DISTINCT, model=None):
@@ -284,3 +284,19 @@ def test_talking_heads_exchange_the_softmax_node_alone(how):
 def test_a_matrix_on_the_keys_is_no_talking_heads():
     report = attnpass.find_sites(Talking("keys").eval(), torch.randn(2, 5, 8))
     assert report.sites == [] and len(report.declined) == 1
+
+
+def test_every_code_is_documented():
+    import re
+    from pathlib import Path
+
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "declines.md").read_text()
+    codes = set()
+    for path in (root / "attnpass").glob("*.py"):
+        found = re.findall(r'(?:Refuse|Decline)\(\s*f?"([A-Z_]+(?::[a-z]+)?)', path.read_text())
+        codes |= set(found)
+    codes |= {code for _, code, *_ in legality.RULES}
+    codes = {"UNKNOWN_SCORE_OP" if c.startswith("UNKNOWN") else c for c in codes}
+    assert len(codes) >= 15
+    assert [c for c in sorted(codes) if f"`{c}" not in page] == []

@@ -63,3 +63,26 @@ def test_the_measured_table_is_the_committed_results():
     missing = [n for n in numbers if n not in README]
     assert missing == []
     assert all(c["aot"] == {"autograd_cache_hit": 1} for c in cost["second_process"])
+
+
+def test_the_census_is_the_committed_result():
+    row = result("census_cpu.json")
+    for r in row["table"]:
+        cells = [r["package"], r["architectures"], r["models"], r["true"], r["sites"]]
+        eager = f"{r['inductor']} of {r['eager true']}" if r["eager true"] else "-"
+        assert f"| {' | '.join(str(c) for c in (*cells, eager))} |" in README
+    assert [f["problems"] for f in row["models"] if f["problems"]] == []
+    names = {"xcit": "XCiT", "davit": "DaViT", "edgenext": "EdgeNeXt", "convit": "ConViT"}
+    names |= {"led": "LED", "deberta": "DeBERTa", "columns": "over queries", "slots": "slot"}
+    for found in row["models"]:
+        if found["sites"] != found["true"]:
+            assert names[found["name"].split("_")[0]] in README
+
+
+def test_the_fuzzing_is_the_committed_result():
+    row = result("fuzz_cpu.json")
+    assert row["wrong"] == 0 and row["graphs"] >= 10_000
+    said = f"{row['graphs']:,} random spellings".replace(",", " ")
+    assert f"{said}, {row['near misses']:,} of them near misses".replace(",", " ") in (
+        README.replace(",", " ")
+    )
