@@ -51,7 +51,7 @@ class Logits:
 
 
 class LogitsReader(Maps):
-    """Reads what stands between a product and softmax; ``written`` are tensors written in place."""
+    """Reads what stands between product and softmax; ``written`` are tensors written in place."""
 
     def __init__(self, axes: dict[fx.Node, Axes], written: set[fx.Node]) -> None:
         super().__init__(axes)
