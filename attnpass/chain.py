@@ -187,10 +187,11 @@ def mixed_map(node: fx.Node) -> Any:
         while op_name(turned) in COPIES:
             turned = turned.args[0]
         found = op_name(turned) in TRANSPOSES and turned.meta["val"].dim() == 4
-        return source if found else None
+        one = name == "linear" or len(node.args[1]) == 1  # type: ignore[arg-type]
+        return source if found and one else None
     if name == "conv2d":
         kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
-        return source if all(s == 1 for s in kernel) else None
+        return source if all(s == 1 for s in kernel) and node.meta["val"].dim() == 4 else None
     product = contraction(node) if name == "einsum" else None
     if product is None or product.b.op not in ("placeholder", "get_attr"):
         return None

@@ -23,10 +23,33 @@ def functionalize(graph: fx.Graph) -> None:
     ``match`` declines the sites that they touch.
     """
     order = {node: i for i, node in enumerate(graph.nodes)}
+    modes = grad_modes(graph)
     views = {node for node in graph.nodes if any(shares(node, x) for x in node.all_input_nodes)}
     for node in list(graph.nodes):
         if node.op == "call_function" and writes(node):
-            _Write(graph, order, views, node).replace()
+            _Write(graph, order, views, modes, node).replace()
+
+
+def grad_modes(graph: fx.Graph) -> dict[fx.Node, Any]:
+    """For every node whether gradients are recorded there; None before the first switch."""
+    out: dict[fx.Node, Any] = {}
+    mode = None
+    for node in graph.nodes:
+        if getattr(node.target, "__name__", "") == "_set_grad_enabled":
+            mode = node.args[0]
+        out[node] = mode
+    return out
+
+
+def _reshapes(node: fx.Node) -> bool:
+    """Whether an operator changes the shape of its operand in place."""
+    return op_name(node) in _RESHAPES
+
+
+_RESHAPES = frozenset(
+    {"t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_", "resize_"}
+    | {"resize_as_", "set_", "as_strided_", "rename_"}
+)
 
 
 class _Write:
@@ -37,9 +60,15 @@ class _Write:
     """
 
     def __init__(
-        self, graph: fx.Graph, order: dict[fx.Node, int], aliases: set[fx.Node], node: fx.Node
+        self,
+        graph: fx.Graph,
+        order: dict[fx.Node, int],
+        aliases: set[fx.Node],
+        modes: dict[fx.Node, Any],
+        node: fx.Node,
     ) -> None:
-        self.graph, self.order, self.aliases, self.node = graph, order, aliases, node
+        self.graph, self.order, self.aliases, self.modes = graph, order, aliases, modes
+        self.node = node
         self.views: list[fx.Node] = []  # from the written tensor up to the base
         base: Any = node.args[0]
         while base in aliases and not writes(base) and isinstance(base.args[0], fx.Node):
@@ -52,6 +81,11 @@ class _Write:
         fresh = isinstance(self.base, fx.Node) and self.base.op == "call_function"
         if not fresh or self.base in self.aliases or not all(map(_invertible, self.views)):
             return
+        if (
+            any(_reshapes(v) for v in self._views())
+            or self.modes[self.base] != self.modes[self.node]
+        ):
+            return
         later = [v for v in self._views() if self._outlives(v)]
         if not all(_replayable(v, self.base) for v in later):
             return
@@ -63,13 +97,17 @@ class _Write:
                 value = self._call(*_inverse(view, value), like=view.args[0])
                 if not op_name(value).endswith("_scatter"):
                     self.aliases.add(value)
+            if value.meta["val"].stride() != self.base.meta["val"].stride():
+                return  # a later reshape would copy where it viewed
         self._redirect(later, value)
 
-    def _call(self, target: Any, *args: Any, like: Any) -> fx.Node:
-        new = self.graph.call_function(target, args)
+    def _call(
+        self, target: Any, *args: Any, like: Any, kwargs: dict[str, Any] | None = None
+    ) -> fx.Node:
+        new = self.graph.call_function(target, args, kwargs or {})
         new.meta = {k: v for k, v in self.node.meta.items() if k != "val"}
         new.meta["val"] = _fresh_value(new, like.meta["val"])
-        self.order[new] = self.order[self.node]
+        self.order[new], self.modes[new] = self.order[self.node], self.modes[self.node]
         return new
 
     def _value(self) -> fx.Node | None:
@@ -82,17 +120,18 @@ class _Write:
                 source = self._call(aten.to.dtype, source, own.dtype, like=source)
             if source.meta["val"].shape != own.shape:
                 source = self._call(aten.expand_as.default, source, target, like=target)
-            return self._call(aten.clone.default, source, like=target)
+            dense = {"memory_format": torch.contiguous_format}
+            return self._call(aten.clone.default, source, like=target, kwargs=dense)
         twin = _functional_twin(node)
         if twin is None:
             return None
         new = self.graph.call_function(twin, node.args, node.kwargs)
         new.meta = dict(node.meta)
         new.meta["val"] = _fresh_value(new, own)
-        if new.meta["val"].shape != own.shape:  # resize_, squeeze_
+        if new.meta["val"].shape != own.shape or new.meta["val"].dtype != own.dtype:
             self.graph.erase_node(new)
             return None
-        self.order[new] = self.order[node]
+        self.order[new], self.modes[new] = self.order[node], self.modes[node]
         return new
 
     def _views(self) -> list[fx.Node]:
@@ -266,6 +305,9 @@ def written(graph: fx.Graph) -> set[fx.Node]:
             targets = [node.args[0]]
         for root in targets:
             while isinstance(root, fx.Node) and root.op == "call_function" and aliases(root):
+                if getattr(root.target, "mutates", None) is not None:
+                    for given in root.all_input_nodes:
+                        found |= {given, *views_of(given)}
                 if not root.args or not isinstance(root.args[0], fx.Node):
                     break
                 root = root.args[0]

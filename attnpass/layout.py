@@ -83,13 +83,29 @@ def _heads_within(axis: Axis) -> int:
     return features
 
 
-def absorb(node: fx.Node, permutation: tuple[int, ...]) -> tuple[fx.Node, tuple[int, ...]]:
-    """Step over transposes that the permutation can take in, so that none is emitted twice."""
+def absorb(
+    node: fx.Node, permutation: tuple[int, ...], until: fx.Node
+) -> tuple[fx.Node, tuple[int, ...]]:
+    """Step over transposes that the permutation can take in, so that none is emitted twice.
+
+    One made while gradients were switched otherwise than at ``until`` stays.
+    """
     while op_name(node) in ("transpose", "permute", "swapaxes", "mT"):
+        if _switched(node, until):
+            break
         own = permuted(node)
         permutation = tuple(i if i == SHARED else own[i] for i in permutation)
         node = node.args[0]  # type: ignore[assignment]
     return node, permutation
+
+
+def _switched(node: fx.Node, until: fx.Node) -> bool:
+    """Whether gradients are switched on or off between two nodes."""
+    while node is not until and node.op != "root":
+        if getattr(node.target, "__name__", "") == "_set_grad_enabled":
+            return True
+        node = node.next
+    return False
 
 
 def permuted(node: fx.Node) -> list[int]:

@@ -85,10 +85,16 @@ RULES: tuple[Rule, ...] = (
         "the tanh cap on the logits cannot be expressed",
     ),
     (
-        ("hydra",),
+        ("hydra", "skipat"),
         "TALKING_HEADS",
         lambda t: t.mixed,
-        "heads are combined on the map, which hydra does not have",
+        "heads are combined on the map, which this form does not have",
+    ),
+    (
+        ("sigmoid", "relu"),
+        "SINK",
+        lambda t: t.sink and (t.softcap or t.mixed or bool(t.escapes)),
+        "the softmax node alone would be exchanged, and its sink counts as a key",
     ),
     (
         ("hydra",),

@@ -62,12 +62,15 @@ class LogitsReader(Maps):
         c: Chain,
         lead: Lead,
         sizes: tuple[Any, Any],
-        turned: bool,
+        upright: bool,
         detours: dict[fx.Node, fx.Node],
     ) -> tuple[Logits, Lead]:
-        """Fold the terms between the product and softmax; also the leading axes at softmax."""
+        """Fold the terms between the product and softmax; also the leading axes at softmax.
+
+        ``upright``: the product's last two axes are rows and columns, in this order.
+        """
         out, stage, at = Logits(scale=c.scores.factor), lead, c.scores.node
-        plain = not turned and lead.order == tuple(range(lead.count))
+        plain = upright and lead.order == tuple(range(lead.count))
         sunk = False
         for term in c.terms:
             sunk |= term.kind == "sink"
@@ -100,24 +103,24 @@ class LogitsReader(Maps):
                     )
                     self._refuse_written(recipe.base, deep=True)
                 else:
-                    out.take(self._mask(recipe, sizes), stage, at)
+                    out.take(self._mask(recipe, sizes, stage), stage, at)
             elif term.kind == "select":
                 self._refuse_written(term.node, deep=True)
                 mask = Mask(fill=term.value)
                 recipe = replace(_joined(term, detours.get(term.at)), negate=term.flip)
-                classify(mask, [recipe], sizes, self.axes)
+                classify(mask, [recipe], sizes, self.axes, stage)
                 out.take(mask, stage, at)
             elif term.kind == "clamp" and out.fill is not None:
                 out.fill, out.added = max(out.fill, term.value), False
             elif term.kind == "view" and term.at not in detours:
                 at, shape = term.at, term.at.meta["val"].shape[:-2]
                 stage = lead_of(self.axes[term.at][:-2], static_sizes(shape))
-                plain = stage.order == tuple(range(stage.count))
+                plain = upright and stage.order == tuple(range(stage.count))
                 if not same_heads(stage, lead):
                     raise Refuse("AXIS_UNPROVEN", "a view mixes heads and batch", term.at)
         return out, stage
 
-    def _mask(self, recipe: Recipe, sizes: tuple[Any, Any]) -> Mask:
+    def _mask(self, recipe: Recipe, sizes: tuple[Any, Any], stage: Lead) -> Mask:
         """A mask operand as kept positions, biases and fill."""
         self._refuse_written(recipe.base, deep=True)
         mask, keeps = Mask(), []
@@ -134,7 +137,7 @@ class LogitsReader(Maps):
                     mask.fill, mask.added = -math.inf, True
                 else:
                     mask.biases.append(part)
-        classify(mask, keeps, sizes, self.axes)
+        classify(mask, keeps, sizes, self.axes, stage)
         return mask
 
     def _refuse_written(self, node: fx.Node, *, deep: bool = False) -> None:

@@ -40,7 +40,7 @@ class Maps:
         for term in c.terms:
             if first is not None:
                 inside.append(term.at)
-                if term.kind == "view" and self._same_tokens(first, term.at):
+                if term.kind == "view" and self.axes[first] == self.axes[term.at]:
                     out |= dict.fromkeys(inside, term.at)
                     first, inside = None, []
             elif term.kind == "view" and not self._same_tokens(term.at.args[0], term.at):

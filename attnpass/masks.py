@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from attnpass.axes import Axes, expr, op_name
+from attnpass.layout import Lead
 from attnpass.recipe import (
     CASTS,
     EVALUATED,
@@ -173,9 +174,16 @@ def conjuncts(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def classify(
-    mask: Mask, recipes: list[Recipe], sizes: tuple[Any, Any], axes: dict[fx.Node, Axes]
+    mask: Mask,
+    recipes: list[Recipe],
+    sizes: tuple[Any, Any],
+    axes: dict[fx.Node, Axes],
+    lead: Lead,
 ) -> None:
-    """Sort bool factors into ``mask``; ``sizes`` are T and S, ``axes`` the graph's provenance."""
+    """Sort bool factors into ``mask``.
+
+    ``sizes`` are T and S, ``axes`` the graph's provenance, ``lead`` the logits' leading axes.
+    """
     for recipe in (c for r in recipes for c in conjuncts(r)):
         kind = _constant_kind(recipe, sizes)
         if kind == "all":
@@ -183,13 +191,13 @@ def classify(
         if kind == "causal":
             mask.causal = True
         else:
-            padding = None if kind else _key_padding(recipe, axes)
+            padding = None if kind else _key_padding(recipe, axes, lead)
             mask.keeps.append(padding or recipe)
             kind = kind or ("padding" if padding else "arbitrary")
         mask.factors.add(kind)
 
 
-def _key_padding(recipe: Recipe, axes: dict[fx.Node, Axes]) -> Recipe | None:
+def _key_padding(recipe: Recipe, axes: dict[fx.Node, Axes], lead: Lead) -> Recipe | None:
     """The recipe as ``[B|1, 1, 1, S]`` if it is the same for all heads and queries, else None."""
     shape = recipe_shape(recipe)
     if shape is None or (len(shape) >= 2 and expr(shape[-2]) != 1):
@@ -200,9 +208,10 @@ def _key_padding(recipe: Recipe, axes: dict[fx.Node, Axes]) -> Recipe | None:
     made = axes.get(last, ()) if isinstance(last, fx.Node) else ()
     if len(shape) == 3 and len(made) == 3 and made[0] and made[0][-1].kind == "repeat":
         heads = made[0][-1].size
-        if isinstance(heads, int):
+        if lead.count == 1 and heads == lead.heads:
             return Recipe(recipe.base, recipe.negate, (*recipe.steps, FirstOf(heads)))
-    if len(shape) == 4 and len(made) == 4 and {f.kind for f in made[1]} == {"repeat"}:
+    flat = lead.count == 2 and lead.split < 0
+    if flat and len(shape) == 4 and len(made) == 4 and {f.kind for f in made[1]} == {"repeat"}:
         return Recipe(recipe.base, recipe.negate, (*recipe.steps, FIRST_HEAD))
     return None
 

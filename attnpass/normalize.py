@@ -13,6 +13,7 @@ import torch.fx.traceback as fx_traceback
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._guards import TracingContext
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnpass.functional import functionalize, is_impure
@@ -49,15 +50,23 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     try:
         fakes = [_fake(x, context) for x in inputs]
         with mode, fx_traceback.preserve_node_meta():
-            out = make_fx(run, pre_dispatch=True)(*fakes)
+            out = tidy(make_fx(run, pre_dispatch=True)(*fakes))
+        _refuse_lifted(out)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise NormalizeError(f"{type(error).__name__}: {first}") from error
-    tidy(out)
     _carry_metadata(like, out)
     _describe_added(out, inputs, context)
     out.recompile()
     return out
+
+
+def _refuse_lifted(gm: fx.GraphModule) -> None:
+    """Refuse a graph into which a value of the trace itself was baked (``tensor.data``)."""
+    for node in gm.graph.find_nodes(op="get_attr"):
+        held = getattr(gm, str(node.target), None)
+        if isinstance(held, FakeTensor) and held.constant is None:
+            raise RuntimeError("a tensor is read past autograd (.data)")
 
 
 def tidy(gm: fx.GraphModule) -> fx.GraphModule:

@@ -24,6 +24,11 @@ from torch.fx.experimental.proxy_tensor import (
 from torch.utils.checkpoint import CheckpointPolicy
 
 _number = itertools.count()
+_IN_PLACE = {
+    *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "setitem"),
+    *("iand", "ior", "ixor", "ilshift", "irshift", "delitem"),
+}
+_IN_PLACE |= {f"__{name}__" for name in _IN_PLACE}
 
 
 class Opaque:
@@ -57,7 +62,10 @@ class Opaque:
     def mutates(self) -> bool:
         """Whether something inside writes to a tensor."""
         names = (getattr(n.target, "__name__", str(n.target)) for n in self.nodes())
-        return any("mutation" in x or (x.endswith("_") and x[-2:] != "__") for x in names)
+        return any(
+            "mutation" in x or x in _IN_PLACE or (x.endswith("_") and x[-2:] != "__")
+            for x in names
+        )
 
 
 def _twin(value: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ def constant_slice(recipe: Recipe) -> list[fx.Node] | None:
         if node.op == "get_attr":
             seen[node] = None
             return attribute(node) is not None
-        if node.op != "call_function" or "rand" in op_name(node) or len(seen) > 200:
+        if node.op != "call_function" or _random(node) or len(seen) > 200:
             return False
         inputs = node.all_input_nodes[1:] if node in steps else node.all_input_nodes
         ok = all(visit(n) for n in inputs)
@@ -185,6 +185,11 @@ def constant_slice(recipe: Recipe) -> list[fx.Node] | None:
         return ok
 
     return list(seen) if visit(recipe.base) and all(visit(s) for s in steps) else None
+
+
+def _random(node: fx.Node) -> bool:
+    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return seeded or any(x in op_name(node) for x in ("rand", "dropout", "bernoulli", "normal_"))
 
 
 def large_constant(nodes: list[fx.Node]) -> bool:

@@ -119,11 +119,11 @@ class Reader(LogitsReader):
             logits.factors.add("causal")
         if given.get("attn_mask") is not None:
             sizes = (shape[-2], k.meta["val"].shape[-2])
-            logits.take(self._mask(Recipe(given["attn_mask"]), sizes), lead, q)
+            logits.take(self._mask(Recipe(given["attn_mask"]), sizes, lead), lead, q)
         if logits.fill == -math.inf:
             logits.fill = None  # the fused operator gives 0 where no key is kept
         self._check(self.axes[q][-1], self.axes[k][-1], self.axes[q][-2], self.axes[k][-2])
-        operands = [Operand(*absorb(x, order), lead) for x in (q, k, v)]
+        operands = [Operand(*absorb(x, order, self.anchor), lead) for x in (q, k, v)]
         return self._finish(
             operands,
             Operand(self.anchor, order, lead),
@@ -156,8 +156,8 @@ class Reader(LogitsReader):
             axis(k, k_letters, s),
         )
         operands = [
-            _operand(q, q_letters, [*batch, t, d], lead),
-            _operand(k, k_letters, [*batch, s, d], lead),
+            _operand(q, q_letters, [*batch, t, d], lead, scores.node),
+            _operand(k, k_letters, [*batch, s, d], lead, scores.node),
         ]
         value, out = self._values(c, at, bool(heads))
         if not same_heads(value.lead, lead):
@@ -168,8 +168,8 @@ class Reader(LogitsReader):
         if mixed:
             logits, stage = Logits(), lead
         else:
-            turned = scores.out.index(t) > scores.out.index(s)
-            logits, stage = self._logits(c, lead, sizes, turned, detours)
+            plain = scores.out == together + t + s
+            logits, stage = self._logits(c, lead, sizes, plain, detours)
         return self._finish(
             [*operands, value], out, logits, c, softmax=self._softmax(c, at, lead), mixed=mixed
         )
@@ -210,13 +210,15 @@ class Reader(LogitsReader):
         lead = self._lead(last, [weights.index(x) for x in together])
         batch = [together[i] for i in lead.order]
         order = tuple(product.out.index(x) for x in (*batch, rows, own))
-        value = _operand(v, letters, [*batch, product.summed, own], lead)
+        value = _operand(v, letters, [*batch, product.summed, own], lead, product.node)
         return value, Operand(product.node, order, lead)
 
     def _without_sink(self, c: Chain, node: fx.Node) -> None:
         """Refuse a slice of the weights that does not drop the sink and nothing else."""
-        joined = next(t.at for t in c.terms if t.kind == "sink")
-        parts: Any = joined.args[0]
+        joined = [t.at for t in c.terms if t.kind == "sink"]
+        if len(joined) != 1:
+            raise Refuse("SINK", "more than one sink", node)
+        parts: Any = joined[0].args[0]
         keys = [p for p in parts if p.meta["val"].shape[-1] != 1]
         start = 0 if parts[0] is keys[0] else 1
         size = keys[0].meta["val"].shape[-1]
@@ -365,21 +367,23 @@ class Reader(LogitsReader):
             if node in self.parameters:
                 found[node] = None
             elif op_name(node) in PROJECTIONS:
-                found.update(
-                    dict.fromkeys(n for n in node.all_input_nodes if n in self.parameters)
-                )
+                at = 1 if op_name(node) in ("addmm", "embedding") else 0
+                weights = [n for n in node.all_input_nodes if n is not node.args[at]]
+                found.update(dict.fromkeys(n for n in weights if n in self.parameters))
+                stack.extend(n for n in reversed(weights) if n not in self.parameters)
             else:
                 stack.extend(reversed(node.all_input_nodes))
         return tuple(found)
 
 
-def _operand(node: fx.Node, letters: str, want: list[str], lead: Lead) -> Operand:
+def _operand(node: fx.Node, letters: str, want: list[str], lead: Lead, until: fx.Node) -> Operand:
+    """An operand of the product ``until``, with its letters in the order ``want``."""
     missing = set(want) - set(letters)
     head = want[lead.count - 1] if lead.paired and lead.split < 0 else ""
     if set(letters) - set(want) or missing - {head}:
         raise Refuse("AXIS_UNPROVEN", "an operand broadcasts over a leading axis", node)
     at = tuple(SHARED if x in missing else letters.index(x) for x in want)
-    return Operand(*absorb(node, at), lead)
+    return Operand(*absorb(node, at, until), lead)
 
 
 def _heads(operand: Operand) -> int:

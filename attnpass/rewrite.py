@@ -104,9 +104,10 @@ class _Rewriter:
         operand = replace(region.weights, node=logits)
         with self.graph.inserting_before(old):
             x = self._operand(operand)
+            keep = None  # softmax in its own place needs none
             if region.site.mixed:
-                keep: fx.Node | None = self.call(aten.gt.Scalar, x, FILL)
-            else:
+                keep = self.call(aten.gt.Scalar, x, FILL)
+            elif not region.site.sink:
                 keep = self._all(region.logits.keeps, aten.bitwise_and.Tensor)
             out = self.graph.call_module(target, (x, keep))
             self._stamp(out, old)

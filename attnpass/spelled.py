@@ -8,15 +8,17 @@ import torch
 from torch import fx
 
 from attnpass.axes import op_name
+from attnpass.functional import written
 
 aten = torch.ops.aten
 
 
 def fold_softmax(graph: fx.Graph) -> None:
     """Replace ``exp(x) / sum(exp(x))``, ``exp(log_softmax(x))``, ``exp(x - logsumexp(x))``."""
-    for node in list(graph.nodes):
-        found = _spelled(node)
-        if found is None:
+    found_at = {node: found for node in graph.nodes if (found := _spelled(node)) is not None}
+    unsafe = written(graph) if found_at else set()
+    for node, found in found_at.items():
+        if unsafe & {node, found[0], *node.all_input_nodes}:
             continue
         with graph.inserting_before(node):
             new = graph.call_function(aten.softmax.int, found)

@@ -300,3 +300,106 @@ def test_every_code_is_documented():
     codes = {"UNKNOWN_SCORE_OP" if c.startswith("UNKNOWN") else c for c in codes}
     assert len(codes) >= 15
     assert [c for c in sorted(codes) if f"`{c}" not in page] == []
+
+
+class Mapped(torch.nn.Module):
+    """Projections around a core of ``(q, k, v) [B, H, T, d]``, with one parameter for a bias."""
+
+    def __init__(self, core, *bias, heads=2):
+        super().__init__()
+        self.qkv, self.core, self.h = torch.nn.Linear(8, 24), core, heads
+        self.bias = torch.nn.Parameter(torch.randn(*bias)) if bias else None
+
+    def forward(self, x, *more):
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.h, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.core(self, q, k, v, *more)
+
+
+def rows_first(m, q, k, v):
+    """A map [B, T, H, S] with a bias on its last three axes; T = H."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    p = (torch.einsum("bqhd,bkhd->bqhk", q, k) + m.bias).softmax(-1)
+    return torch.einsum("bqhk,bkhd->bqhd", p, v)
+
+
+def detour_to_other_axes(m, q, k, v):
+    """[B*H, T, S] to [B, H, 2, 3, 2, 3], a bias there, and on as [B, H, T, S]; B = H."""
+    b, h, t, d = q.shape
+    s = torch.bmm(q.reshape(b * h, t, d), k.reshape(b * h, t, d).mT).view(b, h, 2, 3, 2, 3)
+    return (s + m.bias).view(b, h, t, t).softmax(-1) @ v
+
+
+def repeated_head_masks(m, q, k, v, keep):
+    """One key mask for every pair of heads: no padding, though its first axis has B entries."""
+    n = keep.shape[-1]
+    spread = keep[:, None, None, :].expand(2, 2, 1, n).reshape(4, 1, n)
+    return (q @ k.mT).masked_fill(~spread, -1e9).softmax(-1) @ v
+
+
+def drawn_mask(m, q, k, v):
+    drawn = torch.bernoulli(torch.full((q.shape[-2],), 0.05, dtype=q.dtype)).bool()
+    return (q @ k.mT).masked_fill(drawn, -1e9).softmax(-1) @ v
+
+
+def written_exp(m, q, k, v):
+    e = (q @ k.mT).exp()
+    e.diagonal(dim1=-2, dim2=-1).fill_(0)
+    return e / e.sum(-1, keepdim=True) @ v
+
+
+def past_autograd(m, q, k, v):
+    q.data.mul_(2.0)
+    return (q @ k.mT).softmax(-1) @ v
+
+
+def mixed_tokens(m, q, k, v):
+    s = (q @ k.mT).permute(0, 2, 3, 1)
+    s = torch.nn.functional.layer_norm(s, s.shape[-2:]).permute(0, 3, 1, 2)
+    return s.softmax(-1) @ v
+
+
+ODD = {
+    "rows-first": (Mapped(rows_first, 2, 2, 2), (3, 2, 8), None),
+    "detour": (Mapped(detour_to_other_axes, 2, 2, 1, 2, 1), (2, 6, 8), None),
+    "head-masks": (Mapped(repeated_head_masks, heads=4), (2, 6, 8), "keep"),
+    "drawn": (Mapped(drawn_mask), (2, 6, 8), None),
+    "written": (Mapped(written_exp), (2, 6, 8), None),
+    "data": (Mapped(past_autograd), (2, 6, 8), None),
+    "mixed-tokens": (Mapped(mixed_tokens), (2, 6, 8), None),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_spellings_are_never_silently_wrong(name):
+    """Found or declined, softmax put back is what the model computes, whatever the sizes hide."""
+    model, shape, keep = ODD[name]
+    model = model.double().eval()
+    more = (torch.tensor([[True] * 6, [True] * 4 + [False] * 2]),) if keep else ()
+    x = torch.randn(*shape, dtype=torch.float64)
+    with torch.no_grad():
+        capture = attnpass.Capture(model).trace(x, *more)
+        capture.use_modules({s.name: forms.build("softmax", s) for s in capture.sites})
+        for seed in range(4):
+            torch.manual_seed(seed)
+            want = model(x, *more)
+            torch.manual_seed(seed)
+            torch.testing.assert_close(capture(x, *more), want, rtol=0, atol=1e-10)
+    if name in ("written", "data", "mixed-tokens", "detour", "rows-first"):
+        assert capture.sites == []
+    if name == "head-masks":
+        assert [s.mask for s in capture.sites] == [{"arbitrary"}]
+
+
+def test_transposes_without_gradients_stay_so():
+    def core(m, q, k, v):
+        with torch.no_grad():
+            k = k.transpose(-1, -2)
+        return (q @ k).softmax(-1) @ v
+
+    model = Mapped(core).double()
+    x = torch.randn(2, 6, 8, dtype=torch.float64)
+    options = {"form": "softmax", "inner": "eager"}
+    run = torch.compile(model, backend="attnpass", options=options)
+    (want,) = torch.autograd.grad(model(x).square().sum(), model.qkv.weight)
+    (got,) = torch.autograd.grad(run(x).square().sum(), model.qkv.weight)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-10)
