@@ -35,7 +35,7 @@ test: .venv/models lint types tests
 
 # every attention of every model of the corpus, compared with the golden census
 census: .venv/models
-	cd tests && ../$(BIN)/python -m zoo.census --write
+	cd tests && ../$(BIN)/python -m zoo.census
 
 # ten thousand random spellings of attention and of near misses
 fuzz: .venv/ready

@@ -1,7 +1,7 @@
 """Every verdict on every model of the corpus, beside what is true and what inductor matches.
 
-python -m zoo.census             run all, compare with the golden census, print the table
-python -m zoo.census --write     the same, and write the golden census and the result
+python -m zoo.census             run all, compare with the golden census, print and keep the table
+python -m zoo.census --write     the same, and make what was found the golden census
 python -m zoo.census timm hiera  one package, or models whose name holds a word
 """
 
@@ -297,7 +297,7 @@ def main() -> int:
             f["problems"].append(f"golden census: {golden.get(key(f))}, got {verdict(f)}")
     rows = table(found)
     _show(rows, found, time.perf_counter() - began)
-    if given.write and not words and not names and not given.quick:
+    if not words and not names and not given.quick:
         _write(rows, found, time.perf_counter() - began)
     return int(any(f["problems"] for f in found))
 
