@@ -14,7 +14,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 # real model code for the matcher's tests; those without their own dependencies would pull
 # another torch
 .venv/models: .venv/ready
-	$(PIP) '.[models]'
+	$(PIP) -e '.[models]'
 	$(PIP) --no-deps timm==1.0.31 torchvision==0.28.0 diffusers==0.42.1 open_clip_torch==3.3.0 \
 		x-transformers==2.31.10 vit-pytorch==1.26.11 monai==1.6.1 torch-einops-utils
 	touch $@

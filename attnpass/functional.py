@@ -41,6 +41,12 @@ def grad_modes(graph: fx.Graph) -> dict[fx.Node, Any]:
     return out
 
 
+def _layout(node: fx.Node) -> list[Any]:
+    """The strides of a node's axes; where there is one position, any stride is the same."""
+    value = node.meta["val"]
+    return [d for n, d in zip(value.shape, value.stride(), strict=True) if n != 1]
+
+
 def _reshapes(node: fx.Node) -> bool:
     """Whether an operator changes the shape of its operand in place."""
     return op_name(node) in _RESHAPES
@@ -97,7 +103,7 @@ class _Write:
                 value = self._call(*_inverse(view, value), like=view.args[0])
                 if not op_name(value).endswith("_scatter"):
                     self.aliases.add(value)
-            if value.meta["val"].stride() != self.base.meta["val"].stride():
+            if _layout(value) != _layout(self.base):
                 return  # a later reshape would copy where it viewed
         self._redirect(later, value)
 
