@@ -1,8 +1,8 @@
 """What the pass costs: `python benchmarks/pass_cost.py [OUT]`.
 
 Import time over torch, the pass (normalise, match, rewrite, re-trace) against the inner compile of
-the same model, how it grows with layers, switching a plan in a capture, and whether a second
-process hits the compiler's caches. Medians of fresh processes; written as JSON.
+the same model, switching a plan in a capture, and whether a second process hits the compiler's
+caches. Medians of fresh processes; written as JSON.
 """
 
 from __future__ import annotations
@@ -59,63 +59,6 @@ spent["switch_ms"] = 1e3 * sorted(times)[10]
 print(json.dumps(spent))
 """
 
-GROWTH = """
-import json, time
-import torch
-from torch import nn
-import attnpass, attnpass.backend as backend
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.qkv, self.o = nn.LayerNorm(64), nn.Linear(64, 192), nn.Linear(64, 64)
-        wide = nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)
-        self.mlp = nn.Sequential(nn.LayerNorm(64), *wide)
-    def forward(self, x):
-        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, 4, 16))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        a = (q @ k.transpose(-2, -1) * 16**-0.5).softmax(-1)
-        x = x + self.o((a @ v).transpose(1, 2).flatten(2))
-        return x + self.mlp(x)
-spent = {}
-def timed(*a, **k):
-    start = time.perf_counter()
-    out = backend.attnpass_backend(*a, **k)
-    spent.setdefault(str(layers), []).append(time.perf_counter() - start)
-    return out
-x = torch.randn(2, 64, 64)
-for layers in (12, 12, 24, 48, 96):  # the first is the cold one
-    model = nn.Sequential(*(Block() for _ in range(layers))).eval()
-    for options in ({"form": "sigmoid", "inner": "eager"}, {"inner": "eager"}):
-        torch._dynamo.reset()
-        with torch.no_grad():
-            torch.compile(model, backend=timed, options=options)(x)
-print(json.dumps(spent))
-"""
-LAYERS = """
-import json, time
-import torch
-exec(open("benchmarks/pass_cost.py").read().split('GROWTH = \"\"\"')[1].split("spent = {}")[0])
-from attnpass.options import Options
-spent = {"inner": 0.0}
-real = Options.compile
-def compile(self, *a, **k):
-    start = time.perf_counter()
-    try:
-        return real(self, *a, **k)
-    finally:
-        spent["inner"] += time.perf_counter() - start
-Options.compile = compile
-def timed(*a, **k):
-    start = time.perf_counter()
-    out = backend.attnpass_backend(*a, **k)
-    spent["backend"] = time.perf_counter() - start
-    return out
-model = nn.Sequential(*(Block() for _ in range(12))).eval()
-with torch.no_grad():
-    torch.compile(model, backend=timed, options={"form": "sigmoid"})(torch.randn(2, 64, 64))
-print(json.dumps({"pass": spent["backend"] - spent["inner"], **spent}))
-"""
-
 
 def run(code: str, **env: str) -> str:
     import os
@@ -140,10 +83,6 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             cold.append(json.loads(run(COMPILE, TORCHINDUCTOR_CACHE_DIR=cache)))
             warm.append(json.loads(run(COMPILE, TORCHINDUCTOR_CACHE_DIR=cache)))
-    growth = [json.loads(run(GROWTH)) for _ in range(3)]
-    with tempfile.TemporaryDirectory() as cache:
-        twelve = json.loads(run(LAYERS, TORCHINDUCTOR_CACHE_DIR=cache))
-    at = {n: statistics.median(g[n][-2] for g in growth) for n in ("12", "24", "48", "96")}
     row = {
         "command": "python benchmarks/pass_cost.py",
         "date": time.strftime("%Y-%m-%d"),
@@ -154,12 +93,6 @@ def main() -> None:
         "cold": cold,
         "second_process": warm,
         "pass_share_of_cold_compile": statistics.median(c["pass"] / c["inner"] for c in cold),
-        "pass_seconds_by_layers_warm": at,
-        "pass_seconds_by_layers_all": growth,
-        "seconds_per_layer_96_over_12": (at["96"] / 96) / (at["12"] / 12),
-        "no_plan_seconds": statistics.median(g["96"][-1] for g in growth),
-        "twelve_layers_cold": twelve,
-        "pass_share_of_cold_compile_12_layers": twelve["pass"] / twelve["inner"],
         "switch_plan_ms": statistics.median(c["switch_ms"] for c in cold + warm),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -168,14 +101,7 @@ def main() -> None:
         json.dumps(
             {
                 k: row[k]
-                for k in (
-                    "import_over_torch_ms",
-                    "pass_share_of_cold_compile",
-                    "pass_share_of_cold_compile_12_layers",
-                    "pass_seconds_by_layers_warm",
-                    "no_plan_seconds",
-                    "switch_plan_ms",
-                )
+                for k in ("import_over_torch_ms", "pass_share_of_cold_compile", "switch_plan_ms")
             }
         )
     )

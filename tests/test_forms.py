@@ -889,7 +889,11 @@ TABLE = {
     ),
     # the softmax node alone is swapped, also for softmax itself
     "soft cap": ({"softcap": True}, (), {"hydra": "SOFTCAP"}),
-    "talking heads": ({"mixed": True}, (), {"hydra": "TALKING_HEADS"}),
+    "talking heads": (
+        {"mixed": True},
+        (),
+        {"hydra": "TALKING_HEADS", "skipat": "TALKING_HEADS"},
+    ),
     "sink": ({"sink": True}, (), {"hydra": "SINK"}),
     "weights used elsewhere": (
         {"escapes": "mean_2"},

@@ -1,0 +1,130 @@
+"""How the pass grows with layers: `python benchmarks/pass_growth.py [OUT]`.
+
+The backend's time on stacks of 12 to 96 blocks with an inner compiler that does nothing, with a
+form and without a plan; and the pass beside inductor's cold compile of 12 blocks. Each in fresh
+processes; written as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+LAYERS = (12, 24, 48, 96)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.o = nn.LayerNorm(64), nn.Linear(64, 192), nn.Linear(64, 64)
+        wide = nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64)
+        self.mlp = nn.Sequential(nn.LayerNorm(64), *wide)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        qkv = self.qkv(self.norm(x)).unflatten(-1, (3, 4, 16))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        a = (q @ k.transpose(-2, -1) * 16**-0.5).softmax(-1)
+        x = x + self.o((a @ v).transpose(1, 2).flatten(2))
+        return x + self.mlp(x)
+
+
+def seconds(layers: int, options: dict[str, Any]) -> tuple[float, float]:
+    """Seconds in the backend, and of them in the inner compiler."""
+    from attnpass import backend
+    from attnpass.options import Options
+
+    spent = {"backend": 0.0, "inner": 0.0}
+    real = Options.compile
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return real(*args, **kwargs)
+        finally:
+            spent["inner"] += time.perf_counter() - start
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        out = backend.attnpass_backend(*args, **kwargs)
+        spent["backend"] += time.perf_counter() - start
+        return out
+
+    Options.compile = inner  # type: ignore[method-assign]
+    torch._dynamo.reset()
+    model = nn.Sequential(*(Block() for _ in range(layers))).eval()
+    try:
+        with torch.no_grad():
+            torch.compile(model, backend=timed, options=options)(torch.randn(2, 64, 64))
+    finally:
+        Options.compile = real  # type: ignore[method-assign]
+    return spent["backend"], spent["inner"]
+
+
+def growth() -> dict[str, Any]:
+    """The pass alone at every number of layers, warm, and a backend without a plan."""
+    seconds(12, {"form": "sigmoid", "inner": "eager"})
+    out: dict[str, Any] = {}
+    for n in LAYERS:
+        total, inside = seconds(n, {"form": "sigmoid", "inner": "eager"})
+        out[str(n)] = total - inside
+        out[f"{n} without a plan"] = seconds(n, {"inner": "eager"})[0]
+    return out
+
+
+def cold() -> dict[str, float]:
+    """The first compile of 12 layers by inductor: the pass and the rest."""
+    total, inside = seconds(12, {"form": "sigmoid"})
+    return {"pass": total - inside, "inner": inside}
+
+
+def fresh(part: str, **env: str) -> Any:
+    """One part in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, __file__, part],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env={**os.environ, **env},
+    )
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    if sys.argv[1:] in (["growth"], ["cold"]):
+        print(json.dumps(growth() if sys.argv[1] == "growth" else cold()))
+        return
+    from attnpass.tuner import environment
+
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/pass_growth_cpu.json")
+    runs = [fresh("growth") for _ in range(3)]
+    with tempfile.TemporaryDirectory() as cache:
+        first = fresh("cold", TORCHINDUCTOR_CACHE_DIR=cache)
+    median = {str(n): statistics.median(r[str(n)] for r in runs) for n in LAYERS}
+    row = {
+        "command": "python benchmarks/pass_growth.py",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": environment.device(),
+        "versions": environment.versions(),
+        "pass_seconds_warm": median,
+        "no_plan_seconds_96": statistics.median(r["96 without a plan"] for r in runs),
+        "per_layer_96_over_12": (median["96"] / 96) / (median["12"] / 12),
+        "runs": runs,
+        "cold_12": first,
+        "pass_share_of_cold_compile_12": first["pass"] / first["inner"],
+    }
+    out.write_text(json.dumps(row, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in row.items() if k != "runs"}))
+
+
+if __name__ == "__main__":
+    main()
