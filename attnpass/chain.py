@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from attnpass.axes import op_name
 from attnpass.contraction import Contraction, contraction
 from attnpass.functional import writes
+from attnpass.layout import switched
 from attnpass.masks import constant, is_metadata
 from attnpass.recipe import FILL
 
@@ -109,23 +110,16 @@ def _check(out: Chain) -> None:
     for term in out.terms:
         if term.kind == "maximum" and not _row_maximum(term.node, out.dim):
             raise Refuse("UNKNOWN_SCORE_OP:sub", "a maximum over another axis", term.at)
-    _same_region(out.scores.node, out)
+    assert out.output is not None
+    if switched(out.scores.node, out.output.node):
+        hint = "gradients are switched inside the attention"
+        raise Refuse("HOP_UNSUPPORTED", hint, out.output.node)
     for node in [out.scores.node, *(t.at for t in out.terms)]:
         if any(writes(u) and u.args[0] is node for u in node.users):
             raise Refuse("MUTATED_ALIAS", "the logits are written in place through a view", node)
         for user in node.users:
             if user not in inside and not is_metadata(user) and not _is_maximum(user):
                 out.escapes.append(user)
-
-
-def _same_region(first: fx.Node, out: Chain) -> None:
-    """Refuse where gradients are switched on or off between the two products."""
-    assert out.output is not None
-    node = first
-    while node is not out.output.node and node.op != "root":
-        if getattr(node.target, "__name__", "") == "_set_grad_enabled":
-            raise Refuse("HOP_UNSUPPORTED", "gradients are switched inside the attention", node)
-        node = node.next
 
 
 def _up(node: Any, below: fx.Node, seen: set[fx.Node]) -> Iterator[Up | Refuse]:

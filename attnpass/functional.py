@@ -131,14 +131,9 @@ class _Write:
         twin = _functional_twin(node)
         if twin is None:
             return None
-        new = self.graph.call_function(twin, node.args, node.kwargs)
-        new.meta = dict(node.meta)
-        new.meta["val"] = _fresh_value(new, own)
-        if new.meta["val"].shape != own.shape or new.meta["val"].dtype != own.dtype:
-            self.graph.erase_node(new)
-            return None
-        self.order[new], self.modes[new] = self.order[node], self.modes[node]
-        return new
+        new = self._call(twin, *node.args, like=target, kwargs=dict(node.kwargs))
+        held = new.meta["val"]
+        return new if (held.shape, held.dtype) == (own.shape, own.dtype) else None
 
     def _views(self) -> list[fx.Node]:
         """Every node that shares the base's storage."""

@@ -91,7 +91,7 @@ def absorb(
     One made while gradients were switched otherwise than at ``until`` stays.
     """
     while op_name(node) in ("transpose", "permute", "swapaxes", "mT"):
-        if _switched(node, until):
+        if switched(node, until):
             break
         own = permuted(node)
         permutation = tuple(i if i == SHARED else own[i] for i in permutation)
@@ -99,7 +99,7 @@ def absorb(
     return node, permutation
 
 
-def _switched(node: fx.Node, until: fx.Node) -> bool:
+def switched(node: fx.Node, until: fx.Node) -> bool:
     """Whether gradients are switched on or off between two nodes."""
     while node is not until and node.op != "root":
         if getattr(node.target, "__name__", "") == "_set_grad_enabled":

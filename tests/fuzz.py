@@ -196,8 +196,7 @@ class Attention(nn.Module):
     def forward(self, x, y, z, keep, bias, pattern):
         q, k, v = self.operands(x, y, z)
         k, v = self.repeated(k), self.repeated(v)
-        out = spelled(self, q, k, v, keep, bias, pattern)
-        return out
+        return spelled(self, q, k, v, keep, bias, pattern)
 
 
 def spelled(m: Attention, q, k, v, keep, bias, pattern):
@@ -275,7 +274,7 @@ def spelled(m: Attention, q, k, v, keep, bias, pattern):
     if c.layout == "flat":
         out = out.view(*lead, *out.shape[-2:])
     if miss == "reused":
-        return out + (p.sum() if miss else 0)
+        return out + p.sum()
     return (out, p) if c.returned and not miss else out
 
 

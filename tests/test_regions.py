@@ -125,7 +125,6 @@ def test_autocast_stays_in_force():
     got = results(model, run, x)
     assert got[0].dtype == want[0].dtype
     assert error(got, want) < 3e-2  # bf16 inside
-    assert error(got[:1], want[:1]) > 0 or torch.equal(got[0], want[0])
 
 
 def saved_by(call, x):
@@ -230,9 +229,5 @@ def test_zero_graphs_are_said():
     x = torch.randn(2, 5, 16)
     report = attnpass.find_sites(model, x, x, tgt_mask=mask, tgt_is_causal=True)
     assert len(report.sites) == 3
-    try:
-        found = attnpass.find_sites(model, x, x, tgt_mask=mask)
-    except attnpass.CaptureError as error:
-        assert "no graph" in str(error)
-    else:
-        assert len(found.sites) == 3
+    with pytest.raises(attnpass.CaptureError, match="got no graph"):
+        attnpass.find_sites(model, x, x, tgt_mask=mask)
