@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from attnpass.errors import OptionError
 from attnpass.kernels import aten
-from attnpass.kernels.cpu import H
 from attnpass.kernels.select import choose
 from attnpass.kernels.tile import Tile
+from attnpass.kernels.tiled import H
 from attnpass.site import FORMS, AttentionSite
 
 RELU_FAMILY = ("relu", "relu2", "gelu", "softplus", "identity", "relu6")
@@ -171,11 +171,13 @@ class Pointwise(nn.Module):
         if self.k0 is not None:
             k = k - self.k0.to(k.dtype).unsqueeze(1)  # [G, 1, d]
         tau, offset, gain = self._terms(self._length(q, k, keep))
-        dtype, tile = v.dtype, choose(q, k, self.tile)
-        if dtype == torch.float16 and self.h != "sigmoid":
-            q, k, v = q.float(), k.float(), v.float()
-        out = self._attend(q, k, v, bias, keep, tau, offset, tile)
-        return out if gain is None else (out * gain).to(dtype)
+        tile, rest = choose(q, k, self.tile), (self.scale, self.h, self.causal)
+        if tile.implementation == "aten":
+            return aten.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest)
+        from attnpass.kernels import ops
+
+        out: Tensor = ops.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest, tile.as_list())
+        return out
 
     def _terms(self, length: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Tau ``[H]``, then offset and gain that broadcast to ``[B, H, T, 1]``, from L."""
@@ -186,28 +188,6 @@ class Pointwise(nn.Module):
             return tau, -length.log() if offset is None else offset - length.log(), gain
         power = length.pow(-self.alpha)
         return tau, offset, power if gain is None else gain * power
-
-    def _attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None,
-        keep: Tensor | None,
-        tau: Tensor | None,
-        offset: Tensor | None,
-        tile: Tile,
-    ) -> Tensor:
-        if tile.implementation == "aten":
-            return aten.pointwise(
-                q, k, v, bias, keep, tau, offset, self.scale, self.h, self.causal
-            )
-        from attnpass.kernels import ops
-
-        out: Tensor = ops.pointwise(
-            q, k, v, bias, keep, tau, offset, self.scale, self.h, self.causal, tile.as_list()
-        )
-        return out
 
     def _length(self, q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
         """L as float32, broadcastable to ``[B, H, T, 1]``, at least 1."""
@@ -296,17 +276,16 @@ class Hydra(nn.Module):
             raise OptionError(
                 f"expected a key-padding mask [B, 1, 1, S] with hydra, got {tuple(keep.shape)}"
             )
+        gain = None if self.gain is None else self.gain.view(1, self.heads, 1, self.head_dim)
         if self.tile is None or self.tile.implementation == "aten":
-            out = aten.hydra(q, k, v, keep, self.causal, self.eps)
+            out = aten.hydra(q, k, v, keep, gain, self.causal, self.eps)
         else:
             from attnpass.kernels import ops
 
             group = self.heads // k.shape[1]
             k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
-            out = ops.hydra(q, k, v, keep, self.causal, self.eps, self.tile.as_list())
-        if self.gain is not None:
-            out = out * self.gain.view(1, self.heads, 1, self.head_dim)
-        return out.to(v.dtype)
+            out = ops.hydra(q, k, v, keep, gain, self.causal, self.eps, self.tile.as_list())
+        return out
 
 
 class SkipAt(nn.Module):

@@ -34,14 +34,14 @@ def check() -> list[dict]:
                 q, k, v = draw((2, 3, 130, 64), dtype)
                 offset = torch.full((1, 1, 1, 1), -4.9, device="cuda")
                 tile = default_tile("cuda", 64).as_list()
-                given = (q, k, v, None, None, None, offset)
+                given = (q, k, v, None, None, None, offset, None)
                 got = triton_launch.pointwise(*given, 0.125, h, causal, tile)
                 want = reference.pointwise(*given, scale=0.125, h=h, causal=causal)
                 rows.append(compare(f"pointwise {h}", dtype, causal, got, want, allowed))
         for causal in (False, True):
             q, k, v = draw((2, 3, 130, 64), dtype)
             tile = default_tile("cuda", 64).as_list()
-            got = triton_launch.hydra(q, k, v, None, causal, 1e-6, tile)
+            got = triton_launch.hydra(q, k, v, None, None, causal, 1e-6, tile)
             want = reference.hydra(q, k, v, None, causal=causal, eps=1e-6)
             rows.append(compare("hydra", dtype, causal, got, want, allowed))
     return rows
@@ -64,11 +64,11 @@ def measure(shape, causal) -> dict:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
     def pointwise(h):
-        given = (q, k, v, None, None, None, offset)
+        given = (q, k, v, None, None, None, offset, None)
         return lambda: triton_launch.pointwise(*given, d**-0.5, h, causal, tile)
 
     def hydra():
-        return triton_launch.hydra(q, k, v, None, causal, 1e-6, tile)
+        return triton_launch.hydra(q, k, v, None, None, causal, 1e-6, tile)
 
     runs = [sdpa, sdpa, pointwise("sigmoid"), pointwise("relu"), hydra]
     times = interleave(runs, rounds=50, warmup=10, synchronise=torch.cuda.synchronize)

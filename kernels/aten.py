@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from attnpass.kernels.cpu import H
+from attnpass.kernels.tiled import H
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:
@@ -29,6 +29,7 @@ def pointwise(
     keep: Tensor | None,
     tau: Tensor | None,
     offset: Tensor | None,
+    gain: Tensor | None,
     scale: float,
     h: str,
     causal: bool,
@@ -48,13 +49,20 @@ def pointwise(
         below = torch.arange(k.shape[2], device=q.device) <= t
         keep = below if keep is None else keep & below
     p = p if keep is None else p.masked_fill(~keep, 0.0)
-    return p.to(v.dtype) @ _repeat(v, heads)
+    out = p.to(v.dtype) @ _repeat(v, heads)
+    return out if gain is None else (out * gain).to(v.dtype)
 
 
 def hydra(
-    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, causal: bool, eps: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor | None,
+    gain: Tensor | None,
+    causal: bool,
+    eps: float,
 ) -> Tensor:
-    """``[B, H, T, d]`` in float32 or wider; see ``ops.hydra``."""
+    """``[B, H, T, d]``; see ``ops.hydra``."""
 
     def unit(x: Tensor) -> Tensor:
         x = x if x.dtype == torch.float64 else x.float()
@@ -63,4 +71,5 @@ def hydra(
     kv = unit(_repeat(k, q.shape[1])) * _repeat(v, q.shape[1])
     if keep is not None:
         kv = kv.masked_fill(~keep.transpose(-1, -2), 0.0)
-    return unit(q) * (kv.cumsum(2) if causal else kv.sum(2, keepdim=True))
+    out = unit(q) * (kv.cumsum(2) if causal else kv.sum(2, keepdim=True))
+    return (out if gain is None else out * gain).to(v.dtype)

@@ -1,106 +1,130 @@
-"""The CPU path in plain torch: tiled over query rows and key columns, O(n) memory.
+"""The C++ kernels: compiled at first use by torch's own machinery, cached, called with strides.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim; r = H / G.
-Logits, h and sums are float32 (float64 for float64 inputs) whatever the input dtype.
+Where they cannot serve a call (``refusal`` says why), ``tiled.py`` does.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+import ctypes
+import functools
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-_SQRT_HALF, _INV_SQRT_2PI = math.sqrt(0.5), 1 / math.sqrt(2 * math.pi)
+from attnpass.kernels import tiled
+
+H = ("sigmoid", "relu", "relu2", "gelu", "softplus", "identity", "relu6")
+"""The functions in the order of ``of`` in ``attention_cpu.h``."""
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
+
+_LOG = logging.getLogger("attnpass")
 
 
-def _gelu_slope(x: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.erf(x * _SQRT_HALF)) + x * torch.exp(-0.5 * x * x) * _INV_SQRT_2PI
+class _Array(ctypes.Structure):
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("type", ctypes.c_int64),
+        ("stride", ctypes.c_int64 * 4),
+    )
 
 
-def _sigmoid_slope(x: Tensor) -> Tensor:
-    p = torch.sigmoid(x)
-    return p - p * p
+def _structure(integers: str, floats: str, arrays: str) -> type[ctypes.Structure]:
+    """A C struct of 64-bit integers, then doubles, then arrays."""
+    kinds = ((integers, ctypes.c_int64), (floats, ctypes.c_double), (arrays, _Array))
+    fields = [(name, kind) for names, kind in kinds for name in names.split()]
+    return type("Problem", (ctypes.Structure,), {"_fields_": fields})
 
 
-H: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    "sigmoid": (torch.sigmoid, _sigmoid_slope),
-    "relu": (torch.relu, lambda x: (x > 0).to(x.dtype)),
-    "relu2": (lambda x: torch.relu(x).square(), lambda x: 2 * torch.relu(x)),
-    "gelu": (F.gelu, _gelu_slope),
-    "softplus": (F.softplus, torch.sigmoid),
-    "identity": (lambda x: x, torch.ones_like),
-    "relu6": (F.relu6, lambda x: ((x > 0) & (x < 6)).to(x.dtype)),
+_SIZES = "b h g t s d dv block_m block_n heads function causal"
+_INPUTS = "q k v bias keep tau offset gain"
+_HYDRA = _structure(
+    "b h t s d causal chunks", "eps", "q k v keep gain out sums grad_sums grad dq dk dvalue dgain"
+)
+_PROBLEMS = {
+    "pointwise": _structure(_SIZES, "scale", f"{_INPUTS} out"),
+    "pointwise_backward": _structure(
+        f"{_SIZES} chunks serial", "scale", f"{_INPUTS} grad dq dk dvalue dbias dtau doffset dgain"
+    ),
+    "hydra": _HYDRA,
+    "hydra_backward": _HYDRA,
 }
-"""Every h of the pointwise family with its slope (2309.08586 studies all seven)."""
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _array(x: Tensor | None) -> _Array:
+    """Four axes of ``x``; a broadcast axis has stride 0."""
+    if x is None:
+        return _Array(None, 0, (ctypes.c_int64 * 4)())
+    strides = [0 if n == 1 else st for n, st in zip(x.shape, x.stride(), strict=True)]
+    return _Array(x.data_ptr(), TYPES[x.dtype], (ctypes.c_int64 * 4)(*strides))
 
 
-def _cut(x: Tensor, rows: slice, columns: slice) -> Tensor:
-    """The block of a tensor that broadcasts to ``[B, H, T, S]``."""
-    x = x.view((1,) * (4 - x.dim()) + x.shape)
-    x = x if x.shape[2] == 1 else x[:, :, rows]
-    return x if x.shape[3] == 1 else x[:, :, :, columns]
+@functools.cache
+def library(name: str) -> Any:
+    """The compiled ``name``_cpu.cpp, or the reason, as a string, why there is none."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return f"no AVX-512 here ({torch.backends.cpu.get_cpu_capability()})"
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    from torch._inductor.codecache import CppCodeCache
+
+    here = Path(__file__).parent
+    source = (here / "attention_cpu.h").read_text() + (here / f"{name}_cpu.cpp").read_text()
+    try:
+        return CppCodeCache.load(source, "cpu")
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        _LOG.warning(
+            "expected a C++ compiler for the CPU kernels, got: %s; install g++ or set $CXX"
+            " (plain torch operations run instead)",
+            reason,
+        )
+        return f"no C++ kernel: {reason}"
 
 
-def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
-    """``x`` summed over the dimensions that ``shape`` broadcasts."""
-    return x.sum_to_size(shape)
+def refusal(name: str, *tensors: Tensor | None) -> str | None:
+    """Why the kernel ``name`` cannot serve these tensors, or None."""
+    for x in tensors:
+        if x is not None and x.dtype not in TYPES:
+            return f"{x.dtype} is computed by plain torch operations"
+    found = library(name)
+    return found if isinstance(found, str) else None
 
 
-def _blocks(t: int, s: int, causal: bool, tile: list[int]) -> Iterator[tuple[slice, list[slice]]]:
-    """Row blocks with the column blocks that hold at least one kept position."""
-    for i in range(0, t, tile[0]):
-        rows = slice(i, min(i + tile[0], t))
-        end = min(s, rows.stop) if causal else s
-        yield rows, [slice(j, min(j + tile[1], s)) for j in range(0, end, tile[1])]
+def _rows(x: Tensor) -> Tensor:
+    """``x`` with unit stride along features, copied only where it has none."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _repeat(x: Tensor, heads: int) -> Tensor:
-    """Grouped key/value heads repeated: ``[B, G, S, d]`` -> ``[B, H, S, d]``."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+def _call(name: str, entry: str, numbers: Iterable[float], tensors: Iterable[Any]) -> bool:
+    """Run an entry of ``name``_cpu.cpp; false where oneDNN is switched off."""
+    held = list(tensors)
+    problem = _PROBLEMS[entry](*numbers, *map(_array, held))
+    return bool(library(name)[entry](ctypes.byref(problem)) == 0)
 
 
-class _Scores:
-    """Logits before tau and offset, then after, and the kept positions, of one block."""
+def _inputs(q: Tensor, k: Tensor, *rest: Tensor | None) -> list[Tensor | None]:
+    """Q to gain, broadcast to four axes without a copy; tau is ``[1, 1, 1, H]``."""
+    v, bias, keep, tau, offset, gain = rest
+    assert v is not None
+    full, row = (*q.shape[:3], k.shape[2]), (*q.shape[:3], 1)
+    return [
+        *(_rows(x) for x in (q, k, v)),
+        *(None if x is None else x.expand(full) for x in (bias, keep)),
+        None if tau is None else tau.float().view(1, 1, 1, -1),
+        *(None if x is None else x.float().expand(row) for x in (offset, gain)),
+    ]
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        bias: Tensor | None,
-        keep: Tensor | None,
-        tau: Tensor | None,
-        offset: Tensor | None,
-        scale: float,
-        causal: bool,
-    ) -> None:
-        self.q, self.k, self.bias, self.keep = q, k, bias, keep
-        self.tau = None if tau is None else _wide(tau).view(1, -1, 1, 1)
-        self.offset = None if offset is None else _wide(offset)
-        self.scale, self.causal = scale, causal
 
-    def __call__(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        raw = self.q[:, :, rows] @ self.k[:, :, columns].transpose(-1, -2) * self.scale
-        mask = None if self.keep is None else _cut(self.keep, rows, columns)
-        if self.bias is not None:
-            bias = _wide(_cut(self.bias, rows, columns))
-            finite = bias != -math.inf
-            raw = raw + bias.where(finite, torch.zeros((), dtype=bias.dtype))
-            mask = finite if mask is None else mask & finite
-        if self.causal:
-            t = torch.arange(rows.start, rows.stop, device=raw.device).view(-1, 1)
-            below = torch.arange(columns.start, columns.stop, device=raw.device) <= t
-            mask = below if mask is None else mask & below
-        s = raw if self.tau is None else raw * self.tau
-        if self.offset is not None:
-            s = s + _cut(self.offset, rows, columns)
-        return raw, s, mask
+def _sizes(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool, tile: list[int]) -> list[int]:
+    """The integers of ``_SIZES``; a column block is a multiple of two vectors."""
+    (b, heads, t, d), (g, s), dv = q.shape, k.shape[1:3], v.shape[3]
+    return [b, heads, g, t, s, d, dv, tile[0], -(-tile[1] // 32) * 32, tile[4], H.index(h), causal]
 
 
 def pointwise(
@@ -111,23 +135,22 @@ def pointwise(
     keep: Tensor | None,
     tau: Tensor | None,
     offset: Tensor | None,
+    gain: Tensor | None,
     scale: float,
     h: str,
     causal: bool,
     tile: list[int],
 ) -> Tensor:
     """``[B, H, T, dv]``; see ``ops.pointwise``."""
-    wide_q, wide_k, wide_v = _wide(q), _wide(_repeat(k, q.shape[1])), _wide(_repeat(v, q.shape[1]))
-    scores = _Scores(wide_q, wide_k, bias, keep, tau, offset, scale, causal)
-    out = q.new_zeros((*q.shape[:3], v.shape[3]))
-    for rows, columns in _blocks(q.shape[2], k.shape[2], causal, tile):
-        total = wide_v.new_zeros((*q.shape[:2], rows.stop - rows.start, v.shape[3]))
-        for column in columns:
-            _, s, mask = scores(rows, column)
-            p = H[h][0](s)
-            total += (p if mask is None else p.masked_fill(~mask, 0.0)) @ wide_v[:, :, column]
-        out[:, :, rows] = total.to(q.dtype)
-    return out
+    rest = (scale, h, causal, tile)
+    if refusal("pointwise", q, k, v, bias):
+        return tiled.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest)
+    out = tiled.heads_last(q, v.shape[3])
+    inputs = _inputs(q, k, v, bias, keep, tau, offset, gain)
+    numbers = (*_sizes(q, k, v, h, causal, tile), scale)
+    if _call("pointwise", "pointwise", numbers, (*inputs, out)):
+        return out
+    return tiled.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest)
 
 
 def pointwise_backward(
@@ -139,59 +162,73 @@ def pointwise_backward(
     keep: Tensor | None,
     tau: Tensor | None,
     offset: Tensor | None,
+    gain: Tensor | None,
     scale: float,
     h: str,
     causal: bool,
     tile: list[int],
     needs_bias: bool,
 ) -> list[Tensor]:
-    """Gradients of q, k, v, bias, tau, offset by recomputation of every block."""
-    heads, g = q.shape[1], _wide(grad)
-    wide_q, wide_k, wide_v = _wide(q), _wide(_repeat(k, heads)), _wide(_repeat(v, heads))
-    scores = _Scores(wide_q, wide_k, bias, keep, tau, offset, scale, causal)
-    dq, dk, dv = (
-        torch.zeros_like(x, memory_format=torch.contiguous_format)
-        for x in (wide_q, wide_k, wide_v)
+    """Gradients of q, k, v, bias, tau, offset, gain; see ``ops.pointwise_backward``."""
+    rest = (grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, needs_bias)
+    (b, heads, t, d), (g, s) = q.shape, k.shape[1:3]
+    biased = bias is not None and needs_bias
+    # threads share the keys: each would add to a bias that all keys share
+    if refusal("pointwise_backward", q, k, v, bias) or (
+        bias is not None and biased and bias.shape[-1] == 1 < s
+    ):
+        return tiled.pointwise_backward(*rest)
+    inputs = _inputs(q, k, v, bias, keep, tau, offset, gain)
+    # sums over keys are kept apart per chunk: the same threads give the same bits
+    threads, blocks = torch.get_num_threads(), -(-s // tile[1])
+    chunks = max(1, min(blocks, threads if biased else -(-threads // max(1, b * g))))
+    dq = torch.empty((chunks, b, heads, t, d))
+    dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (k, v))
+    dbias = torch.zeros(bias.shape) if bias is not None and biased else None
+    dtau = None if tau is None else torch.zeros((chunks, b, heads))
+    doffset, dgain = (
+        None if x is None else torch.empty((chunks, b, heads, t, 1)) for x in (offset, gain)
     )
-    dbias = (
-        torch.zeros_like(bias, dtype=g.dtype, memory_format=torch.contiguous_format)
-        if bias is not None and needs_bias
-        else None
+    wide = None if dbias is None else dbias.expand(b, heads, t, s)
+    numbers = (*_sizes(q, k, v, h, causal, tile), chunks, biased, scale)
+    parts = [None if x is None else x[0].view(b, heads, -1, 1) for x in (dtau, doffset, dgain)]
+    tensors = (*inputs, _rows(grad), dq[0], dk, dv, wide, *parts)
+    if not _call("pointwise_backward", "pointwise_backward", numbers, tensors):
+        return tiled.pointwise_backward(*rest)
+    sums = (
+        (dbias, bias),
+        (None if dtau is None else dtau.sum((0, 1)), tau),
+        *((None if x is None else x.sum(0), y) for x, y in ((doffset, offset), (dgain, gain))),
     )
-    dtau = None if tau is None else torch.zeros_like(tau, dtype=g.dtype)
-    doffset = (
-        None
-        if offset is None
-        else torch.zeros_like(offset, dtype=g.dtype, memory_format=torch.contiguous_format)
-    )
-    value, slope = H[h]
-    for rows, columns in _blocks(q.shape[2], k.shape[2], causal, tile):
-        for column in columns:
-            raw, s, mask = scores(rows, column)
-            p = value(s) if mask is None else value(s).masked_fill(~mask, 0.0)
-            dv[:, :, column] += p.transpose(-1, -2) @ g[:, :, rows]
-            ds = (g[:, :, rows] @ wide_v[:, :, column].transpose(-1, -2)) * slope(s)
-            ds = ds if mask is None else ds.masked_fill(~mask, 0.0)
-            if dtau is not None:
-                dtau += (ds * raw).sum((0, 2, 3))
-            if doffset is not None:
-                part = _cut(doffset, rows, column)
-                part += _sum_to(ds, part.shape)
-            ds = ds if scores.tau is None else ds * scores.tau
-            if dbias is not None:
-                part = _cut(dbias, rows, column)
-                part += _sum_to(ds, part.shape)
-            dq[:, :, rows] += ds @ wide_k[:, :, column] * scale
-            dk[:, :, column] += ds.transpose(-1, -2) @ wide_q[:, :, rows] * scale
-    group = heads // k.shape[1]
-    dk, dv = (x.unflatten(1, (-1, group)).sum(2) for x in (dk, dv))
-    rest = [(dbias, bias), (dtau, tau), (doffset, offset)]
     return [
-        dq.to(q.dtype),
-        dk.to(k.dtype),
-        dv.to(v.dtype),
-        *(q.new_empty(0) if d is None or x is None else d.to(x.dtype) for d, x in rest),
+        (dq[0] if chunks == 1 else dq.sum(0)).to(q.dtype),
+        dk,
+        dv,
+        *(
+            q.new_empty(0) if x is None or y is None else x.sum_to_size(y.shape).to(y.dtype)
+            for x, y in sums
+        ),
     ]
+
+
+def _hydra(
+    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, gain: Tensor | None, *rest: Any
+) -> tuple[list[int | float], list[Any], Any]:
+    """The numbers and arrays that both directions share, and how sums per chunk are made."""
+    (b, h, t, d), s = q.shape, k.shape[2]
+    causal, eps = rest
+    chunks = -(-torch.get_num_threads() // max(1, b))
+    chunks = max(1, min(chunks, -(-s // 64)))
+
+    def sums() -> Tensor:
+        return torch.empty((b, chunks, h, -(-d // 16) * 16))
+
+    inputs = [
+        *(_rows(x) for x in (q, k, v)),
+        None if keep is None else keep.expand(b, 1, 1, s),
+        None if gain is None else _rows(gain.float()),
+    ]
+    return [b, h, t, s, d, causal, chunks, eps], inputs, sums
 
 
 def hydra(
@@ -199,32 +236,40 @@ def hydra(
     k: Tensor,
     v: Tensor,
     keep: Tensor | None,
+    gain: Tensor | None,
     causal: bool,
     eps: float,
     tile: list[int],
 ) -> Tensor:
-    """``[B, H, T, d]``; see ``ops.hydra``. Row blocks bound the float32 copies."""
-    b, heads, t, d = q.shape
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    total = torch.zeros((b, heads, 1, d), dtype=_wide(q[:, :, :0]).dtype)
+    """``[B, H, T, d]``; see ``ops.hydra``."""
+    if not refusal("hydra", q, k, v):
+        numbers, inputs, sums = _hydra(q, k, v, keep, gain, causal, eps)
+        out = tiled.heads_last(q, q.shape[3])
+        if _call("hydra", "hydra", numbers, (*inputs, out, sums(), *[None] * 6)):
+            return out
+    return tiled.hydra(q, k, v, keep, gain, causal, eps, tile)
 
-    def unit(x: Tensor) -> Tensor:
-        x = _wide(x)
-        return x * (x * x).sum((1, 3), keepdim=True).clamp_min(eps).rsqrt()
 
-    def products(rows: slice) -> Tensor:
-        kv = unit(k[:, :, rows]) * _wide(v[:, :, rows])
-        return kv if keep is None else kv * _cut(keep, slice(0, 1), rows).transpose(-1, -2)
-
-    if not causal:
-        for i in range(0, k.shape[2], tile[0]):
-            total += products(slice(i, i + tile[0])).sum(2, keepdim=True)
-    for i in range(0, t, tile[0]):
-        rows = slice(i, i + tile[0])
-        if causal:
-            running = total + products(rows).cumsum(2)
-            total = running[:, :, -1:]
-            out[:, :, rows] = (unit(q[:, :, rows]) * running).to(q.dtype)
-        else:
-            out[:, :, rows] = (unit(q[:, :, rows]) * total).to(q.dtype)
-    return out
+def hydra_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor | None,
+    gain: Tensor | None,
+    causal: bool,
+    eps: float,
+    tile: list[int],
+) -> list[Tensor]:
+    """Gradients of q, k, v, gain; see ``ops.hydra_backward``."""
+    if not refusal("hydra", q, k, v):
+        numbers, inputs, sums = _hydra(q, k, v, keep, gain, causal, eps)
+        found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+        dgain = sums()
+        arrays = (*inputs, None, sums(), sums(), _rows(grad), *found, dgain)
+        if _call("hydra", "hydra_backward", numbers, arrays):
+            if gain is None:
+                return [*found, q.new_empty(0)]
+            total = dgain.sum((0, 1))[:, : q.shape[3]].reshape(gain.shape)
+            return [*found, total.to(gain.dtype)]
+    return tiled.hydra_backward(grad, q, k, v, keep, gain, causal, eps, tile)

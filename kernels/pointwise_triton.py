@@ -40,6 +40,7 @@ def pointwise_forward(
     keep,
     tau,
     offset,
+    gain,
     out,
     q_b,
     q_h,
@@ -64,6 +65,9 @@ def pointwise_forward(
     off_b,
     off_h,
     off_t,
+    gain_b,
+    gain_h,
+    gain_t,
     out_b,
     out_h,
     out_t,
@@ -82,11 +86,12 @@ def pointwise_forward(
     HAS_KEEP: tl.constexpr,
     HAS_TAU: tl.constexpr,
     HAS_OFFSET: tl.constexpr,
+    HAS_GAIN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """``out[b, h, t] = sum_s keep * h(tau (scale q.k + bias) + offset) v`` (2409.04431)."""
+    """``out[b, h, t] = gain sum_s keep h(tau (scale q.k + bias) + offset) v`` (2409.04431)."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # [M]
     b = (tl.program_id(1) // HEADS).to(tl.int64)
     head = (tl.program_id(1) % HEADS).to(tl.int64)
@@ -147,6 +152,11 @@ def pointwise_forward(
             other=0.0,
         )  # [N, DV]
         total += tl.dot(p.to(v_block.dtype), v_block, input_precision=PRECISION)
+    if HAS_GAIN:
+        row_gain = tl.load(
+            gain + b * gain_b + head * gain_h + rows.to(tl.int64) * gain_t, mask=row_ok, other=0.0
+        )
+        total *= row_gain[:, None]
     tl.store(
         out + b * out_b + head * out_h + t * out_t + dv[None, :],
         total.to(out.dtype.element_ty),

@@ -64,12 +64,13 @@ def pointwise(
     keep: Tensor | None,
     tau: Tensor | None,
     offset: Tensor | None,
+    gain: Tensor | None = None,
     *,
     scale: float,
     h: str,
     causal: bool,
 ) -> Tensor:
-    """``sum_s keep * h(tau * (scale q.k + bias) + offset) * v`` (2409.04431, 2309.08586)."""
+    """``gain sum_s keep h(tau (scale q.k + bias) + offset) v`` (2409.04431, 2309.08586)."""
     k, v = grouped(k, q.shape[1]), grouped(v, q.shape[1])
     s = torch.einsum("bhtd,bhsd->bhts", q.double(), k.double()) * scale
     s = s if bias is None else s + bias.double().masked_fill(bias == -math.inf, 0.0)
@@ -79,11 +80,19 @@ def pointwise(
     if bias is not None:
         mask = mask & (bias != -math.inf)
     p = H_FUNCTIONS[h](s) * mask  # after h: -inf before gelu would give NaN
-    return torch.einsum("bhts,bhsd->bhtd", p, v.double())
+    out = torch.einsum("bhts,bhsd->bhtd", p, v.double())
+    return out if gain is None else out * gain.double()
 
 
 def hydra(
-    q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, *, causal: bool, eps: float
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor | None,
+    gain: Tensor | None = None,
+    *,
+    causal: bool,
+    eps: float,
 ) -> Tensor:
     """Hydra attention (2209.07484) with the norm over all heads' features, ``[B, H, T, d]``."""
     k, v = grouped(k, q.shape[1]), grouped(v, q.shape[1])
@@ -96,4 +105,4 @@ def hydra(
     if keep is not None:
         kv = kv * keep.double().transpose(-1, -2)
     total = kv.cumsum(2) if causal else kv.sum(2, keepdim=True)
-    return unit(q) * total
+    return unit(q) * total if gain is None else unit(q) * total * gain.double()

@@ -16,6 +16,7 @@ class Tile:
             the inner compiler fuses).
         block_m: query rows per block.
         block_n: key columns per block.
+        heads: heads per task (CPU only): how many share one thread's turn.
         warps: warps per program (GPU only).
         stages: software pipeline stages (GPU only).
     """
@@ -25,19 +26,20 @@ class Tile:
     block_n: int = 512
     warps: int = 4
     stages: int = 2
+    heads: int = 1
 
     def __post_init__(self) -> None:
         if self.implementation not in IMPLEMENTATIONS:
             raise ValueError(
                 f"expected implementation in {IMPLEMENTATIONS}, got {self.implementation!r}"
             )
-        for name in ("block_m", "block_n", "warps", "stages"):
+        for name in ("block_m", "block_n", "warps", "stages", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
 
     def as_list(self) -> list[int]:
-        """``[block_m, block_n, warps, stages]``: how an operator takes the tile."""
-        return [self.block_m, self.block_n, self.warps, self.stages]
+        """``[block_m, block_n, warps, stages, heads]``: how an operator takes the tile."""
+        return [self.block_m, self.block_n, self.warps, self.stages, self.heads]
 
     def as_dict(self) -> dict[str, int | str]:
         """The tile as plain JSON types."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnpass.kernels import cpu
+from attnpass.kernels import tiled
 
 
 def _power(n: int) -> int:
@@ -34,6 +34,7 @@ def pointwise(
     keep: Tensor | None,
     tau: Tensor | None,
     offset: Tensor | None,
+    gain: Tensor | None,
     scale: float,
     h: str,
     causal: bool,
@@ -44,12 +45,13 @@ def pointwise(
 
     b, heads, t, d = q.shape
     s, dv = k.shape[2], v.shape[3]
-    out = q.new_empty((b, heads, t, dv))
+    out = tiled.heads_last(q, dv)
     if out.numel() == 0:
         return out
     bias_x, bias_st = _spread(bias, (b, heads, t, s))
     keep_x, keep_st = _spread(None if keep is None else keep.view(torch.uint8), (b, heads, t, s))
     off_x, off_st = _spread(None if offset is None else offset.float(), (b, heads, t, 1))
+    gain_x, gain_st = _spread(None if gain is None else gain.float(), (b, heads, t, 1))
     grid = (-(-t // tile[0]), b * heads)
     tf32 = q.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
     pointwise_forward[grid](
@@ -60,6 +62,7 @@ def pointwise(
         keep_x,
         None if tau is None else tau.float(),
         off_x,
+        gain_x,
         out,
         *q.stride(),
         *k.stride(),
@@ -67,6 +70,7 @@ def pointwise(
         *bias_st,
         *keep_st,
         *off_st[:3],
+        *gain_st[:3],
         *out.stride()[:3],
         t,
         s,
@@ -83,6 +87,7 @@ def pointwise(
         HAS_KEEP=keep is not None,
         HAS_TAU=tau is not None,
         HAS_OFFSET=offset is not None,
+        HAS_GAIN=gain is not None,
         PRECISION="tf32" if tf32 else "ieee",
         BLOCK_M=tile[0],
         BLOCK_N=tile[1],
@@ -97,6 +102,7 @@ def hydra(
     k: Tensor,
     v: Tensor,
     keep: Tensor | None,
+    gain: Tensor | None,
     causal: bool,
     eps: float,
     tile: list[int],
@@ -106,7 +112,7 @@ def hydra(
 
     b, heads, t, d = q.shape
     s, features = k.shape[2], heads * d
-    out = q.new_empty(q.shape)
+    out = tiled.heads_last(q, d)
     if out.numel() == 0:
         return out
     block = max(16, min(tile[0], _power(max(1, 16384 // _power(features)))))
@@ -139,8 +145,8 @@ def hydra(
         CAUSAL=causal,
         **shape,
     )
-    return out
+    return out if gain is None else (out * gain).to(q.dtype)
 
 
 # The Triton backward is not written yet: recomputation in torch runs on any device.
-pointwise_backward = cpu.pointwise_backward
+pointwise_backward, hydra_backward = tiled.pointwise_backward, tiled.hydra_backward

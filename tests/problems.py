@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NAMES = ("q", "k", "v", "bias", "tau", "offset")
+NAMES = ("q", "k", "v", "bias", "tau", "offset", "gain")
 """The inputs that take gradients, in the order of ``Problem.leaves``."""
 
 
@@ -28,12 +28,13 @@ class Case:
     bias: tuple[int, ...] | None = None
     tau: bool = False
     offset: tuple[int, ...] | None = None
+    gain: tuple[int, ...] | None = None
     causal: bool = False
     transposed: bool = False
     inf_bias: bool = False
     permuted_bias: bool = False
     empty_row: bool = False
-    tile: tuple[int, ...] = (4, 3, 4, 2)
+    tile: tuple[int, ...] = (4, 3, 4, 2, 1)
 
     def but(self, **changes: Any) -> Case:
         """This case with some fields changed."""
@@ -47,8 +48,8 @@ CASES: dict[str, Case] = {
     "no keys": Case(s=0, tau=True, offset=(1, 2, 1, 1)),
     "empty batch": Case(b=0),
     "odd sizes": Case(b=3, h=3, g=3, t=13, s=11, d=5, dv=7, tau=True, offset=(1, 3, 1, 1)),
-    "tile does not divide": Case(t=17, s=17, causal=True, tile=(5, 7, 4, 2)),
-    "tile larger than all": Case(t=5, s=5, causal=True, tile=(128, 512, 4, 2)),
+    "tile does not divide": Case(t=17, s=17, causal=True, tile=(5, 7, 4, 2, 1)),
+    "tile larger than all": Case(t=5, s=5, causal=True, tile=(128, 512, 4, 2, 1)),
     "transposed": Case(t=7, s=7, h=4, g=4, transposed=True, tau=True),
     "grouped": Case(h=4, g=2, t=5, s=7, transposed=True),
     "one kv head": Case(h=3, g=1, t=5, s=7),
@@ -74,6 +75,8 @@ CASES: dict[str, Case] = {
     "offset [1, 1, 1, 1]": Case(offset=(1, 1, 1, 1)),
     "offset [B, 1, T, 1]": Case(offset=(2, 1, 6, 1), tau=True),
     "offset [B, H, T, 1]": Case(offset=(2, 2, 6, 1)),
+    "gain [1, H, 1, 1]": Case(gain=(1, 2, 1, 1)),
+    "gain [B, 1, T, 1]": Case(gain=(2, 1, 6, 1), causal=True),
     "all": Case(
         h=4,
         g=2,
@@ -84,6 +87,7 @@ CASES: dict[str, Case] = {
         bias=(1, 4, 7, 9),
         tau=True,
         offset=(1, 4, 7, 1),
+        gain=(1, 4, 7, 1),
         causal=True,
         transposed=True,
         inf_bias=True,
@@ -103,12 +107,13 @@ class Problem:
     keep: Tensor | None
     tau: Tensor | None
     offset: Tensor | None
+    gain: Tensor | None
     grad: Tensor
     masked: Tensor
     case: Case
 
     def inputs(self) -> tuple[Tensor | None, ...]:
-        return self.q, self.k, self.v, self.bias, self.keep, self.tau, self.offset
+        return self.q, self.k, self.v, self.bias, self.keep, self.tau, self.offset, self.gain
 
     def leaves(self) -> dict[str, Tensor]:
         found = {n: getattr(self, n) for n in NAMES}
@@ -165,6 +170,7 @@ def problem(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> Pr
         keep=keep,
         tau=_leaf((0.5 + torch.rand(case.h, generator=draw)).to(small)) if case.tau else None,
         offset=None if case.offset is None else _leaf(normal(*case.offset).to(small)),
+        gain=None if case.gain is None else _leaf(normal(*case.gain).to(small)),
         grad=normal(case.b, case.h, case.t, case.dv).to(dtype),
         masked=~kept.any(-1),
         case=case,

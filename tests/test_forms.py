@@ -370,8 +370,7 @@ def test_pointwise_of_no_keys_is_zero(length, h, tile):
 @pytest.mark.parametrize("h", ALL_H)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_pointwise_low_precision(dtype, h):
-    # q k^T, h and the sums in float32: only the result is rounded, once by the kernel and once
-    # by the gain
+    # q k^T, h and the sums in float32; the C++ kernel rounds bfloat16 weights, as eager does
     module = Pointwise(H, H, D, h=h, scale=0.5, length="visible", causal=True)
     module.gain.data.fill_(1.3)
     q, k, v = attention_inputs(dtype=dtype)
@@ -389,7 +388,7 @@ def test_pointwise_low_precision(dtype, h):
         alpha=1.0,
     )
     assert out.dtype == dtype
-    assert_near(out, want)
+    assert_near(out, want, compute=dtype if dtype == torch.bfloat16 else None)
 
 
 def test_the_sum_over_keys_may_exceed_float16_if_the_mean_does_not():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import problems
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnpass import forms
-from attnpass.kernels import aten, cpu, ops, reference
+from attnpass.kernels import aten, cpu, ops, reference, tiled
 from attnpass.kernels.select import ATEN_SCORES, choose
 from attnpass.kernels.tile import IMPLEMENTATIONS, Tile, candidates, default_tile
 
@@ -24,7 +25,24 @@ LOW = (torch.bfloat16, torch.float16)
 
 def test_every_h_is_there():
     assert set(H) == {"sigmoid", "relu", "relu2", "gelu", "softplus", "identity", "relu6"}
-    assert set(cpu.H) == set(H)
+    assert set(tiled.H) == set(cpu.H) == set(H)
+
+
+@pytest.fixture(params=["c++", "tiled"])
+def path(request, monkeypatch):
+    """Both implementations of the operators on a CPU."""
+    why = cpu.refusal("pointwise")
+    if request.param == "tiled":
+        monkeypatch.setattr(cpu, "library", lambda name: "switched off")
+    elif why is not None:
+        pytest.skip(why)
+    return request.param
+
+
+def test_the_kernels_are_there_where_the_machine_has_what_they_need():
+    able = torch.backends.cpu.get_cpu_capability() == "AVX512" and shutil.which("g++") is not None
+    for name in ("pointwise", "pointwise_backward", "hydra"):
+        assert able == (cpu.refusal(name) is None)
 
 
 def run(p: Problem, h: str, which: str) -> Tensor:
@@ -56,7 +74,7 @@ def check(p: Problem, h: str, which: str, compute: torch.dtype | None = None) ->
 
 @pytest.mark.parametrize("h", H)
 @pytest.mark.parametrize("name", CASES)
-def test_pointwise_op(name, h):
+def test_pointwise_op(name, h, path):
     check(problems.problem(CASES[name]), h, "fused")
 
 
@@ -75,9 +93,11 @@ def test_pointwise_float64(h, which):
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("h", H)
 @pytest.mark.parametrize("name", ["plain", "odd sizes", "bias [B, H, T, S]", "all"])
-def test_pointwise_op_computes_low_precision_inputs_in_float32(name, h, dtype):
+def test_pointwise_op_of_low_precision_inputs(name, h, dtype, path):
     p = problems.problem(CASES[name].but(tau=True, offset=(1, CASES[name].h, 1, 1)), dtype)
-    check(p, h, "fused")
+    # the C++ kernel multiplies bfloat16 weights, as eager does; all else is float32
+    rounded = path == "c++" and dtype == torch.bfloat16
+    check(p, h, "fused", compute=dtype if rounded else None)
 
 
 @pytest.mark.parametrize("which", ["fused", "aten"])
@@ -98,9 +118,9 @@ def test_masked_positions_never_overflow_into_the_result(h, which):
 
 
 @pytest.mark.parametrize("h", ["sigmoid", "softplus"])
-def test_weights_of_size_one_over_n_are_relatively_right(h):
+def test_weights_of_size_one_over_n_are_relatively_right(h, path):
     # b = -log n: an absolute test would not see a wrong tail
-    p = problems.problem(Case(t=5, s=300, tile=(4, 64, 4, 2)))
+    p = problems.problem(Case(t=5, s=300, tile=(4, 64, 4, 2, 1)))
     p.offset = torch.full((1, 1, 1, 1), -math.log(300)).requires_grad_()
     p.v = torch.ones_like(p.v).requires_grad_()
     out, want = run(p, h, "fused"), run(p.double(), h, "reference")
@@ -114,7 +134,7 @@ def test_more_keys_than_the_default_tile():
 
 
 @pytest.mark.parametrize("needed", problems.NAMES)
-def test_each_gradient_alone(needed):
+def test_each_gradient_alone(needed, path):
     p = problems.problem(CASES["all"])
     for name, x in p.leaves().items():
         x.requires_grad_(name == needed)
@@ -160,7 +180,7 @@ def test_opcheck_pointwise_backward(name, needs_bias):
 @pytest.mark.parametrize("masked", [False, True])
 def test_opcheck_hydra(masked, causal, dtype):
     q, k, v, keep, _ = hydra_inputs("plain", dtype)
-    args = (q, k, v, keep if masked else None, causal, 1e-6, [4, 4, 4, 2])
+    args = (q, k, v, keep if masked else None, None, causal, 1e-6, [4, 4, 4, 2, 1])
     torch.library.opcheck(torch.ops.attnpass.hydra.default, args)
 
 
@@ -194,22 +214,26 @@ def hydra_inputs(name, dtype=torch.float32, transposed=False, seed=0):
     return heads(t), heads(s), heads(s), keep, grad
 
 
-def run_hydra(which, q, k, v, keep, causal, eps, tile=(4, 4, 4, 2)):
+def run_hydra(which, q, k, v, keep, causal, eps, tile=(4, 4, 4, 2, 1), gain=None):
     if which == "fused":
-        return ops.hydra(q, k, v, keep, causal, eps, list(tile))
+        return ops.hydra(q, k, v, keep, gain, causal, eps, list(tile))
     if which == "aten":
-        return aten.hydra(q, k, v, keep, causal, eps)
-    return reference.hydra(q, k, v, keep, causal=causal, eps=eps)
+        return aten.hydra(q, k, v, keep, gain, causal, eps)
+    return reference.hydra(q, k, v, keep, gain, causal=causal, eps=eps)
 
 
-def check_hydra(which, q, k, v, keep, grad, causal, eps=1e-6, tile=(4, 4, 4, 2)):
-    out = run_hydra(which, q, k, v, keep, causal, eps, tile)
-    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    want = run_hydra("reference", *wide, keep, causal, eps)
+def check_hydra(which, q, k, v, keep, grad, causal, eps=1e-6, tile=(4, 4, 4, 2, 1)):
+    draw = torch.Generator().manual_seed(1)
+    gain = torch.randn(1, q.shape[1], 1, q.shape[3], generator=draw)
+    gain = gain.double() if q.dtype == torch.float64 else gain
+    leaves = (q, k, v, gain.requires_grad_())
+    out = run_hydra(which, q, k, v, keep, causal, eps, tile, gain)
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    want = run_hydra("reference", *wide[:3], keep, causal, eps, gain=wide[3])
     assert_near(out, want)
-    got = torch.autograd.grad(out, (q, k, v), grad.to(out.dtype))
+    got = torch.autograd.grad(out, leaves, grad.to(out.dtype))
     wanted = torch.autograd.grad(want, wide, grad.double())
-    for name, x, g, w in zip("qkv", (q, k, v), got, wanted, strict=True):
+    for name, x, g, w in zip(("q", "k", "v", "gain"), leaves, got, wanted, strict=True):
         assert g.dtype == x.dtype
         assert_near(g, w, terms=GRADIENT, name=f"d{name}")
 
@@ -219,7 +243,7 @@ def check_hydra(which, q, k, v, keep, grad, causal, eps=1e-6, tile=(4, 4, 4, 2))
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", HYDRA)
-def test_hydra(name, causal, masked, transposed, which):
+def test_hydra(name, causal, masked, transposed, which, path):
     if causal and HYDRA[name][2] != HYDRA[name][3]:
         causal = False  # a running sum needs T = S; legality declines the rest
     q, k, v, keep, grad = hydra_inputs(name, transposed=transposed)
@@ -235,13 +259,13 @@ def test_hydra_float64(causal, which):
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("name", ["plain", "odd sizes", "cross"])
-def test_hydra_op_computes_low_precision_inputs_in_float32(name, causal, dtype):
+def test_hydra_op_computes_low_precision_inputs_in_float32(name, causal, dtype, path):
     causal = causal and name != "cross"
     check_hydra("fused", *hydra_inputs(name, dtype), causal)
 
 
 @pytest.mark.parametrize("which", ["fused", "aten"])
-@pytest.mark.parametrize("tile", [(1, 1, 4, 2), (5, 7, 4, 2), (128, 512, 4, 2)])
+@pytest.mark.parametrize("tile", [(1, 1, 4, 2, 1), (5, 7, 4, 2, 1), (128, 512, 4, 2, 1)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_hydra_tiles(causal, tile, which):
     check_hydra(which, *hydra_inputs("odd sizes"), causal, tile=tile)
@@ -249,7 +273,7 @@ def test_hydra_tiles(causal, tile, which):
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 6), (2, 1, 1, 6)])
 @pytest.mark.parametrize("which", ["fused", "aten"])
-def test_hydra_keep_shapes_and_a_fully_masked_item(which, shape):
+def test_hydra_keep_shapes_and_a_fully_masked_item(which, shape, path):
     q, k, v, _, grad = hydra_inputs("plain")
     keep = torch.ones(shape, dtype=torch.bool)
     keep[-1] = False
@@ -259,7 +283,7 @@ def test_hydra_keep_shapes_and_a_fully_masked_item(which, shape):
 
 @pytest.mark.parametrize("which", ["fused", "aten"])
 @pytest.mark.parametrize("eps", [1e-12, 1e-6, 3e-5, 0.1])
-def test_hydra_below_the_floor_of_the_norm(eps, which):
+def test_hydra_below_the_floor_of_the_norm(eps, which, path):
     # rows of zero, of a norm far below and far above the floor
     q, k, v, keep, grad = hydra_inputs("plain")
     q, k = q.detach().clone(), k.detach().clone()
@@ -280,7 +304,7 @@ def test_hydra_below_the_floor_of_the_norm(eps, which):
 
 
 @pytest.mark.parametrize("h", ["relu", "relu2", "identity", "softplus", "gelu"])
-def test_gradients_are_right_where_h_is_flat_or_large(h):
+def test_gradients_are_right_where_h_is_flat_or_large(h, path):
     # logits far from 0 on both sides, where a slope that overflows or cancels would show
     p = problems.problem(CASES["all"])
     p.offset = (p.offset.detach() * 40).requires_grad_()
@@ -350,7 +374,7 @@ def test_many_scores_go_to_the_fused_operator():
     assert choose(q, more, None) == default_tile("cpu", 1)
 
 
-@pytest.mark.parametrize("name", ["block_m", "block_n", "warps", "stages"])
+@pytest.mark.parametrize("name", ["block_m", "block_n", "warps", "stages", "heads"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_tile_refuses_sizes_below_one(name, value):
     with pytest.raises(ValueError, match=rf"expected {name} >= 1, got {value}"):
@@ -364,8 +388,8 @@ def test_tile_refuses_an_unknown_implementation():
 
 
 def test_tile_round_trips():
-    tile = Tile(block_m=3, block_n=5, warps=7, stages=1)
-    assert tile.as_list() == [3, 5, 7, 1]
+    tile = Tile(block_m=3, block_n=5, warps=7, stages=1, heads=2)
+    assert tile.as_list() == [3, 5, 7, 1, 2]
     assert Tile(**tile.as_dict()) == tile
 
 

@@ -176,4 +176,7 @@ def test_wheel_holds_everything_and_nothing_else(tmp_path):
     expected = {f"attnpass/{p.name}" for p in (ROOT / "attnpass").glob("*.py")}
     for folder in ("kernels", "tuner"):
         expected |= {f"attnpass/{folder}/{p.name}" for p in (ROOT / folder).glob("*.py")}
+    sources = [p for kind in ("cpp", "h") for p in (ROOT / "kernels").glob(f"*.{kind}")]
+    expected |= {f"attnpass/kernels/{p.name}" for p in sources}
+    assert len(sources) == 4
     assert packages == expected | {"attnpass/py.typed", "attnpass/tuner/digits.safetensors"}

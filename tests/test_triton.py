@@ -20,7 +20,7 @@ from attnpass.kernels import reference, triton_launch
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 SCALE = 0.6
 H = tuple(reference.H_FUNCTIONS)
-TILE = (16, 16, 4, 2)
+TILE = (16, 16, 4, 2, 1)
 # the interpreter keeps bfloat16 as uint16 and multiplies those: only a GPU can show such a dot
 DOTS = (torch.float16,) if DEVICE == "cpu" else (torch.float16, torch.bfloat16)
 # a Triton dot needs blocks of 16: sizes around that, where no tile divides
@@ -68,9 +68,9 @@ def padded(x):
 
 def check(case: Case, h: str, dtype=torch.float32, terms=1.0, compute=None):
     p = problems.problem(case, dtype)
-    q, k, v, bias, keep, tau, offset = p.inputs()
+    q, k, v, bias, keep, tau, offset, gain = p.inputs()
     inputs = [padded(x) for x in (q, k, v, bias, keep)]
-    small = [None if x is None else x.detach().to(DEVICE) for x in (tau, offset)]
+    small = [None if x is None else x.detach().to(DEVICE) for x in (tau, offset, gain)]
     got = triton_launch.pointwise(*inputs, *small, SCALE, h, case.causal, list(case.tile))
     want = reference.pointwise(*p.inputs(), scale=SCALE, h=h, causal=case.causal)
     assert got.dtype == dtype
@@ -99,7 +99,7 @@ def test_sizes(size, causal):
     check(case.but(tile=TILE), "softplus")
 
 
-@pytest.mark.parametrize("tile", [(16, 16, 4, 2), (32, 16, 4, 2), (16, 32, 8, 3)])
+@pytest.mark.parametrize("tile", [(16, 16, 4, 2, 1), (32, 16, 4, 2, 1), (16, 32, 8, 3)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_tiles(tile, causal):
     case = Case(b=1, t=37, s=37, keep=(1, 1, 37, 37), causal=causal, empty_row=True)
@@ -112,7 +112,7 @@ def test_low_precision(dtype, h):
     # the weights are rounded to the dtype of v for the second dot: half an ulp of each product,
     # which the sum over keys cannot exceed by more than |p||v| does the result
     case = CASES["all"].but(t=19, s=21, keep=(2, 1, 19, 21), bias=(1, 4, 19, 21))
-    check(case.but(offset=(1, 4, 19, 1), tile=TILE), h, dtype, compute=dtype)
+    check(case.but(offset=(1, 4, 19, 1), gain=(1, 4, 19, 1), tile=TILE), h, dtype, compute=dtype)
 
 
 def test_weights_of_size_one_over_n_are_relatively_right():
@@ -121,7 +121,7 @@ def test_weights_of_size_one_over_n_are_relatively_right():
     offset = torch.full((1, 1, 1, 1), -math.log(300))
     on = [x.to(DEVICE) for x in (q, k, v)]
     got = triton_launch.pointwise(
-        *on, None, None, None, offset.to(DEVICE), SCALE, "sigmoid", False, list(TILE)
+        *on, None, None, None, offset.to(DEVICE), None, SCALE, "sigmoid", False, list(TILE)
     ).cpu()
     want = reference.pointwise(
         q, k, v, None, None, None, offset, scale=SCALE, h="sigmoid", causal=False
@@ -136,7 +136,9 @@ def test_extreme_logits(h):
     q = torch.tensor([300.0, -300.0, 0.0]).view(1, 1, 3, 1)
     k, v = torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1)
     on = [x.to(DEVICE) for x in (q, k, v)]
-    got = triton_launch.pointwise(*on, None, None, None, None, 1.0, h, False, list(TILE)).cpu()
+    got = triton_launch.pointwise(
+        *on, None, None, None, None, None, 1.0, h, False, list(TILE)
+    ).cpu()
     want = reference.pointwise(q, k, v, None, None, None, None, scale=1.0, h=h, causal=False)
     assert_near(got, want)
 
@@ -146,7 +148,7 @@ def test_extreme_logits(h):
 
 def hydra(q, k, v, keep, causal, eps=1e-6, tile=TILE):
     inputs = [padded(x) for x in (q, k, v, keep)]
-    return triton_launch.hydra(*inputs, causal, eps, list(tile)).cpu()
+    return triton_launch.hydra(*inputs, None, causal, eps, list(tile)).cpu()
 
 
 def check_hydra(b=2, h=2, t=6, s=6, d=4, causal=False, masked=None, dtype=torch.float32, **more):
@@ -192,7 +194,7 @@ def test_hydra_computes_low_precision_inputs_in_float32(causal, dtype):
     check_hydra(t=19, s=19, causal=causal, masked=2, dtype=dtype)
 
 
-@pytest.mark.parametrize("tile", [(16, 16, 4, 2), (32, 16, 8, 1), (128, 64, 4, 2)])
+@pytest.mark.parametrize("tile", [(16, 16, 4, 2, 1), (32, 16, 8, 1), (128, 64, 4, 2, 1)])
 def test_hydra_tiles(tile):
     check_hydra(t=70, s=70, causal=True, masked=2, tile=tile)
 
@@ -221,6 +223,6 @@ def test_causal_pointwise_never_sees_a_later_key(h):
     after = []
     for size in (1.0, 1e3):
         changed = [torch.cat([x[:, :, :20], x[:, :, 20:] * size], 2).to(DEVICE) for x in (k, v)]
-        args = (q.to(DEVICE), *changed, None, None, None, None, SCALE, h, True, list(TILE))
+        args = (q.to(DEVICE), *changed, None, None, None, None, None, SCALE, h, True, list(TILE))
         after.append(triton_launch.pointwise(*args)[:, :, :20])
     assert torch.equal(*after)

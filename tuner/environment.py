@@ -53,7 +53,10 @@ def kernels_digest() -> str:
     import attnpass.kernels.cpu
 
     folder = Path(attnpass.kernels.cpu.__file__).parent
-    files = [*folder.glob("*.py"), *folder.glob("*.cpp"), Path(attnpass.forms.__file__)]
+    files = [
+        *(x for kind in ("py", "cpp", "h") for x in folder.glob(f"*.{kind}")),
+        Path(attnpass.forms.__file__),
+    ]
     h = hashlib.sha256()
     for file in sorted(files):
         h.update(file.name.encode() + file.read_bytes())

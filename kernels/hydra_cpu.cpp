@@ -1,0 +1,227 @@
+// Hydra: out = gain * q^ * sum_s (k^ * v), x^ = x over its norm across all heads' features.
+// Bandwidth is all: k and v are read once (twice where causal chunks need the sums before them),
+// then q. A task is one chunk of tokens of one batch item; sums are kept per chunk.
+
+namespace attnpass {
+
+struct Problem {
+  int64_t b, h, t, s, d, causal, chunks;
+  double eps;
+  Array q, k, v, keep, gain, out;                 // gain [1, H, 1, D], keep [B, 1, 1, S]
+  Array sums, grad_sums, grad, dq, dk, dv, dgain;  // sums, grad_sums, dgain [B, C, H, D'] float32
+
+  int64_t padded() const { return up(d, LANES); }
+  int64_t features() const { return h * padded(); }
+  int64_t from(int64_t n, int64_t chunk) const { return n * chunk / chunks; }
+  float* part(const Array& x, int64_t item, int64_t chunk) const {
+    return reinterpret_cast<float*>(x.data) + (item * chunks + chunk) * features();
+  }
+  bool kept(int64_t item, int64_t token) const {
+    return !keep || keep.at<bool>(item, 0, 0)[token * keep.stride[3]];
+  }
+  Vec gains(int64_t head, int64_t c, Lanes on) const {
+    return gain ? _mm512_maskz_loadu_ps(on, gain.at<float>(0, head, 0) + c) : all(1);
+  }
+};
+
+inline Vec get(const float* x, Lanes on) { return _mm512_maskz_loadu_ps(on, x); }
+inline Vec get(const BFloat16* x, Lanes on) {
+  const __m256i half = _mm256_maskz_loadu_epi16(on, x);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+inline Vec get(const Half* x, Lanes on) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(on, x));
+}
+inline void set(float* x, Lanes on, Vec v) { _mm512_mask_storeu_ps(x, on, v); }
+inline void set(BFloat16* x, Lanes on, Vec v) { _mm256_mask_storeu_epi16(x, on, narrow(v)); }
+inline void set(Half* x, Lanes on, Vec v) {
+  _mm256_mask_storeu_epi16(x, on, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+// f(head, feature, lanes, place in a row of sums) for every vector of one token.
+template <class F>
+inline void each(const Problem& p, F f) {
+  for (int64_t head = 0, at = 0; head < p.h; ++head)
+    for (int64_t c = 0; c < p.d; c += LANES, at += LANES) f(head, c, first(p.d - c), at);
+}
+
+struct Norm {
+  float r;     // 1 / sqrt(max(|x|^2, eps))
+  bool above;  // the norm is no constant
+};
+
+template <class In>
+Norm norm(const Problem& p, const Array& x, int64_t item, int64_t token) {
+  Vec sum = all(0);
+  each(p, [&](int64_t head, int64_t c, Lanes on, int64_t) {
+    const Vec y = get(x.at<In>(item, head, token) + c, on);
+    sum = _mm512_fmadd_ps(y, y, sum);
+  });
+  const float square = _mm512_reduce_add_ps(sum);
+  return {1.0f / std::sqrt(std::max(square, float(p.eps))), square >= float(p.eps)};
+}
+
+// total += r * x * y of one token, over all features.
+template <class In>
+void accumulate(const Problem& p, const Array& x, const Array& y, int64_t item, int64_t token,
+                float r, float* total) {
+  each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+    const Vec a = get(x.at<In>(item, head, token) + c, on);
+    const Vec b = get(y.at<In>(item, head, token) + c, on);
+    store(total + at, _mm512_fmadd_ps(_mm512_mul_ps(a, b), all(r), load(total + at)));
+  });
+}
+
+// The sum over a chunk's n tokens of r * x * y, r the norm of x.
+template <class In>
+void chunk_sum(const Problem& p, const Array& x, const Array& y, int64_t n, bool masked,
+               int64_t item, int64_t chunk, float* total) {
+  std::fill_n(total, p.features(), 0.0f);
+  for (int64_t i = p.from(n, chunk); i < p.from(n, chunk + 1); ++i)
+    if (!masked || p.kept(item, i))
+      accumulate<In>(p, x, y, item, i, norm<In>(p, x, item, i).r, total);
+}
+
+// Sums per chunk become what a chunk starts from: the whole sum, or what lies before (after) it.
+void gather(const Problem& p, const Array& sums, int64_t item, bool reversed) {
+  for (int64_t f = 0; f < p.features(); ++f) {
+    float total = 0;
+    for (int64_t i = 0; i < p.chunks; ++i) {
+      float& one = p.part(sums, item, reversed ? p.chunks - 1 - i : i)[f];
+      const float own = one;
+      if (p.causal) one = total;
+      total += own;
+    }
+    if (!p.causal)
+      for (int64_t i = 0; i < p.chunks; ++i) p.part(sums, item, i)[f] = total;
+  }
+}
+
+template <class F>
+void tasks(const Problem& p, F f) {
+  at::parallel_for(0, p.b * p.chunks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) f(i / p.chunks, i % p.chunks);
+  });
+}
+
+template <class In>
+void sums(const Problem& p, bool gradients) {
+  tasks(p, [&](int64_t item, int64_t chunk) {
+    chunk_sum<In>(p, p.k, p.v, p.s, true, item, chunk, p.part(p.sums, item, chunk));
+    if (gradients)
+      chunk_sum<In>(p, p.q, p.grad, p.t, false, item, chunk, p.part(p.grad_sums, item, chunk));
+  });
+  for (int64_t item = 0; item < p.b; ++item) {
+    gather(p, p.sums, item, false);
+    if (gradients) gather(p, p.grad_sums, item, true);
+  }
+}
+
+template <class In>
+void forward(const Problem& p) {
+  if (p.causal && p.chunks == 1) std::fill_n(p.part(p.sums, 0, 0), p.b * p.features(), 0.0f);
+  else sums<In>(p, false);
+  tasks(p, [&](int64_t item, int64_t chunk) {
+    float* total = p.part(p.sums, item, chunk);
+    for (int64_t i = p.from(p.t, chunk); i < p.from(p.t, chunk + 1); ++i) {
+      if (p.causal && p.kept(item, i))
+        accumulate<In>(p, p.k, p.v, item, i, norm<In>(p, p.k, item, i).r, total);
+      const Vec r = all(norm<In>(p, p.q, item, i).r);
+      each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+        const Vec x = _mm512_mul_ps(get(p.q.at<In>(item, head, i) + c, on), load(total + at));
+        set(p.out.at<In>(item, head, i) + c, on,
+            _mm512_mul_ps(_mm512_mul_ps(x, r), p.gains(head, c, on)));
+      });
+    }
+  });
+}
+
+// dx of one token from dx^ = factor(head, c, lanes, place): (dx^ - x^ (x^ . dx^)) / |x|.
+template <class In, class F>
+void unit_gradient(const Problem& p, const Array& x, const Array& dx, int64_t item, int64_t token,
+                   F factor) {
+  const Norm n = norm<In>(p, x, item, token);
+  Vec dot = all(0);
+  each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+    dot = _mm512_fmadd_ps(get(x.at<In>(item, head, token) + c, on), factor(head, c, on, at), dot);
+  });
+  const Vec radial = all(n.above ? _mm512_reduce_add_ps(dot) * n.r * n.r : 0.0f), r = all(n.r);
+  each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+    const Vec y = get(x.at<In>(item, head, token) + c, on);
+    const Vec d = _mm512_fnmadd_ps(y, radial, factor(head, c, on, at));
+    set(dx.at<In>(item, head, token) + c, on, _mm512_mul_ps(d, r));
+  });
+}
+
+// Queries of a chunk in the order of time: dq, and what the gain gets.
+template <class In>
+void queries(const Problem& p, int64_t item, int64_t chunk) {
+  float *total = p.part(p.sums, item, chunk), *dgain = p.part(p.dgain, item, chunk);
+  std::fill_n(dgain, p.features(), 0.0f);
+  for (int64_t i = p.from(p.t, chunk); i < p.from(p.t, chunk + 1); ++i) {
+    if (p.causal && p.kept(item, i))
+      accumulate<In>(p, p.k, p.v, item, i, norm<In>(p, p.k, item, i).r, total);
+    unit_gradient<In>(p, p.q, p.dq, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+      const Vec g = _mm512_mul_ps(get(p.grad.at<In>(item, head, i) + c, on), load(total + at));
+      return _mm512_mul_ps(g, p.gains(head, c, on));
+    });
+    const Vec r = all(norm<In>(p, p.q, item, i).r);
+    each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+      const Vec g = _mm512_mul_ps(get(p.grad.at<In>(item, head, i) + c, on), load(total + at));
+      const Vec q = _mm512_mul_ps(get(p.q.at<In>(item, head, i) + c, on), r);
+      store(dgain + at, _mm512_fmadd_ps(g, q, load(dgain + at)));
+    });
+  }
+}
+
+// Keys of a chunk against the order of time: dk and dv.
+template <class In>
+void keys(const Problem& p, int64_t item, int64_t chunk) {
+  float* after = p.part(p.grad_sums, item, chunk);
+  for (int64_t i = p.from(p.s, chunk + 1) - 1; i >= p.from(p.s, chunk); --i) {
+    if (p.causal)
+      accumulate<In>(p, p.q, p.grad, item, i, norm<In>(p, p.q, item, i).r, after);
+    const float kept = p.kept(item, i) ? 1.0f : 0.0f;
+    auto dkv = [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+      return _mm512_mul_ps(_mm512_mul_ps(load(after + at), p.gains(head, c, on)), all(kept));
+    };
+    unit_gradient<In>(p, p.k, p.dk, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+      return _mm512_mul_ps(dkv(head, c, on, at), get(p.v.at<In>(item, head, i) + c, on));
+    });
+    const Vec r = all(norm<In>(p, p.k, item, i).r);
+    each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+      const Vec k = _mm512_mul_ps(get(p.k.at<In>(item, head, i) + c, on), r);
+      set(p.dv.at<In>(item, head, i) + c, on, _mm512_mul_ps(dkv(head, c, on, at), k));
+    });
+  }
+}
+
+template <class In>
+void backward(const Problem& p) {
+  sums<In>(p, true);
+  tasks(p, [&](int64_t item, int64_t chunk) {
+    queries<In>(p, item, chunk);
+    keys<In>(p, item, chunk);
+  });
+}
+
+template <class F>
+void by_type(int64_t type, F f) {
+  if (type == FLOAT32) f(float());
+  else if (type == FLOAT16) f(Half());
+  else f(BFloat16());
+}
+
+}  // namespace attnpass
+
+extern "C" int hydra(const attnpass::Problem* p) {
+  return attnpass::guarded([&] {
+    attnpass::by_type(p->q.type, [&](auto x) { attnpass::forward<decltype(x)>(*p); });
+  });
+}
+
+extern "C" int hydra_backward(const attnpass::Problem* p) {
+  return attnpass::guarded([&] {
+    attnpass::by_type(p->q.type, [&](auto x) { attnpass::backward<decltype(x)>(*p); });
+  });
+}

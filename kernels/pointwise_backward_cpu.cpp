@@ -1,0 +1,256 @@
+// Backward of the pointwise family: the weights are computed again from q and k, transposed
+// ([keys, queries]), so that every product reads rows as they lie in memory.
+// A task is one group of heads and every `chunks`-th block of keys; what several tasks add to
+// (dq, sums over keys) is kept apart per chunk, so that the result does not depend on timing.
+
+namespace attnpass {
+
+struct Backward {
+  int64_t b, h, g, t, s, d, dv, block_m, block_n, heads, function, causal, chunks, serial;
+  double scale;
+  Array q, k, v, bias, keep, tau, offset, gain;
+  Array grad, dq, dk, dv_, dbias, dtau, doffset, dgain;  // dq [C, B, H, T, D] and so on: see cpp.py
+};
+
+// One tile [n keys, m queries] of scores and of grad.v, and what becomes of it.
+template <class Mul>
+struct Tile {
+  int64_t n, m, width, diagonal;  // query c sees key r where c >= r + diagonal
+  const float *s, *dp;            // q.k and grad.v, [n, width]
+  const float* added;             // tau * bias or NONE: null, [n] (shared) or [n, width]
+  bool shared, bias;
+  float a, tau, scale;
+  const float *offset, *gain;     // [width]
+  float *doffset, *dgain;         // [width], added to
+  float* dtau;                    // added to
+  float* ds;                      // [n, width] gradient of the logits, where a bias needs it
+  Mul *p, *ds_rows, *ds_pairs;    // [n, width]: gain * p, a * ds; ds again as pairs of keys
+};
+
+inline void put(float* rows, float*, int64_t at, int64_t, bool, Vec v) { store(rows + at, v); }
+
+// Pairs of keys: the even one is written alone, the odd one joins it.
+inline void put(BFloat16* rows, BFloat16* pairs, int64_t at, int64_t pair, bool odd, Vec v) {
+  const __m256i x = narrow(v);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + at), x);
+  auto* to = reinterpret_cast<__m512i*>(pairs + pair);
+  const __m512i wide = _mm512_cvtepu16_epi32(x);
+  _mm512_storeu_si512(
+      to, odd ? _mm512_or_si512(_mm512_loadu_si512(to), _mm512_slli_epi32(wide, 16)) : wide);
+}
+
+template <class H, class Mul>
+struct Slopes {
+  static void run(const Tile<Mul>& x) {
+    for (int64_t c = 0; c < x.width; c += LANES) {
+      const Vec gain = load(x.gain + c), shift = _mm512_mul_ps(load(x.offset + c), all(H::UNIT));
+      const Lanes inside = first(x.m - c);
+      Vec doffset = load(x.doffset + c), dgain = load(x.dgain + c), dtau = all(0);
+      for (int64_t r = 0; r < x.n; ++r) {
+        const int64_t at = r * x.width + c;
+        Lanes kept = inside & ~first(r + x.diagonal - c);
+        const Vec raw = load(x.s + at), dp = load(x.dp + at);
+        Vec t = _mm512_fmadd_ps(raw, all(x.a * H::UNIT), shift), add = all(0);
+        if (x.added) {
+          add = x.shared ? all(x.added[r]) : load(x.added + at);
+          kept &= _mm512_cmp_ps_mask(add, all(NONE), _CMP_NEQ_UQ);
+          t = _mm512_fmadd_ps(add, all(H::UNIT), t);
+        }
+        const Vec p = _mm512_maskz_mov_ps(kept, H::value(t));
+        const Vec slope = H::slope(t, p);
+        const Vec ds = _mm512_maskz_mul_ps(kept, _mm512_mul_ps(dp, gain), slope);
+        dgain = _mm512_mask3_fmadd_ps(p, dp, dgain, kept);
+        doffset = _mm512_add_ps(doffset, ds);
+        if (x.dtau) {
+          // tau * (scale q.k + bias) times ds; the caller divides by tau
+          const Vec logit = _mm512_fmadd_ps(raw, all(x.a), add);
+          dtau = _mm512_mask3_fmadd_ps(ds, logit, dtau, kept);
+        }
+        if (x.ds) store(x.ds + at, _mm512_mul_ps(ds, all(x.tau)));
+        store(x.p + at, _mm512_maskz_mul_ps(kept, p, gain));
+        put(x.ds_rows, x.ds_pairs, at, (r & ~1) * x.width + 2 * c, r & 1,
+            _mm512_mul_ps(ds, all(x.a)));
+      }
+      store(x.doffset + c, doffset);
+      store(x.dgain + c, dgain);
+      if (x.dtau) *x.dtau += _mm512_reduce_add_ps(dtau);
+    }
+  }
+};
+
+template <class In, class Mul>
+struct Work {
+  Buffer<Mul> k, v, k_turned, copy, q_copy, g_copy, q_turned, g_turned, q_pairs, g_pairs;
+  Buffer<Mul> p, ds_rows, ds_pairs;
+  Buffer<float> s, dp, added, row, ds, dk, dv, dq, dq_rows, terms;
+};
+
+// k^T [d, n] as the left factor of a product: no pairs, columns from n up to width zero.
+template <class Mul>
+void features(const Mul* k, int64_t ld, int64_t n, int64_t d, int64_t width, Mul* out) {
+  if constexpr (PAIR<Mul> == 1) return turned(k, ld, n, d, width, out);
+  for (int64_t c = 0; c < d; ++c) {
+    for (int64_t r = 0; r < n; ++r) out[c * width + r] = k[r * ld + c];
+    std::fill(out + c * width + n, out + (c + 1) * width, Mul(0));
+  }
+}
+
+// Row `x` of a [.., T] array with stride, or a constant, as floats; zero from m up to width.
+inline void terms(const Array& x, int64_t b, int64_t h, int64_t i, int64_t m, int64_t width,
+                  float otherwise, float* out) {
+  for (int64_t r = 0; r < m; ++r) out[r] = x ? *x.at<float>(b, h, i + r) : otherwise;
+  std::fill(out + m, out + width, 0.0f);
+}
+
+template <class In, class Mul>
+struct Task {
+  const Backward& p;
+  Work<In, Mul>& x;
+  void (*slopes)(const Tile<Mul>&);
+  int64_t chunk, b, g, wide = up(p.d, PAIR<Mul>), wide_v = up(p.dv, PAIR<Mul>);
+  int64_t most = up(p.block_n, 2 * LANES);
+  const Mul *k = nullptr, *v = nullptr;
+  int64_t ld_k = 0, ld_v = 0;
+
+  int64_t stored(int64_t j) const { return up(min(p.block_n, p.s - j), 2 * LANES); }
+
+  void run() {
+    k = rows<In, Mul>(p.k.at<In>(b, g, 0), p.k.stride[2], p.s, p.d, x.k, &ld_k);
+    v = rows<In, Mul>(p.v.at<In>(b, g, 0), p.v.stride[2], p.s, p.dv, x.v, &ld_v);
+    Mul* kt = x.k_turned.get(up(p.s, 2 * LANES) * p.d);
+    for (int64_t j = 0; j < p.s; j += p.block_n) {
+      const int64_t n = min(p.block_n, p.s - j), width = stored(j);
+      features(k + j * ld_k, ld_k, n, p.d, width, kt + j * p.d);
+    }
+    std::fill_n(x.dk.get(p.s * p.d), p.s * p.d, 0.0f);
+    std::fill_n(x.dv.get(p.s * p.dv), p.s * p.dv, 0.0f);
+    const int64_t group = p.h / p.g;
+    for (int64_t h = g * group; h < (g + 1) * group; ++h)
+      for (int64_t i = 0; i < p.t; i += p.block_m) queries(h, i);
+    for (int64_t j = chunk * p.block_n; j < p.s; j += p.chunks * p.block_n)
+      for (int64_t r = j; r < min(p.s, j + p.block_n); ++r) {
+        at::vec::convert(x.dk.get(0) + r * p.d, p.dk.at<In>(b, g, r), p.d);
+        at::vec::convert(x.dv.get(0) + r * p.dv, p.dv_.at<In>(b, g, r), p.dv);
+      }
+  }
+
+  // One block of queries of head h against this chunk's keys.
+  void queries(int64_t h, int64_t i) {
+    const int64_t m = min(p.block_m, p.t - i), width = up(m, 2 * LANES);
+    const int64_t first_key = chunk * p.block_n, step = p.chunks * p.block_n;
+    const int64_t stop = p.causal ? min(p.s, i + m) : p.s;
+    int64_t ld_q, ld_g;
+    const Mul* q = rows<In, Mul>(p.q.at<In>(b, h, i), p.q.stride[2], m, p.d, x.q_copy, &ld_q);
+    const Mul* gr =
+        rows<In, Mul>(p.grad.at<In>(b, h, i), p.grad.stride[2], m, p.dv, x.g_copy, &ld_g);
+    Mul *q_turned = x.q_turned.get(wide * width), *g_turned = x.g_turned.get(wide_v * width);
+    turned(q, ld_q, m, p.d, width, q_turned);
+    turned(gr, ld_g, m, p.dv, width, g_turned);
+    if constexpr (PAIR<Mul> == 2) {
+      Mul *qp = x.q_pairs.get(up(m, 2) * p.d), *gp = x.g_pairs.get(up(m, 2) * p.dv);
+      paired(q, ld_q, m, p.d, qp);
+      paired(gr, ld_g, m, p.dv, gp);
+      q = qp, gr = gp, ld_q = p.d, ld_g = p.dv;
+    }
+    const float tau = p.tau ? *(p.tau.at<float>(0, 0, 0) + h * p.tau.stride[3]) : 1.0f;
+    float* sums = x.terms.get(4 * width);
+    terms(p.offset, b, h, i, m, width, 0, sums);
+    terms(p.gain, b, h, i, m, width, 1, sums + width);
+    std::fill_n(sums + 2 * width, 2 * width, 0.0f);
+    float dtau = 0;
+    float* dq = x.dq.get(p.d * width);
+    const bool masked = p.bias || p.keep, each_row = per_row(p.bias) || per_row(p.keep);
+    Tile<Mul> tile{0, m, width, -width, x.s.get(most * width), x.dp.get(most * width),
+                   masked ? x.added.get(most * (each_row ? width : 1)) : nullptr, !each_row,
+                   bool(p.bias), float(p.scale) * tau, tau, float(p.scale), sums, sums + width,
+                   sums + 2 * width, sums + 3 * width, p.dtau ? &dtau : nullptr,
+                   p.dbias ? x.ds.get(most * width) : nullptr, x.p.get(most * width),
+                   x.ds_rows.get(most * width), x.ds_pairs.get(most * width)};
+    bool begun = false;
+    for (int64_t j = first_key; j < stop; j += step) {
+      const int64_t n = tile.n = min(p.block_n, stop - j);
+      if (masked && !mask(h, i, j, tile)) continue;
+      // no lane is cut where the first query already sees the last key
+      tile.diagonal = p.causal ? j - i : -width - n;
+      product<Mul>(n, width, wide, k + j * ld_k, ld_k, q_turned, width,
+                   const_cast<float*>(tile.s), width, false);
+      product<Mul>(n, width, wide_v, v + j * ld_v, ld_v, g_turned, width,
+                   const_cast<float*>(tile.dp), width, false);
+      slopes(tile);
+      if (tile.ds) bias(h, i, j, tile);
+      const int64_t even = up(m, PAIR<Mul>);
+      product<Mul>(n, p.dv, even, tile.p, width, gr, ld_g, x.dv.get(0) + j * p.dv, p.dv, true);
+      product<Mul>(n, p.d, even, tile.ds_rows, width, q, ld_q, x.dk.get(0) + j * p.d, p.d, true);
+      if (PAIR<Mul> == 2 && n % 2)
+        for (int64_t c = 0; c < width; ++c) tile.ds_pairs[(n - 1) * width + 2 * c + 1] = Mul(0);
+      const Mul* ds = PAIR<Mul> == 2 ? tile.ds_pairs : tile.ds_rows;
+      product<Mul>(p.d, width, up(n, PAIR<Mul>), x.k_turned.get(0) + j * p.d, stored(j), ds,
+                   width, dq, width, begun);
+      begun = true;
+    }
+    if (!begun) std::fill_n(dq, p.d * width, 0.0f);
+    finish(h, i, m, width, dq, sums, dtau / tau);
+  }
+
+  // Fills tile.added; false where no key of the block is kept.
+  bool mask(int64_t h, int64_t i, int64_t j, Tile<Mul>& tile) {
+    float* out = const_cast<float*>(tile.added);
+    if (tile.shared) {
+      added(p.bias, p.keep, b, h, i, j, tile.n, up(tile.n, LANES), tile.tau, out);
+      return std::any_of(out, out + tile.n, [](float y) { return y != NONE; });
+    }
+    float* row = x.row.get(tile.m * most);
+    for (int64_t r = 0; r < tile.m; ++r)
+      added(p.bias, p.keep, b, h, i + r, j, tile.n, tile.n, tile.tau, row + r * tile.n);
+    at::vec::transpose_mxn<float>(row, tile.n, out, tile.width, tile.m, tile.n);
+    return true;
+  }
+
+  // Adds the tile's gradient of the logits to the bias, summed over what it broadcasts.
+  void bias(int64_t h, int64_t i, int64_t j, const Tile<Mul>& tile) {
+    const int64_t step = p.dbias.stride[3];
+    for (int64_t r = 0; r < tile.m; ++r) {
+      float* to = p.dbias.at<float>(b, h, i + r) + j * step;
+      for (int64_t c = 0; c < tile.n; ++c) to[c * step] += tile.ds[c * tile.width + r];
+    }
+  }
+
+  void finish(int64_t h, int64_t i, int64_t m, int64_t width, const float* dq, const float* sums,
+              float dtau) {
+    const int64_t head = (chunk * p.b + b) * p.h + h;
+    float* out = reinterpret_cast<float*>(p.dq.data) + (head * p.t + i) * p.d;
+    at::vec::transpose_mxn<float>(dq, width, out, p.d, p.d, m);
+    const int64_t row = head * p.t + i;
+    if (p.doffset)
+      std::copy_n(sums + 2 * width, m, reinterpret_cast<float*>(p.doffset.data) + row);
+    if (p.dgain) std::copy_n(sums + 3 * width, m, reinterpret_cast<float*>(p.dgain.data) + row);
+    if (p.dtau) reinterpret_cast<float*>(p.dtau.data)[head] += dtau;
+  }
+};
+
+template <class In, class Mul>
+void backward(const Backward& p) {
+  const auto slopes = of<Slopes, Mul, void (*)(const Tile<Mul>&)>(p.function);
+  const int64_t each = p.b * p.g;
+  // a bias may be shared by every head: one thread then takes all heads of its chunk
+  at::parallel_for(0, p.chunks * each, p.serial ? each : 1, [&](int64_t begin, int64_t end) {
+    thread_local Work<In, Mul> work;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t head = task % each;
+      Task<In, Mul>{p, work, slopes, task / each, head / p.g, head % p.g}.run();
+    }
+    at::native::cpublas::brgemm_release(PAIR<Mul> == 2);
+  });
+}
+
+}  // namespace attnpass
+
+extern "C" int pointwise_backward(const attnpass::Backward* p) {
+  using namespace attnpass;
+  return guarded([&] {
+    if (p->q.type == FLOAT32) backward<float, float>(*p);
+    else if (p->q.type == FLOAT16) backward<Half, float>(*p);
+    else if (NATIVE_BFLOAT16) backward<BFloat16, BFloat16>(*p);
+    else backward<BFloat16, float>(*p);
+  });
+}

@@ -1,0 +1,150 @@
+// Forward of the pointwise family: out = gain * sum_s keep * h(tau (scale q.k + bias) + offset) v.
+// A task is one block of query rows of one head; keys and values are packed once per head and
+// thread. Each tile of scores is a product, h in place, and a second product.
+
+namespace attnpass {
+
+struct Forward {
+  int64_t b, h, g, t, s, d, dv, block_m, block_n, heads, function, causal;
+  double scale;
+  Array q, k, v, bias, keep, tau, offset, gain, out;
+};
+
+// Turns one row of products into weights: p = h(a s + offset + added), 0 where not kept and from
+// n up to width.
+template <class H, class Mul>
+struct Weigh {
+  static void run(const float* s, const float* added, int64_t n, int64_t width, float a,
+                  float offset, Mul* p) {
+    const Vec slope = all(a * H::UNIT), shift = all(offset * H::UNIT), unit = all(H::UNIT);
+    int64_t i = 0;
+    if (added == nullptr) {
+      for (; i < n; i += LANES)
+        store(p + i, H::value(_mm512_fmadd_ps(load(s + i), slope, shift)));
+    } else {
+      for (; i < n; i += LANES) {
+        const Vec add = load(added + i);
+        const Lanes kept = _mm512_cmp_ps_mask(add, all(NONE), _CMP_NEQ_UQ);
+        const Vec x = _mm512_fmadd_ps(load(s + i), slope, _mm512_fmadd_ps(add, unit, shift));
+        store(p + i, _mm512_maskz_mov_ps(kept, H::value(x)));
+      }
+    }
+    for (i = n; i < width; ++i) p[i] = 0;
+  }
+};
+
+template <class Mul>
+using WeighRow = void (*)(const float*, const float*, int64_t, int64_t, float, float, Mul*);
+
+// The keys and values of one head as products read them, in blocks of block_n columns.
+template <class In, class Mul>
+struct Packed {
+  Buffer<Mul> keys, values, copy;
+  const Mul* v = nullptr;
+  int64_t ld_v = 0, wide = 0;
+
+  void pack(const Forward& p, int64_t b, int64_t g) {
+    wide = up(p.d, PAIR<Mul>);
+    Mul* k = keys.get(up(p.s, 2 * LANES) * wide);
+    for (int64_t j = 0; j < p.s; j += p.block_n) {
+      const int64_t n = min(p.block_n, p.s - j);
+      int64_t ld;
+      const Mul* x = rows<In, Mul>(p.k.at<In>(b, g, j), p.k.stride[2], n, p.d, copy, &ld);
+      turned(x, ld, n, p.d, up(n, 2 * LANES), k + j * wide);
+    }
+    v = rows<In, Mul>(p.v.at<In>(b, g, 0), p.v.stride[2], p.s, p.dv, copy, &ld_v);
+    if constexpr (PAIR<Mul> == 2) {
+      Mul* out = values.get(up(p.s, 2) * p.dv);
+      paired(v, ld_v, p.s, p.dv, out);
+      v = out, ld_v = p.dv;
+    }
+  }
+};
+
+template <class In, class Mul>
+struct Scratch {
+  Packed<In, Mul> packed;
+  Buffer<float> scores, total, add;
+  Buffer<Mul> weights, query;
+};
+
+template <class In, class Mul>
+void rows_of(const Forward& p, WeighRow<Mul> weigh, int64_t b, int64_t h, int64_t i,
+             Scratch<In, Mul>& x) {
+  const int64_t m = min(p.block_m, p.t - i), widest = min(p.block_n, up(p.s, 2 * LANES));
+  const float tau = p.tau ? *(p.tau.at<float>(0, 0, 0) + h * p.tau.stride[3]) : 1.0f;
+  const float a = float(p.scale) * tau;
+  const bool masked = p.bias || p.keep, each_row = per_row(p.bias) || per_row(p.keep);
+  int64_t ld_q;
+  const Mul* q = rows<In, Mul>(p.q.at<In>(b, h, i), p.q.stride[2], m, p.d, x.query, &ld_q);
+  float* scores = x.scores.get(m * widest);
+  float* total = x.total.get(m * p.dv);
+  float* add = masked ? x.add.get(widest) : nullptr;
+  Mul* weights;
+  if constexpr (PAIR<Mul> == 2) weights = x.weights.get(m * widest);
+  else weights = scores;
+  const int64_t stop = p.causal ? min(p.s, i + m) : p.s;
+  bool begun = false;
+  for (int64_t j = 0; j < stop; j += p.block_n) {
+    const int64_t n = min(p.block_n, stop - j);
+    const int64_t stored = up(min(p.block_n, p.s - j), 2 * LANES), width = up(n, 2 * LANES);
+    if (masked && !each_row) {
+      added(p.bias, p.keep, b, h, i, j, n, width, tau, add);
+      if (std::all_of(add, add + n, [](float y) { return y == NONE; })) continue;
+    }
+    product<Mul>(m, width, x.packed.wide, q, ld_q, x.packed.keys.get(0) + j * x.packed.wide,
+                 stored, scores, width, false);
+    for (int64_t r = 0; r < m; ++r) {
+      if (each_row) added(p.bias, p.keep, b, h, i + r, j, n, width, tau, add);
+      const int64_t kept = p.causal ? std::max<int64_t>(0, min(n, i + r + 1 - j)) : n;
+      const float offset = p.offset ? *p.offset.at<float>(b, h, i + r) : 0.0f;
+      weigh(scores + r * width, add, kept, width, a, offset, weights + r * width);
+    }
+    product<Mul>(m, p.dv, up(n, PAIR<Mul>), weights, width, x.packed.v + j * x.packed.ld_v,
+                 x.packed.ld_v, total, p.dv, begun);
+    begun = true;
+  }
+  if (!begun) std::fill(total, total + m * p.dv, 0.0f);
+  for (int64_t r = 0; r < m; ++r) {
+    float* row = total + r * p.dv;
+    if (p.gain) {
+      const float gain = *p.gain.at<float>(b, h, i + r);
+      for (int64_t c = 0; c < p.dv; ++c) row[c] *= gain;
+    }
+    at::vec::convert(row, p.out.at<In>(b, h, i + r), p.dv);
+  }
+}
+
+template <class In, class Mul>
+void forward(const Forward& p) {
+  const auto weigh = of<Weigh, Mul, WeighRow<Mul>>(p.function);
+  const int64_t blocks = up(p.t, p.block_m) / p.block_m;
+  at::parallel_for(0, p.b * p.h * blocks, p.heads * blocks, [&](int64_t begin, int64_t end) {
+    thread_local Scratch<In, Mul> scratch;
+    int64_t held = -1;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t head = task / blocks, b = head / p.h, h = head % p.h;
+      const int64_t g = h / (p.h / p.g), r = task % blocks;
+      // short and long causal rows alternate, so that every stretch of tasks has the same work
+      const int64_t block = r % 2 == 0 ? r / 2 : blocks - 1 - r / 2;
+      if (held != b * p.g + g) {
+        scratch.packed.pack(p, b, g);
+        held = b * p.g + g;
+      }
+      rows_of<In, Mul>(p, weigh, b, h, block * p.block_m, scratch);
+    }
+    at::native::cpublas::brgemm_release(PAIR<Mul> == 2);
+  });
+}
+
+}  // namespace attnpass
+
+extern "C" int pointwise(const attnpass::Forward* p) {
+  using namespace attnpass;
+  return guarded([&] {
+    if (p->q.type == FLOAT32) forward<float, float>(*p);
+    else if (p->q.type == FLOAT16) forward<Half, float>(*p);
+    else if (NATIVE_BFLOAT16) forward<BFloat16, BFloat16>(*p);
+    else forward<BFloat16, float>(*p);
+  });
+}
