@@ -77,6 +77,21 @@ inline void store(BFloat16* x, Vec v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), narrow(v));
 }
 
+// The first lanes only, from and to any type.
+inline Vec get(const float* x, Lanes on) { return _mm512_maskz_loadu_ps(on, x); }
+inline Vec get(const BFloat16* x, Lanes on) {
+  const __m256i half = _mm256_maskz_loadu_epi16(on, x);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+inline Vec get(const Half* x, Lanes on) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(on, x));
+}
+inline void set(float* x, Lanes on, Vec v) { _mm512_mask_storeu_ps(x, on, v); }
+inline void set(BFloat16* x, Lanes on, Vec v) { _mm256_mask_storeu_epi16(x, on, narrow(v)); }
+inline void set(Half* x, Lanes on, Vec v) {
+  _mm256_mask_storeu_epi16(x, on, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+
 // --- h and its slope ----------------------------------------------------------------------
 
 // 2^t: relative error 1e-7 (Exact) or 1e-4, which bfloat16 rounds away. inf and 0 at the ends.
@@ -184,6 +199,10 @@ Pointer of(int64_t h) {
 template <class Mul>
 constexpr int64_t PAIR = sizeof(Mul) == 2 ? 2 : 1;
 
+// Columns of a tile are a multiple of this, so that no row of bfloat16 ends between two lines.
+template <class Mul>
+constexpr int64_t GRAIN = LANES * PAIR<Mul>;
+
 // C [m, n] (+)= A [m, k] B [k, n], B packed by `pairs` or `turned`.
 template <class Mul>
 inline void product(int64_t m, int64_t n, int64_t k, const Mul* a, int64_t ld_a, const Mul* b,
@@ -245,29 +264,43 @@ inline void paired(const BFloat16* x, int64_t ld, int64_t n, int64_t d, BFloat16
 
 // --- masks --------------------------------------------------------------------------------
 
+// 16 entries of a row, `step` apart.
+template <class E>
+Vec stepped(const E* x, int64_t step, Lanes on) {
+  if (step == 1) return get(x, on);
+  alignas(64) float lane[LANES] = {};
+  for (int64_t i = 0; i < LANES && (on >> i & 1); ++i) lane[i] = float(x[i * step]);
+  return load(lane);
+}
+
+inline Lanes stepped(const bool* x, int64_t step, Lanes on) {
+  if (step == 0) return *x ? on : 0;
+  if (step == 1) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(on, x);
+    return _mm_test_epi8_mask(bytes, bytes);
+  }
+  Lanes kept = 0;
+  for (int64_t i = 0; i < LANES && (on >> i & 1); ++i) kept |= Lanes(x[i * step]) << i;
+  return kept;
+}
+
 // Writes tau * bias, and NONE where not kept, for the keys [j, j + n) of row t; NONE up to width.
 inline void added(const Array& bias, const Array& keep, int64_t b, int64_t h, int64_t t, int64_t j,
                   int64_t n, int64_t width, float tau, float* out) {
-  std::fill(out, out + n, 0.0f);
-  std::fill(out + n, out + width, NONE);
-  const int64_t step = bias.stride[3];
-  auto add = [&](const auto* x) {
-    x += j * step;
-    if (step == 1) {
-      for (int64_t i = 0; i < n; ++i) out[i] = float(x[i]) * tau;
-    } else {
-      for (int64_t i = 0; i < n; ++i) out[i] = float(x[i * step]) * tau;
+  const bool* kept = keep ? keep.at<bool>(b, h, t) + j * keep.stride[3] : nullptr;
+  auto write = [&](const auto* x) {
+    for (int64_t i = 0; i < width; i += LANES) {
+      const Lanes on = first(n - i), dead = first(width - i);
+      const int64_t step = bias.stride[3];
+      const Vec add =
+          x && on ? _mm512_mul_ps(stepped(x + (j + i) * step, step, on), all(tau)) : all(0);
+      const Lanes live = kept && on ? stepped(kept + i * keep.stride[3], keep.stride[3], on) : on;
+      _mm512_mask_storeu_ps(out + i, dead, _mm512_mask_mov_ps(all(NONE), live, add));
     }
   };
-  if (bias) {
-    if (bias.type == FLOAT32) add(bias.at<float>(b, h, t));
-    if (bias.type == BFLOAT16) add(bias.at<BFloat16>(b, h, t));
-    if (bias.type == FLOAT16) add(bias.at<Half>(b, h, t));
-  }
-  if (keep) {
-    const bool* kept = keep.at<bool>(b, h, t) + j * keep.stride[3];
-    for (int64_t i = 0; i < n; ++i) out[i] = kept[i * keep.stride[3]] ? out[i] : NONE;
-  }
+  if (!bias || bias.type == FLOAT32) write(bias ? bias.at<float>(b, h, t) : nullptr);
+  else if (bias.type == BFLOAT16) write(bias.at<BFloat16>(b, h, t));
+  else write(bias.at<Half>(b, h, t));
 }
 
 // Whether a row depends on the query, so that it cannot be made once per column block.

@@ -24,20 +24,6 @@ struct Problem {
   }
 };
 
-inline Vec get(const float* x, Lanes on) { return _mm512_maskz_loadu_ps(on, x); }
-inline Vec get(const BFloat16* x, Lanes on) {
-  const __m256i half = _mm256_maskz_loadu_epi16(on, x);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-inline Vec get(const Half* x, Lanes on) {
-  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(on, x));
-}
-inline void set(float* x, Lanes on, Vec v) { _mm512_mask_storeu_ps(x, on, v); }
-inline void set(BFloat16* x, Lanes on, Vec v) { _mm256_mask_storeu_epi16(x, on, narrow(v)); }
-inline void set(Half* x, Lanes on, Vec v) {
-  _mm256_mask_storeu_epi16(x, on, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-}
-
 // f(head, feature, lanes, place in a row of sums) for every vector of one token.
 template <class F>
 inline void each(const Problem& p, F f) {
@@ -45,31 +31,79 @@ inline void each(const Problem& p, F f) {
     for (int64_t c = 0; c < p.d; c += LANES, at += LANES) f(head, c, first(p.d - c), at);
 }
 
-struct Norm {
-  float r;     // 1 / sqrt(max(|x|^2, eps))
-  bool above;  // the norm is no constant
+// Tokens that are worked on side by side, so that their sums do not wait for each other.
+constexpr int64_t TOKENS = 4;
+
+// The rows of one head of `TOKENS` tokens; a token beyond the last repeats it.
+template <class In>
+struct Rows {
+  const In* row[TOKENS];
+  Rows(const Array& x, int64_t item, int64_t head, int64_t token, int64_t count) {
+    for (int64_t i = 0; i < TOKENS; ++i) row[i] = x.at<In>(item, head, token + min(i, count - 1));
+  }
 };
 
+struct Norms {
+  float r[TOKENS];     // 1 / sqrt(max(|x|^2, eps))
+  bool above[TOKENS];  // the norm is no constant
+};
+
+// Norms of `x`, read row by row, which is what hardware follows; rows of `next` are fetched too.
 template <class In>
-Norm norm(const Problem& p, const Array& x, int64_t item, int64_t token) {
-  Vec sum = all(0);
-  each(p, [&](int64_t head, int64_t c, Lanes on, int64_t) {
-    const Vec y = get(x.at<In>(item, head, token) + c, on);
-    sum = _mm512_fmadd_ps(y, y, sum);
-  });
-  const float square = _mm512_reduce_add_ps(sum);
-  return {1.0f / std::sqrt(std::max(square, float(p.eps))), square >= float(p.eps)};
+Norms norms(const Problem& p, const Array& x, const Array& next, int64_t item, int64_t token,
+            int64_t count) {
+  Norms out{};
+  for (int64_t i = 0; i < count; ++i) {
+    Vec sum[4] = {all(0), all(0), all(0), all(0)};
+    for (int64_t head = 0; head < p.h; ++head) {
+      const In* row = x.at<In>(item, head, token + i);
+      const In* ahead = next ? next.at<In>(item, head, token + i) : row;
+      for (int64_t c = 0; c < p.d; c += 4 * LANES)
+        for (int64_t j = 0; j < 4; ++j) {
+          const int64_t at = c + j * LANES;
+          const Vec y = get(row + at, first(p.d - at));
+          sum[j] = _mm512_fmadd_ps(y, y, sum[j]);
+          _mm_prefetch(ahead + min(at, p.d - 1), _MM_HINT_T0);
+        }
+    }
+    const Vec total = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
+    const float square = _mm512_reduce_add_ps(total);
+    out.r[i] = 1.0f / std::sqrt(std::max(square, float(p.eps)));
+    out.above[i] = square >= float(p.eps);
+  }
+  return out;
 }
 
-// total += r * x * y of one token, over all features.
 template <class In>
-void accumulate(const Problem& p, const Array& x, const Array& y, int64_t item, int64_t token,
-                float r, float* total) {
-  each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-    const Vec a = get(x.at<In>(item, head, token) + c, on);
-    const Vec b = get(y.at<In>(item, head, token) + c, on);
-    store(total + at, _mm512_fmadd_ps(_mm512_mul_ps(a, b), all(r), load(total + at)));
-  });
+struct Norm {
+  float r;
+  bool above;
+  Norm(const Problem& p, const Array& x, int64_t item, int64_t token) {
+    const Norms n = norms<In>(p, x, Array{}, item, token, 1);
+    r = n.r[0], above = n.above[0];
+  }
+};
+
+// total += r * x * y over the kept ones of `count` tokens, over all features; r the norm of x.
+template <class In>
+void accumulate(const Problem& p, const Array& x, const Array& y, bool masked, int64_t item,
+                int64_t token, int64_t count, float* total) {
+  Norms n = norms<In>(p, x, y, item, token, count);
+  Lanes seen[TOKENS];
+  for (int64_t i = 0; i < TOKENS; ++i)
+    seen[i] = i < count && (!masked || p.kept(item, token + i)) ? 0xffff : 0;
+  for (int64_t head = 0; head < p.h; ++head, total += p.padded()) {
+    const Rows<In> a(x, item, head, token, count), b(y, item, head, token, count);
+    for (int64_t c = 0; c < p.d; c += LANES) {
+      const Lanes on = first(p.d - c);
+      Vec sum = load(total + c);
+      for (int64_t i = 0; i < TOKENS; ++i) {
+        const Vec xy = _mm512_mul_ps(get(a.row[i] + c, on), get(b.row[i] + c, on));
+        sum = _mm512_mask3_fmadd_ps(xy, all(n.r[i]), sum, seen[i]);
+      }
+      store(total + c, sum);
+    }
+  }
 }
 
 // The sum over a chunk's n tokens of r * x * y, r the norm of x.
@@ -77,9 +111,9 @@ template <class In>
 void chunk_sum(const Problem& p, const Array& x, const Array& y, int64_t n, bool masked,
                int64_t item, int64_t chunk, float* total) {
   std::fill_n(total, p.features(), 0.0f);
-  for (int64_t i = p.from(n, chunk); i < p.from(n, chunk + 1); ++i)
-    if (!masked || p.kept(item, i))
-      accumulate<In>(p, x, y, item, i, norm<In>(p, x, item, i).r, total);
+  const int64_t stop = p.from(n, chunk + 1);
+  for (int64_t i = p.from(n, chunk); i < stop; i += TOKENS)
+    accumulate<In>(p, x, y, masked, item, i, min(TOKENS, stop - i), total);
 }
 
 // Sums per chunk become what a chunk starts from: the whole sum, or what lies before (after) it.
@@ -117,21 +151,34 @@ void sums(const Problem& p, bool gradients) {
   }
 }
 
+// out = gain * q^ * total of `count` tokens.
+template <class In>
+void write(const Problem& p, int64_t item, int64_t token, int64_t count, const float* total) {
+  const Norms n = norms<In>(p, p.q, Array{}, item, token, count);
+  for (int64_t head = 0; head < p.h; ++head, total += p.padded()) {
+    const Rows<In> q(p.q, item, head, token, count);
+    for (int64_t c = 0; c < p.d; c += LANES) {
+      const Lanes on = first(p.d - c);
+      const Vec sum = _mm512_mul_ps(load(total + c), p.gains(head, c, on));
+      for (int64_t i = 0; i < count; ++i)
+        set(p.out.at<In>(item, head, token + i) + c, on,
+            _mm512_mul_ps(_mm512_mul_ps(get(q.row[i] + c, on), all(n.r[i])), sum));
+    }
+  }
+}
+
 template <class In>
 void forward(const Problem& p) {
   if (p.causal && p.chunks == 1) std::fill_n(p.part(p.sums, 0, 0), p.b * p.features(), 0.0f);
   else sums<In>(p, false);
   tasks(p, [&](int64_t item, int64_t chunk) {
     float* total = p.part(p.sums, item, chunk);
-    for (int64_t i = p.from(p.t, chunk); i < p.from(p.t, chunk + 1); ++i) {
-      if (p.causal && p.kept(item, i))
-        accumulate<In>(p, p.k, p.v, item, i, norm<In>(p, p.k, item, i).r, total);
-      const Vec r = all(norm<In>(p, p.q, item, i).r);
-      each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-        const Vec x = _mm512_mul_ps(get(p.q.at<In>(item, head, i) + c, on), load(total + at));
-        set(p.out.at<In>(item, head, i) + c, on,
-            _mm512_mul_ps(_mm512_mul_ps(x, r), p.gains(head, c, on)));
-      });
+    // a causal token sees its own sum: one at a time
+    const int64_t stop = p.from(p.t, chunk + 1), step = p.causal ? 1 : TOKENS;
+    for (int64_t i = p.from(p.t, chunk); i < stop; i += step) {
+      const int64_t count = min(step, stop - i);
+      if (p.causal) accumulate<In>(p, p.k, p.v, true, item, i, 1, total);
+      write<In>(p, item, i, count, total);
     }
   });
 }
@@ -140,7 +187,7 @@ void forward(const Problem& p) {
 template <class In, class F>
 void unit_gradient(const Problem& p, const Array& x, const Array& dx, int64_t item, int64_t token,
                    F factor) {
-  const Norm n = norm<In>(p, x, item, token);
+  const Norm<In> n(p, x, item, token);
   Vec dot = all(0);
   each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
     dot = _mm512_fmadd_ps(get(x.at<In>(item, head, token) + c, on), factor(head, c, on, at), dot);
@@ -159,13 +206,12 @@ void queries(const Problem& p, int64_t item, int64_t chunk) {
   float *total = p.part(p.sums, item, chunk), *dgain = p.part(p.dgain, item, chunk);
   std::fill_n(dgain, p.features(), 0.0f);
   for (int64_t i = p.from(p.t, chunk); i < p.from(p.t, chunk + 1); ++i) {
-    if (p.causal && p.kept(item, i))
-      accumulate<In>(p, p.k, p.v, item, i, norm<In>(p, p.k, item, i).r, total);
+    if (p.causal) accumulate<In>(p, p.k, p.v, true, item, i, 1, total);
     unit_gradient<In>(p, p.q, p.dq, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
       const Vec g = _mm512_mul_ps(get(p.grad.at<In>(item, head, i) + c, on), load(total + at));
       return _mm512_mul_ps(g, p.gains(head, c, on));
     });
-    const Vec r = all(norm<In>(p, p.q, item, i).r);
+    const Vec r = all(Norm<In>(p, p.q, item, i).r);
     each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
       const Vec g = _mm512_mul_ps(get(p.grad.at<In>(item, head, i) + c, on), load(total + at));
       const Vec q = _mm512_mul_ps(get(p.q.at<In>(item, head, i) + c, on), r);
@@ -179,8 +225,7 @@ template <class In>
 void keys(const Problem& p, int64_t item, int64_t chunk) {
   float* after = p.part(p.grad_sums, item, chunk);
   for (int64_t i = p.from(p.s, chunk + 1) - 1; i >= p.from(p.s, chunk); --i) {
-    if (p.causal)
-      accumulate<In>(p, p.q, p.grad, item, i, norm<In>(p, p.q, item, i).r, after);
+    if (p.causal) accumulate<In>(p, p.q, p.grad, false, item, i, 1, after);
     const float kept = p.kept(item, i) ? 1.0f : 0.0f;
     auto dkv = [&](int64_t head, int64_t c, Lanes on, int64_t at) {
       return _mm512_mul_ps(_mm512_mul_ps(load(after + at), p.gains(head, c, on)), all(kept));
@@ -188,7 +233,7 @@ void keys(const Problem& p, int64_t item, int64_t chunk) {
     unit_gradient<In>(p, p.k, p.dk, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
       return _mm512_mul_ps(dkv(head, c, on, at), get(p.v.at<In>(item, head, i) + c, on));
     });
-    const Vec r = all(norm<In>(p, p.k, item, i).r);
+    const Vec r = all(Norm<In>(p, p.k, item, i).r);
     each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
       const Vec k = _mm512_mul_ps(get(p.k.at<In>(item, head, i) + c, on), r);
       set(p.dv.at<In>(item, head, i) + c, on, _mm512_mul_ps(dkv(head, c, on, at), k));

@@ -108,16 +108,16 @@ struct Task {
   Work<In, Mul>& x;
   void (*slopes)(const Tile<Mul>&);
   int64_t chunk, b, g, wide = up(p.d, PAIR<Mul>), wide_v = up(p.dv, PAIR<Mul>);
-  int64_t most = up(p.block_n, 2 * LANES);
+  int64_t most = up(p.block_n, GRAIN<Mul>);
   const Mul *k = nullptr, *v = nullptr;
   int64_t ld_k = 0, ld_v = 0;
 
-  int64_t stored(int64_t j) const { return up(min(p.block_n, p.s - j), 2 * LANES); }
+  int64_t stored(int64_t j) const { return up(min(p.block_n, p.s - j), GRAIN<Mul>); }
 
   void run() {
     k = rows<In, Mul>(p.k.at<In>(b, g, 0), p.k.stride[2], p.s, p.d, x.k, &ld_k);
     v = rows<In, Mul>(p.v.at<In>(b, g, 0), p.v.stride[2], p.s, p.dv, x.v, &ld_v);
-    Mul* kt = x.k_turned.get(up(p.s, 2 * LANES) * p.d);
+    Mul* kt = x.k_turned.get(up(p.s, GRAIN<Mul>) * p.d);
     for (int64_t j = 0; j < p.s; j += p.block_n) {
       const int64_t n = min(p.block_n, p.s - j), width = stored(j);
       features(k + j * ld_k, ld_k, n, p.d, width, kt + j * p.d);
@@ -136,7 +136,7 @@ struct Task {
 
   // One block of queries of head h against this chunk's keys.
   void queries(int64_t h, int64_t i) {
-    const int64_t m = min(p.block_m, p.t - i), width = up(m, 2 * LANES);
+    const int64_t m = min(p.block_m, p.t - i), width = up(m, GRAIN<Mul>);
     const int64_t first_key = chunk * p.block_n, step = p.chunks * p.block_n;
     const int64_t stop = p.causal ? min(p.s, i + m) : p.s;
     int64_t ld_q, ld_g;

@@ -45,12 +45,12 @@ struct Packed {
 
   void pack(const Forward& p, int64_t b, int64_t g) {
     wide = up(p.d, PAIR<Mul>);
-    Mul* k = keys.get(up(p.s, 2 * LANES) * wide);
+    Mul* k = keys.get(up(p.s, GRAIN<Mul>) * wide);
     for (int64_t j = 0; j < p.s; j += p.block_n) {
       const int64_t n = min(p.block_n, p.s - j);
       int64_t ld;
       const Mul* x = rows<In, Mul>(p.k.at<In>(b, g, j), p.k.stride[2], n, p.d, copy, &ld);
-      turned(x, ld, n, p.d, up(n, 2 * LANES), k + j * wide);
+      turned(x, ld, n, p.d, up(n, GRAIN<Mul>), k + j * wide);
     }
     v = rows<In, Mul>(p.v.at<In>(b, g, 0), p.v.stride[2], p.s, p.dv, copy, &ld_v);
     if constexpr (PAIR<Mul> == 2) {
@@ -71,7 +71,7 @@ struct Scratch {
 template <class In, class Mul>
 void rows_of(const Forward& p, WeighRow<Mul> weigh, int64_t b, int64_t h, int64_t i,
              Scratch<In, Mul>& x) {
-  const int64_t m = min(p.block_m, p.t - i), widest = min(p.block_n, up(p.s, 2 * LANES));
+  const int64_t m = min(p.block_m, p.t - i), widest = min(p.block_n, up(p.s, GRAIN<Mul>));
   const float tau = p.tau ? *(p.tau.at<float>(0, 0, 0) + h * p.tau.stride[3]) : 1.0f;
   const float a = float(p.scale) * tau;
   const bool masked = p.bias || p.keep, each_row = per_row(p.bias) || per_row(p.keep);
@@ -87,7 +87,7 @@ void rows_of(const Forward& p, WeighRow<Mul> weigh, int64_t b, int64_t h, int64_
   bool begun = false;
   for (int64_t j = 0; j < stop; j += p.block_n) {
     const int64_t n = min(p.block_n, stop - j);
-    const int64_t stored = up(min(p.block_n, p.s - j), 2 * LANES), width = up(n, 2 * LANES);
+    const int64_t stored = up(min(p.block_n, p.s - j), GRAIN<Mul>), width = up(n, GRAIN<Mul>);
     if (masked && !each_row) {
       added(p.bias, p.keep, b, h, i, j, n, width, tau, add);
       if (std::all_of(add, add + n, [](float y) { return y == NONE; })) continue;
