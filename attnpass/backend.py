@@ -7,6 +7,7 @@ compile), so what runs is chosen at every call by the identity of the layer's pa
 from __future__ import annotations
 
 import fnmatch
+import functools
 import logging
 import os
 import weakref
@@ -20,8 +21,10 @@ from torch._guards import TracingContext
 
 from attnpass import report as reports
 from attnpass.capture import weight_inputs
+from attnpass.environment import kernel_context
 from attnpass.errors import AttnpassError, PlanError
 from attnpass.handoff import misread
+from attnpass.kernels.tile import Tiles
 from attnpass.match import Matches, marked, match
 from attnpass.normalize import NormalizeError, Opened, normalize, retrace
 from attnpass.opaque import unfold
@@ -110,6 +113,20 @@ class _Graph:
     @property
     def regions(self) -> list[Region]:
         return self.matches.regions
+
+    @functools.cached_property
+    def tiles(self) -> Tiles:
+        """Launch parameters measured on this device; those of the plan where there are none."""
+        cuda = any(isinstance(x, Tensor) and x.is_cuda for x in self.inputs)
+        context = kernel_context("cuda" if cuda else "cpu")
+        given = {} if self.options.plan is None else self.options.plan.tiles_for(context)
+        from attnpass.store import measured_tiles
+
+        try:
+            return {**given, **measured_tiles(self.options.db, context)}
+        except AttnpassError as error:
+            log.warning("measured tiles are not used: %s", error)
+            return given
 
     def compile(self) -> Compiled:
         """The callable that Dynamo runs from now on."""
@@ -268,7 +285,7 @@ class _Graph:
         out = {}
         for region in self.regions:
             site = replace(region.site, name=names[region.site.name])
-            module = plan.module(site, strict=self.options.strict)
+            module = plan.module(site, strict=self.options.strict, tiles=self.tiles)
             if module is not None:
                 out[region.site.name] = module
         return out

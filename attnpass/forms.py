@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from attnpass.errors import OptionError
 from attnpass.kernels import aten
-from attnpass.kernels.select import choose
-from attnpass.kernels.tile import Tile
+from attnpass.kernels.select import choose, choose_hydra
+from attnpass.kernels.tile import ShapeClass, Tile, Tiles, default_tile
 from attnpass.kernels.tiled import H
 from attnpass.site import FORMS, AttentionSite
 
@@ -119,7 +119,8 @@ class Pointwise(nn.Module):
         alpha: the power of L; unused by sigmoid.
         trainable: whether the parameters exist.
         centred: whether ``k0`` is among them.
-        tile: launch parameters; ``None`` lets ``kernels.select`` choose.
+        tile: launch parameters of both directions; ``None``: as measured, else the default.
+        tiles: measured launch parameters.
 
     Raises:
         OptionError: unknown ``h`` or ``length``.
@@ -139,6 +140,7 @@ class Pointwise(nn.Module):
         trainable: bool = True,
         centred: bool = True,
         tile: Tile | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         super().__init__()
         if h != "sigmoid" and h not in RELU_FAMILY:
@@ -149,7 +151,8 @@ class Pointwise(nn.Module):
             )
         if not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
             raise OptionError(f"expected a finite alpha, got {alpha!r}")
-        self.h, self.causal, self.length, self.alpha, self.tile = h, causal, length, alpha, tile
+        self.h, self.causal, self.length, self.alpha = h, causal, length, alpha
+        self.tile, self.tiles = tile, tiles
         self.scale = head_dim**-0.5 if scale is None else scale
 
         def new(*shape: int, value: float = 0.0) -> nn.Parameter | None:
@@ -171,13 +174,32 @@ class Pointwise(nn.Module):
         if self.k0 is not None:
             k = k - self.k0.to(k.dtype).unsqueeze(1)  # [G, 1, d]
         tau, offset, gain = self._terms(self._length(q, k, keep))
-        tile, rest = choose(q, k, self.tile), (self.scale, self.h, self.causal)
+        rest = (self.scale, self.h, self.causal)
+        tile = choose(q, k, self.tile, self._measured("forward", q, k, v, bias, keep))
         if tile.implementation == "aten":
             return aten.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest)
         from attnpass.kernels import ops
 
-        out: Tensor = ops.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest, tile.as_list())
+        grad = self.tile or self._measured("backward", q, k, v, bias, keep)
+        grad = grad or default_tile(q.device.type, q.shape[3], "backward")
+        tiles = tile.as_list(), grad.as_list()
+        out: Tensor = ops.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest, *tiles)
         return out
+
+    def _measured(
+        self,
+        direction: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        keep: Tensor | None,
+    ) -> Tile | None:
+        """The tile that was measured for calls like this one."""
+        if not self.tiles:
+            return None
+        kind = ShapeClass.of(q, k, v, bias, keep, self.h, self.causal, direction)
+        return self.tiles.get(str(kind))
 
     def _terms(self, length: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Tau ``[H]``, then offset and gain that broadcast to ``[B, H, T, 1]``, from L."""
@@ -239,7 +261,7 @@ class Hydra(nn.Module):
         heads: H. head_dim: d. causal: cumulative sum over t instead of the sum (T = S).
         eps: floor of the squared norms, so that a zero vector gives 0.
         trainable: whether ``gain [D]`` exists (else the constant 1).
-        tile: launch parameters; a fused tile runs ``attnpass::hydra``, else plain operations.
+        tile: launch parameters; ``None`` lets ``kernels.select`` choose.
     """
 
     def __init__(
@@ -277,14 +299,15 @@ class Hydra(nn.Module):
                 f"expected a key-padding mask [B, 1, 1, S] with hydra, got {tuple(keep.shape)}"
             )
         gain = None if self.gain is None else self.gain.view(1, self.heads, 1, self.head_dim)
-        if self.tile is None or self.tile.implementation == "aten":
+        tile = choose_hydra(q, self.tile)
+        if tile.implementation == "aten":
             out = aten.hydra(q, k, v, keep, gain, self.causal, self.eps)
         else:
             from attnpass.kernels import ops
 
             group = self.heads // k.shape[1]
             k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
-            out = ops.hydra(q, k, v, keep, gain, self.causal, self.eps, self.tile.as_list())
+            out = ops.hydra(q, k, v, keep, gain, self.causal, self.eps, tile.as_list())
         return out
 
 
@@ -425,7 +448,7 @@ def build(
     options: dict[str, Any] | None = None,
     *,
     trainable: bool = True,
-    tile: Tile | None = None,
+    tiles: Tiles | None = None,
 ) -> nn.Module:
     """The module of ``form`` for ``site``, parameters at their start.
 
@@ -443,7 +466,7 @@ def build(
             scale=scale, causal=causal, fill=site.fill, added=site.added, dropout=site.dropout
         )
     if form == "hydra":
-        return Hydra(site.heads, site.head_dim, causal=causal, trainable=trainable, tile=tile)
+        return Hydra(site.heads, site.head_dim, causal=causal, trainable=trainable)
     if form == "skipat":
         return SkipAt(
             site.width or 0,
@@ -465,7 +488,7 @@ def build(
         alpha=o.get("alpha", 1.0),
         trainable=trainable,
         centred=not site.swapped,
-        tile=tile,
+        tiles=tiles,
     )
 
 

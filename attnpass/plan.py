@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from attnpass import forms
 from attnpass.errors import OptionError, PlanError
+from attnpass.kernels.tile import Tile, Tiles
 from attnpass.site import FORMS, AttentionSite, Decline
 
 log = logging.getLogger("attnpass")
@@ -100,7 +101,7 @@ class Plan:
     Attributes:
         sites: site name to ``Entry``, every site of the model, unconverted ones as ``softmax``.
         values: site name to the form's parameters by name.
-        tiles: launch parameters per device and kernel, as ``Tile.as_dict()``.
+        tiles: launch parameters, per device they were measured on: see ``add_tiles``.
         measured: numbers taken with this plan. made_by: versions and command.
         owners: site name to its projection parameters, where the model is known: its identity.
         round_trip: rewrite ``softmax`` sites too, from what was extracted, instead of leaving
@@ -161,7 +162,9 @@ class Plan:
                 self.values[site.name] = dict(module.named_parameters())
         return self
 
-    def module(self, site: AttentionSite, *, strict: bool = False) -> nn.Module | None:
+    def module(
+        self, site: AttentionSite, *, strict: bool = False, tiles: Tiles | None = None
+    ) -> nn.Module | None:
         """The form's module for ``site``, sharing this plan's parameters; None: stays softmax.
 
         An entry that is missing, does not fit, is illegal there, or has parameters of other
@@ -175,7 +178,9 @@ class Plan:
             return None
         try:
             self._check(entry, site)
-            module = forms.build(entry.form, site, entry.options, trainable=self.trainable)
+            module = forms.build(
+                entry.form, site, entry.options, trainable=self.trainable, tiles=tiles
+            )
             self._share(module, site)
         except (PlanError, OptionError) as error:
             _loud(PlanError(f"{error}; {site.name} stays softmax"), strict)
@@ -272,6 +277,21 @@ class Plan:
     def known(self) -> set[int]:
         """Identities of all projection parameters of the model this plan was bound to."""
         return {id(p) for site in self.owners for p in self.parameters_of(site)}
+
+    def add_tiles(self, context: Mapping[str, Any], tiles: Tiles) -> None:
+        """Carry tiles that were measured in ``context`` (``environment.kernel_context``)."""
+        taken = {"context": dict(context), "tiles": {k: t.as_dict() for k, t in tiles.items()}}
+        self.tiles[hashlib.sha256(_sorted(context).encode()).hexdigest()[:16]] = taken
+
+    def tiles_for(self, context: Mapping[str, Any]) -> dict[str, Tile]:
+        """The tiles measured in ``context``; none where it differs, or where they are broken."""
+        for taken in self.tiles.values():
+            try:
+                if _sorted(taken["context"]) == _sorted(context):
+                    return {k: Tile(**t) for k, t in taken["tiles"].items()}
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                log.warning("the plan's tiles are not used: %s", error)
+        return {}
 
     @property
     def hash(self) -> str:
@@ -429,6 +449,10 @@ def _entry(name: str, raw: Any, path: Path) -> Entry:
     return Entry(
         raw["form"], dict(options), dict(raw.get("fits", {})), str(raw.get("weights", ""))
     )
+
+
+def _sorted(context: Mapping[str, Any]) -> str:
+    return json.dumps(context, sort_keys=True)
 
 
 def digest_weights(parameters: Iterable[Tensor]) -> str:

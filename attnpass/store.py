@@ -13,11 +13,12 @@ import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from attnpass.errors import PlanError, StoreError
+from attnpass.kernels.tile import Tile
 from attnpass.plan import Plan
 
 APPLICATION_ID = 0x41545450
@@ -262,6 +263,31 @@ class Store:
             )
         return _plan(rows[0], self.path) if rows else None
 
+    def put_tile(self, kind: str, context: Mapping[str, Any], tile: Tile, value: Any) -> None:
+        """Commit the tile of a shape class, measured in ``context``."""
+        row = {
+            "key": key_of("tile", kind, context),
+            "created": now(),
+            "context": json.dumps({**context, "class": kind}, sort_keys=True),
+            "tile": json.dumps(tile.as_dict()),
+            "value": json.dumps(value),
+        }
+        with self.transaction():
+            self.db.table("tiles").insert(row, replace=True)
+
+    def tiles(self, context: Mapping[str, Any]) -> dict[str, Tile]:
+        """Measured tiles by shape class; rows of another context, or corrupt, are no hit."""
+        with self._errors():
+            rows = list(self.db.query("SELECT context, tile FROM tiles"))
+        wanted, found = json.loads(json.dumps(context)), {}
+        for row in rows:
+            with suppress(ValueError, TypeError, KeyError):
+                taken = json.loads(row["context"])
+                kind = taken.pop("class")
+                if taken == wanted:
+                    found[kind] = Tile(**json.loads(row["tile"]))
+        return found
+
     def pin(self, plan: Plan) -> None:
         """Make ``plan`` the one that ``torch.compile`` applies to its model without options."""
         self.save_plan(plan)
@@ -321,3 +347,16 @@ def pinned_plans(path: str | Path | None) -> list[Plan]:
         return []
     with Store(where) as store:
         return store.pinned()
+
+
+def measured_tiles(path: str | Path | None, context: Mapping[str, Any]) -> dict[str, Tile]:
+    """The tiles of a database that were measured in ``context``; none where there is no file.
+
+    Raises:
+        StoreError: the file cannot be read.
+    """
+    where = Path(path) if path is not None else default_path()
+    if not where.exists():
+        return {}
+    with Store(where) as store:
+        return store.tiles(context)

@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from attnpass import environment
 from attnpass.kernels import reference, triton_launch
 from attnpass.kernels.tile import default_tile
-from attnpass.tuner import environment
 from attnpass.tuner.latency import floor, interleave, ratio
 
 SHAPES = [(4, 16, n, d) for n in (512, 2048, 8192) for d in (64, 128)]

@@ -74,7 +74,7 @@ def run(code: str, **env: str) -> str:
 
 
 def main() -> None:
-    from attnpass.tuner import environment
+    from attnpass import environment
 
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/pass_cost_cpu.json")
     imports = [1e3 * float(run(IMPORT)) for _ in range(5)]

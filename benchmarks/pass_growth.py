@@ -103,7 +103,7 @@ def main() -> None:
     if sys.argv[1:] in (["growth"], ["cold"]):
         print(json.dumps(growth() if sys.argv[1] == "growth" else cold()))
         return
-    from attnpass.tuner import environment
+    from attnpass import environment
 
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/pass_growth_cpu.json")
     runs = [fresh("growth") for _ in range(3)]

@@ -39,6 +39,7 @@ def pointwise(
     h: str,
     causal: bool,
     tile: list[int],
+    grad_tile: list[int],
 ) -> Tensor:
     """``gain sum_s keep h(tau (scale q.k + bias) + offset) v``, ``[B, H, T, dv]`` (2409.04431).
 
@@ -50,7 +51,7 @@ def pointwise(
         tau: ``[H]`` float32 temperature > 0.
         offset, gain: float32, broadcastable to ``[B, H, T, 1]``.
         scale: factor on the logits. h: one of ``reference.H_FUNCTIONS``.
-        causal: keep only s <= t. tile: ``Tile.as_list()``.
+        causal: keep only s <= t. tile, grad_tile: ``Tile.as_list()`` of each direction.
     """
     return _implementation(q).pointwise(  # type: ignore[no-any-return]
         q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile
@@ -58,7 +59,7 @@ def pointwise(
 
 
 @pointwise.register_fake
-def _(q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile):  # type: ignore[no-untyped-def]
+def _(q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, grad_tile):  # type: ignore[no-untyped-def]
     return heads_last(q, v.shape[3])
 
 
@@ -94,7 +95,7 @@ def _(grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, need
 
 def _save_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:8])
-    ctx.rest = inputs[8:]
+    ctx.rest = (*inputs[8:11], inputs[12])
 
 
 def _pointwise_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -103,19 +104,11 @@ def _pointwise_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     dq, dk, dv, dbias, dtau, doffset, dgain = torch.ops.attnpass.pointwise_backward(
         grad, *saved, *ctx.rest, needs_bias
     )
+    rest = (dtau, doffset, dgain)
     return (
-        dq,
-        dk,
-        dv,
-        dbias if needs_bias else None,
-        None,
-        dtau if saved[5] is not None else None,
-        doffset if saved[6] is not None else None,
-        dgain if saved[7] is not None else None,
-        None,
-        None,
-        None,
-        None,
+        *(dq, dk, dv, dbias if needs_bias else None, None),
+        *(x if y is not None else None for x, y in zip(rest, saved[5:], strict=True)),
+        *[None] * 5,
     )
 
 

@@ -9,18 +9,41 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from attnpass.kernels.tile import Tile, default_tile
 
 ATEN_SCORES = 1024 * 1024
-"""Up to so many scores per head the compiler's own fusion beats the tiled CPU path."""
+"""Up to so many scores per head the compiler's own fusion beats the tiled plain torch path."""
+
+ATEN_SMALL = 32 * 32
+"""The same against the C++ kernel: there the cost of a call decides."""
 
 
-def choose(q: Tensor, k: Tensor, tile: Tile | None) -> Tile:
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def has_kernel(name: str) -> bool:
+    """Whether the C++ kernel ``name`` runs here; compiles it if it was not yet."""
+    from attnpass.kernels import cpu
+
+    return cpu.refusal(name) is None
+
+
+def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
     """The tile that runs for ``q [B, H, T, d]`` and ``k [B, G, S, d]``.
 
-    A given tile wins where it is sound. Plain ATen rounds the logits to the input dtype, so it
-    serves float32 and float64 alone.
+    The first given tile that is sound wins. Plain ATen rounds the logits to the input dtype, so
+    it serves float32 and float64 alone.
     """
     wide = q.dtype in (torch.float32, torch.float64)
-    if tile is not None and (tile.implementation == "fused" or wide):
-        return tile
-    if wide and statically_known_true(q.shape[2] * k.shape[2] <= ATEN_SCORES):
+    for tile in tiles:
+        if tile is not None and (tile.implementation == "fused" or wide):
+            return tile
+    fast = q.device.type == "cpu" and q.dtype == torch.float32 and has_kernel("pointwise")
+    few = ATEN_SMALL if fast else ATEN_SCORES
+    if wide and statically_known_true(q.shape[2] * k.shape[2] <= few):
         return Tile("aten")
     return default_tile(q.device.type, q.shape[3])
+
+
+def choose_hydra(q: Tensor, tile: Tile | None) -> Tile:
+    """The tile of hydra for ``q [B, H, T, d]``: the C++ kernel where it runs, else plain ATen."""
+    if tile is not None:
+        return tile
+    narrow = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    fast = q.device.type == "cpu" and narrow and has_kernel("hydra")
+    return default_tile("cpu", q.shape[3]) if fast else Tile("aten")

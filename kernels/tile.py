@@ -1,8 +1,16 @@
-"""Tile: the launch parameters of a kernel, its defaults and the legal candidates per device."""
+"""Tile: the launch parameters of a kernel, its defaults, the legal candidates, what was measured.
+
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
 
 IMPLEMENTATIONS = ("fused", "aten")
 
@@ -46,23 +54,89 @@ class Tile:
         return asdict(self)
 
 
-def default_tile(device: str, head_dim: int) -> Tile:
+def default_tile(device: str, head_dim: int, direction: str = "forward") -> Tile:
     """The tile used where nothing was measured; on a GPU FlashAttention-2's own choices."""
     if device == "cpu":
-        return Tile(block_m=128, block_n=512)
+        return Tile(block_m=128 if direction == "forward" else 256, block_n=256)
     wide = 128 if head_dim <= 64 else 64
     return Tile(block_m=128 if head_dim <= 128 else 64, block_n=wide, warps=4, stages=2)
 
 
-def candidates(device: str) -> tuple[Tile, ...]:
-    """The tiles that a search may try on ``device`` (``cpu`` or ``cuda``)."""
+def space(device: str) -> dict[str, tuple[Any, ...]]:
+    """What a search may choose per parameter of a tile on ``device`` (``cpu`` or ``cuda``)."""
     if device == "cpu":
-        blocks = [(m, n) for m in (32, 64, 128, 256) for n in (64, 128, 256, 512, 1024)]
-        return (Tile("aten"), *(Tile(block_m=m, block_n=n) for m, n in blocks))
-    blocks = [(m, n) for m in (64, 128) for n in (32, 64, 128)]
-    return tuple(
-        Tile(block_m=m, block_n=n, warps=w, stages=s)
-        for m, n in blocks
-        for w in (4, 8)
-        for s in (2, 3, 4)
-    )
+        return {
+            "implementation": IMPLEMENTATIONS,
+            "block_m": (16, 32, 64, 128, 256, 512),
+            "block_n": (32, 64, 128, 256, 512, 1024),
+            "heads": (1, 2, 4),
+        }
+    return {
+        "block_m": (64, 128),
+        "block_n": (32, 64, 128),
+        "warps": (4, 8),
+        "stages": (2, 3, 4),
+    }
+
+
+@dataclass(frozen=True)
+class ShapeClass:
+    """Calls that share a tile: counts rounded up to powers of two, the rest as it is.
+
+    Attributes:
+        direction: ``forward`` or ``backward``. h: the pointwise function.
+        heads: batch times heads. queries: T. keys: S. head_dim: d. value_dim: of the values.
+        dtype: of q. causal: whether only s <= t is kept.
+        mask: ``none``, ``columns`` (the same for every query) or ``rows``.
+    """
+
+    direction: str
+    h: str
+    heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    value_dim: int
+    dtype: str
+    causal: bool
+    mask: str
+
+    def __str__(self) -> str:
+        mask = "causal" if self.causal else "full"
+        mask += "" if self.mask == "none" else f"+{self.mask}"
+        sizes = f"{self.heads}x{self.queries}x{self.keys}x{self.head_dim}"
+        sizes += "" if self.head_dim == self.value_dim else f":{self.value_dim}"
+        return f"{self.h} {self.direction} {sizes} {self.dtype} {mask}"
+
+    @classmethod
+    def of(
+        cls,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        keep: Tensor | None,
+        h: str,
+        causal: bool,
+        direction: str = "forward",
+    ) -> ShapeClass | None:
+        """The class of a call; None where a size has no known value."""
+        sizes = [_hint(n) for n in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2])]
+        if any(n is None for n in sizes):
+            return None
+        rows = [x for x in (bias, keep) if x is not None and x.dim() > 1]
+        by_row = any(_hint(x.shape[-2]) != 1 for x in rows)
+        mask = "rows" if by_row else "none" if bias is None and keep is None else "columns"
+        heads, queries, keys = (1 << max(0, (n or 1) - 1).bit_length() for n in sizes)
+        dtype = str(q.dtype).removeprefix("torch.")
+        given = (heads, queries, keys, int(q.shape[3]), int(v.shape[3]))
+        return cls(direction, h, *given, dtype, causal, mask)
+
+
+Tiles = Mapping[str, Tile]
+"""Measured tiles by ``str(ShapeClass)``."""
+
+
+def _hint(n: int | torch.SymInt) -> int | None:
+    """A size, or the value a symbolic size was met with, without a guard on it."""
+    return n if isinstance(n, int) else n.node.hint

@@ -846,9 +846,10 @@ def test_build_without_parameters(form):
     assert not list(build(form, site(), trainable=False).parameters())
 
 
-@pytest.mark.parametrize("form", ["sigmoid", "relu", "hydra"])
-def test_build_passes_the_tile(form):
-    assert build(form, site(), tile=FUSED).tile == FUSED
+@pytest.mark.parametrize("form", ["sigmoid", "relu"])
+def test_build_passes_the_measured_tiles(form):
+    tiles = {"a class": FUSED}
+    assert build(form, site(), tiles=tiles).tiles is tiles
 
 
 def test_options_have_a_row_for_every_form():

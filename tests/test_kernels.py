@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 
@@ -15,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnpass import forms
 from attnpass.kernels import aten, cpu, ops, reference, tiled
-from attnpass.kernels.select import ATEN_SCORES, choose
-from attnpass.kernels.tile import IMPLEMENTATIONS, Tile, candidates, default_tile
+from attnpass.kernels.select import ATEN_SCORES, ATEN_SMALL, choose, choose_hydra
+from attnpass.kernels.tile import IMPLEMENTATIONS, ShapeClass, Tile, default_tile, space
 
 SCALE = 0.6
 H = tuple(reference.H_FUNCTIONS)
@@ -47,7 +48,8 @@ def test_the_kernels_are_there_where_the_machine_has_what_they_need():
 
 def run(p: Problem, h: str, which: str) -> Tensor:
     if which == "fused":
-        return ops.pointwise(*p.inputs(), SCALE, h, p.case.causal, list(p.case.tile))
+        tiles = [list(p.case.tile)] * 2
+        return ops.pointwise(*p.inputs(), SCALE, h, p.case.causal, *tiles)
     if which == "aten":
         return aten.pointwise(*p.inputs(), SCALE, h, p.case.causal)
     return reference.pointwise(*p.inputs(), scale=SCALE, h=h, causal=p.case.causal)
@@ -127,7 +129,82 @@ def test_weights_of_size_one_over_n_are_relatively_right(h, path):
     assert bool(((out - want).abs() <= 4e-6 * want.abs()).all())
 
 
-def test_more_keys_than_the_default_tile():
+def eager(q, k, v, offset, gain):
+    """Sigmoid attention as a user would write it, in the dtype of its inputs."""
+    s = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    return ((torch.sigmoid(s + offset.to(q.dtype)) @ v) * gain.to(q.dtype)).to(q.dtype)
+
+
+@pytest.mark.parametrize("start", ["-log n", "-LSE"])
+@pytest.mark.parametrize("deviation", [0.5, 1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+def test_errors_are_at_most_twice_those_of_eager_torch(dtype, deviation, start, path):
+    draw = torch.Generator().manual_seed(0)
+    b, h, n, d = 1, 4, 256, 64
+    q, k, v = torch.randn(3, b, h, n, d, generator=draw).to(dtype)
+    q = (q * deviation).to(dtype)
+    s = q.double() @ k.double().transpose(-1, -2) * d**-0.5
+    offset = torch.full((1, h, 1, 1), -math.log(n))
+    if start == "-LSE":
+        offset = -s.logsumexp(-1, keepdim=True).mean((0, 2), keepdim=True).float()
+    gain = torch.rand(1, h, 1, 1, generator=draw) + 0.5
+    inputs = (q, k, v, None, None, None, offset)
+    tile = default_tile("cpu", d).as_list()
+    want = reference.pointwise(*inputs, gain, scale=d**-0.5, h="sigmoid", causal=False)
+    got = ops.pointwise(*inputs, gain, d**-0.5, "sigmoid", False, tile, tile)
+
+    def error(x):
+        return float((x.double() - want).norm() / want.norm())
+
+    assert error(got) <= 2 * error(eager(q, k, v, offset, gain))
+
+
+@pytest.mark.parametrize("h", H)
+def test_rows_without_a_key_are_exactly_zero_and_finite(h, path):
+    # a bias of -inf alone, and with logits that overflow h
+    q, k, v = torch.full((3, 1, 1, 40, 8), 1e18)
+    bias = torch.zeros(1, 1, 40, 40)
+    bias[:, :, 3:17] = -math.inf
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    tile = [16, 32, 4, 2, 1]
+    out = ops.pointwise(*leaves, bias, None, None, None, None, 1.0, h, False, tile, tile)
+    assert bool((out[:, :, 3:17] == 0).all())
+    (dq,) = torch.autograd.grad(out[:, :, 3:17].sum(), leaves[0])
+    assert bool((dq == 0).all())
+
+
+def test_without_a_compiler_plain_torch_runs_and_one_line_says_so(monkeypatch, caplog):
+    from torch._inductor.codecache import CppCodeCache
+
+    def fails(*_):
+        raise RuntimeError("No working C++ compiler found\nlong\nstory")
+
+    monkeypatch.setattr(CppCodeCache, "load", fails)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(cpu, "library", functools.cache(cpu.library.__wrapped__))
+    p = problems.problem(CASES["all"])
+    check(p, "sigmoid", "fused")
+    assert cpu.refusal("pointwise") == "no C++ kernel: No working C++ compiler found"
+    assert "install g++ or set $CXX" in caplog.text
+    lines = [r for r in caplog.records if "No working" in r.message]
+    assert len(lines) == 2  # one per kernel, forward and backward, not one per call
+
+
+def test_without_the_instructions_plain_torch_runs(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(cpu, "library", functools.cache(cpu.library.__wrapped__))
+    assert cpu.refusal("pointwise") == "no AVX-512 here (AVX2)"
+    check(problems.problem(CASES["all"]), "relu", "fused")
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
+def test_with_onednn_switched_off_plain_torch_runs(path):
+    with torch.backends.mkldnn.flags(enabled=False):
+        check(problems.problem(CASES["all"]), "relu", "fused")
+        check_hydra("fused", *hydra_inputs("plain"), False)
+
+
+def test_more_keys_than_the_default_tile(path):
     p = problems.problem(Case(b=1, t=130, s=515, causal=False, keep=(1, 1, 1, 515)))
     p.case = p.case.but(tile=tuple(default_tile("cpu", 4).as_list()))
     check(p, "gelu", "fused")
@@ -146,6 +223,45 @@ def test_each_gradient_alone(needed, path):
     assert_near(got, want, terms=GRADIENT)
 
 
+@pytest.fixture
+def threads():
+    """Sets the number of threads, and puts it back."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def results(p, hydra):
+    inputs = {n: getattr(p, n) for n in ("q", "k", "v")}
+    if hydra:
+        out = ops.hydra(*inputs.values(), p.keep, None, p.case.causal, 1e-6, list(p.case.tile))
+    else:
+        out, inputs = run(p, "sigmoid", "fused"), p.leaves()
+    return out, *torch.autograd.grad(out, list(inputs.values()), p.grad)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("hydra", [False, True], ids=["pointwise", "hydra"])
+@pytest.mark.parametrize("case", ["many heads", "one head", "shared bias"])
+def test_threads_change_nothing_beyond_rounding_and_runs_nothing_at_all(
+    case, hydra, causal, threads, path
+):
+    # one head: threads share its keys; a shared bias: no two threads add to the same place
+    heads = 1 if case == "one head" else 4
+    shape = Case(b=1, h=heads, g=heads, t=200, s=200, causal=causal, keep=(1, 1, 1, 200))
+    shape = shape.but(tile=(64, 32, 4, 2, 1), tau=True, offset=(1, heads, 1, 1))
+    shape = shape.but(bias=(1, 1, 200, 200) if case == "shared bias" and not hydra else None)
+    p = problems.problem(shape)
+    threads(1)
+    want = results(p, hydra)
+    for n in (2, 3):
+        threads(n)
+        got, again = results(p, hydra), results(p, hydra)
+        for one, other, wanted in zip(got, again, want, strict=True):
+            assert torch.equal(one, other)
+            assert_near(one, wanted.double(), terms=GRADIENT)
+
+
 def test_no_gradient_asked_none_recorded():
     p = problems.problem(CASES["all"])
     with torch.no_grad():
@@ -161,7 +277,7 @@ def test_no_gradient_asked_none_recorded():
 )
 def test_opcheck_pointwise(name):
     p = problems.problem(CASES[name])
-    args = (*p.inputs(), SCALE, "sigmoid", p.case.causal, list(p.case.tile))
+    args = (*p.inputs(), SCALE, "sigmoid", p.case.causal, *[list(p.case.tile)] * 2)
     torch.library.opcheck(torch.ops.attnpass.pointwise.default, args)
 
 
@@ -319,15 +435,17 @@ class Seen(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.names, self.tiles = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "attnpass":
             self.names.append(func._schema.name)
+            self.tiles.append(list(args[-2:]))
         return func(*args, **(kwargs or {}))
 
 
 FUSED, ATEN = Tile(block_m=32, block_n=64), Tile("aten")
+BOTH = ("forward", "backward")
 
 
 @pytest.mark.parametrize(
@@ -357,21 +475,96 @@ def test_which_implementation_runs(tile, dtype, expected):
 
 
 @pytest.mark.parametrize(
-    ("tile", "expected"), [(None, "aten"), (ATEN, "aten"), (FUSED, "fused")], ids=str
+    ("tile", "expected"), [(None, ""), (ATEN, "aten"), (FUSED, "fused")], ids=str
 )
-def test_which_hydra_runs(tile, expected):
+def test_which_hydra_runs(tile, expected, path):
+    if tile is None:
+        expected = "fused" if path == "c++" else "aten"
     q = torch.randn(1, 2, 5, 4)
     with torch.no_grad(), Seen() as seen:
         forms.Hydra(2, 4, tile=tile)(q, q, q)
     assert seen.names == (["attnpass::hydra"] if expected == "fused" else [])
 
 
-def test_many_scores_go_to_the_fused_operator():
-    n = math.isqrt(ATEN_SCORES)
-    q, k = torch.empty(1, 1, n, 1), torch.empty(1, 1, ATEN_SCORES // n, 1)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_many_scores_go_to_the_fused_operator(path, dtype):
+    # there is no C++ kernel for float64
+    fast = path == "c++" and dtype == torch.float32
+    limit = ATEN_SMALL if fast else ATEN_SCORES
+    n = math.isqrt(limit)
+    q, k = (torch.empty(1, 1, m, 1, dtype=dtype) for m in (n, limit // n))
     assert choose(q, k, None).implementation == "aten"
-    more = torch.empty(1, 1, ATEN_SCORES // n + 1, 1)
+    more = torch.empty(1, 1, limit // n + 1, 1, dtype=dtype)
     assert choose(q, more, None) == default_tile("cpu", 1)
+
+
+def test_float64_hydra_is_plain(path):
+    assert choose_hydra(torch.empty(1, 1, 4, 4, dtype=torch.float64), None) == Tile("aten")
+
+
+def test_the_choice_does_not_break_a_graph():
+    module = forms.Pointwise(2, 2, 4, h="relu")
+    q = torch.randn(1, 2, 40, 4)
+    compiled = torch.compile(module, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(q, q, q), module(q, q, q))
+
+
+# --- measured tiles ---------------------------------------------------------------------------
+
+
+def test_a_measured_tile_is_used_by_calls_of_its_class_alone():
+    q = torch.randn(1, 2, 40, 4)
+    forward, backward = (ShapeClass.of(q, q, q, None, None, "relu", False, d) for d in BOTH)
+    tiles = {str(forward): Tile(block_m=16, block_n=32), str(backward): Tile(block_m=64)}
+    module = forms.Pointwise(2, 2, 4, h="relu", tiles=tiles)
+
+    def used(q, k):
+        with Seen() as seen:
+            module(q, k, k)
+        return seen.tiles[0]
+
+    assert used(q, q) == [tiles[str(d)].as_list() for d in (forward, backward)]
+    # 33 and 64 queries are of one class; 65, other keys, or another dtype are not
+    assert used(q[:, :, :33], q) == used(q, q)
+    defaults = [default_tile("cpu", 4, d).as_list() for d in BOTH]
+    assert used(torch.randn(1, 2, 65, 4), q) == defaults
+    assert used(q, torch.randn(1, 2, 80, 4)) == defaults
+    assert used(q.bfloat16(), q.bfloat16()) == defaults
+
+
+def test_what_a_shape_class_tells_apart():
+    q, v = torch.randn(2, 3, 197, 8), torch.randn(2, 3, 197, 6)
+    rows, columns = torch.ones(2, 1, 197, 197), torch.ones(2, 1, 1, 197).bool()
+
+    def name(q=q, v=v, bias=None, keep=None, h="sigmoid", causal=False, direction="forward"):
+        return str(ShapeClass.of(q, q, v, bias, keep, h, causal, direction))
+
+    assert name() == "sigmoid forward 8x256x256x8:6 float32 full"
+    assert name(bias=rows, keep=columns) == "sigmoid forward 8x256x256x8:6 float32 full+rows"
+    assert name(keep=columns[0, 0, 0]) == name(keep=columns)
+    seen = [
+        name(),
+        name(v=q),
+        name(keep=columns),
+        name(bias=rows),
+        name(causal=True),
+        name(h="relu"),
+        name(direction="backward"),
+        name(q=torch.cat([q, q, q])),
+        name(q=q.double()),
+    ]
+    assert len(set(seen)) == len(seen)
+
+
+def test_a_size_without_a_value_has_no_class():
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    n = ShapeEnv().create_unbacked_symint()
+    q = torch.empty(1, 1, 4, 2, device="meta")
+    with torch._subclasses.FakeTensorMode(shape_env=n.node.shape_env):
+        k = torch.empty(1, 1, n, 2)
+    assert ShapeClass.of(q, k, k, None, None, "relu", False) is None
 
 
 @pytest.mark.parametrize("name", ["block_m", "block_n", "warps", "stages", "heads"])
@@ -393,12 +586,13 @@ def test_tile_round_trips():
     assert Tile(**tile.as_dict()) == tile
 
 
+@pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_candidates_are_distinct_and_hold_the_default(device):
-    found = candidates(device)
-    assert len(set(found)) == len(found) > 1
-    assert default_tile(device, 64) in found
-    assert (Tile("aten") in found) == (device == "cpu")
+def test_the_space_holds_the_default(device, direction):
+    default = default_tile(device, 64, direction).as_dict()
+    for name, choices in space(device).items():
+        assert default[name] in choices
+        assert len(set(choices)) == len(choices) > 1
 
 
 @pytest.mark.parametrize(("d", "blocks"), [(64, (128, 128)), (128, (128, 64)), (256, (64, 64))])

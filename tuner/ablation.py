@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from attnpass.kernels.tile import Tiles
 from attnpass.plan import Entry, Plan
 from attnpass.site import AttentionSite
 
@@ -41,7 +42,9 @@ class Ablated(Plan):
         """The ablation of these sites."""
         return cls({s.name: Entry("hydra", {}, s.fits()) for s in sites})
 
-    def module(self, site: AttentionSite, *, strict: bool = False) -> nn.Module | None:
+    def module(
+        self, site: AttentionSite, *, strict: bool = False, tiles: Tiles | None = None
+    ) -> nn.Module | None:
         """``Touch`` where any form but softmax is legal."""
         free = any(no is None for form, no in site.legal.items() if form != "softmax")
         return Touch() if free else None

@@ -17,7 +17,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from attnpass.errors import AttnpassError, PlanError, StoreError
+from attnpass.errors import AttnpassError, OptionError, PlanError, StoreError
 
 Command = Callable[..., Any]
 
@@ -269,6 +269,50 @@ def _plan(store: Any, name: str) -> Any:
 
 
 @main.command()
+@click.argument("task", required=False)
+@click.option("--shape", default=None, help="B,H,T,S,d instead of a task's shapes.")
+@click.option("--dtype", default="float32", show_default=True, help="With --shape.")
+@click.option("--h", default="sigmoid", show_default=True, help="With --shape: the function.")
+@click.option("--causal", is_flag=True, help="With --shape.")
+@click.option("--mask", default="none", show_default=True, help="With --shape: columns or rows.")
+@click.option("--backward", is_flag=True, help="Tune forward and backward together.")
+@click.option("--trials", default=24, show_default=True, help="Tiles measured per shape.")
+@click.option("--seed", default=0, type=int)
+@click.option("--refresh", is_flag=True, help="Measure again what is stored.")
+@options
+def tiles(
+    task: str | None,
+    shape: str | None,
+    backward: bool,
+    trials: int,
+    seed: int,
+    refresh: bool,
+    as_json: bool,
+    db: str | None,
+    **call: Any,
+) -> Any:
+    """Tile sizes for a task's attention shapes, or one shape, on this device."""
+    from dataclasses import replace
+
+    from attnpass.store import Store
+    from attnpass.task import load_task
+    from attnpass.tuner.calls import Shape, shapes_of
+    from attnpass.tuner.progress import Voice
+    from attnpass.tuner.show import tile_table
+    from attnpass.tuner.tiles import tune
+
+    if (task is None) == (shape is None):
+        raise OptionError("expected either TASK or --shape B,H,T,S,d, got both or neither")
+    if trials < 1:
+        raise OptionError(f"expected --trials >= 1, got {trials}")
+    shapes = [Shape.parse(shape, **call)] if shape else shapes_of(load_task(task or ""))
+    shapes = [replace(s, direction="backward" if backward else "forward") for s in shapes]
+    with Store(db) as store:
+        rows = tune(shapes, store, Voice(as_json), trials=trials, seed=seed, refresh=refresh)
+    return {"tiles": rows}, lambda c: c.print(tile_table(rows)), 0
+
+
+@main.command()
 @click.argument("names", nargs=-1, required=True)
 @options
 def show(names: tuple[str, ...], as_json: bool, db: str | None) -> Any:
@@ -339,10 +383,16 @@ def unpin(name: str, as_json: bool, db: str | None) -> Any:
 @options
 def export_(name: str, path: Path, as_json: bool, db: str | None) -> Any:
     """Write a plan of the cache, or a run's best, to PATH (JSON and safetensors)."""
+    import torch
+
+    from attnpass.environment import kernel_context
     from attnpass.store import Store
 
     with Store(db) as store:
         plan = _plan(store, name)
+        context = kernel_context("cuda" if torch.cuda.is_available() else "cpu")
+        if tiles := store.tiles(context):
+            plan.add_tiles(context, tiles)
     written = plan.save(path)
     return {"plan": str(written)}, lambda c: c.print(f"plan: {written}", markup=False), 0
 

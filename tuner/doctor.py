@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from attnpass import environment
 from attnpass.errors import AttnpassError
-from attnpass.tuner import environment
 
 
 def doctor(db: str | None) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnpass import environment
 from attnpass.capture import Capture
 from attnpass.errors import CaptureError, MeasureError, TaskError
 from attnpass.plan import Entry, Plan, assign
@@ -27,7 +28,6 @@ from attnpass.recover import calibrate, observe
 from attnpass.report import Report
 from attnpass.store import Store, now
 from attnpass.task import load_task
-from attnpass.tuner import environment
 from attnpass.tuner.accuracy import (
     Split,
     bound,
@@ -76,6 +76,7 @@ class Run:
             "mode": settings.mode,
             "shapes": environment.shapes(self.task.example),
             "rounds": settings.limits["rounds"],
+            "tiles": self._tiles(),
         }
         asked = {k: v for k, v in asdict(settings).items() if k not in ("refresh", "timeout")}
         text = json.dumps([asked, self.timing], sort_keys=True, default=str)
@@ -86,6 +87,14 @@ class Run:
         self.told: set[str] = set()
         self.stopped = False
         self.library: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def _tiles(self) -> str:
+        """Digest of the tiles that compiled plans will find."""
+        leaves = torch.utils._pytree.tree_leaves(self.task.example)
+        kind = "cuda" if any(getattr(x, "is_cuda", False) for x in leaves) else "cpu"
+        tiles = self.store.tiles(environment.kernel_context(kind))
+        rows = sorted((k, *t.as_list(), t.implementation) for k, t in tiles.items())
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     def table(self) -> Any:
         """The sites found, as a table."""
@@ -126,6 +135,7 @@ class Run:
                     timeout=self.settings.timeout,
                     inner=self.settings.inner,
                     mode=self.settings.mode,
+                    db=str(self.store.path),
                     stopped=lambda: self.stopped,
                 ) as worker,
             ):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +225,20 @@ def picture(result: Mapping[str, Any], path: Path) -> Path:
     finally:
         pyplot.close(figure)
     return path
+
+
+def tile_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One shape class a row: the tile, its speed-up over the default, and where it came from."""
+    table = Table(title="tiles on this device", title_justify="left")
+    for column in ("shape class (heads x T x S x d)", "tile", "ms", "over default [95 %]", "from"):
+        table.add_column(column)
+    for row in rows:
+        tile, gain = row["tile"], row["gain"]
+        name = "plain ATen, compiled"
+        if tile["implementation"] == "fused":
+            name = f"{tile['block_m']} rows x {tile['block_n']} columns, {tile['heads']} heads"
+        told = f"{gain['median']:.3f} [{gain['low']:.3f}, {gain['high']:.3f}]"
+        if tile == row["default"]:
+            name, told = f"{name} (default)", "no gain found"
+        table.add_row(row["class"], name, f"{row['ms']:.2f}", told, row["source"])
+    return table

@@ -28,7 +28,7 @@ class Worker:
 
     Args:
         task: import path of the task. timeout: seconds per request.
-        inner: inner compiler of the measured plans. mode: its mode.
+        inner: inner compiler of the measured plans. mode: its mode. db: where its tiles are.
         stopped: asked while waiting; true ends the wait with KeyboardInterrupt.
     """
 
@@ -39,10 +39,11 @@ class Worker:
         timeout: float = 900,
         inner: str = "inductor",
         mode: str | None = None,
+        db: str | None = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.timeout = task, timeout
-        self.settings = {"inner": inner, "mode": mode}
+        self.settings = {"inner": inner, "mode": mode, "db": db}
         self.stopped = stopped
         self.process: Any = None
         self.pipe: Connection | None = None
@@ -200,6 +201,7 @@ class _Bench:
         return {
             "inner": self.settings["inner"],
             "mode": self.settings["mode"],
+            "db": self.settings["db"],
             "strict": True,
             **more,
         }

@@ -29,10 +29,26 @@ def cpu_name() -> str:
 
 def device(kind: str = "cpu") -> dict[str, Any]:
     """What identifies the device of a latency; equal dicts mean comparable numbers."""
-    found: dict[str, Any] = {"device": cpu_name(), "isa": torch.backends.cpu.get_cpu_capability()}
+    found: dict[str, Any] = {"device": cpu_name(), "isa": instructions()}
     if kind == "cuda":
         found = {"device": torch.cuda.get_device_name(), "driver": torch.version.cuda}
     return {**found, "threads": torch.get_num_threads()}
+
+
+@cache
+def instructions() -> str:
+    """The vector instructions, and those for bfloat16 and tiles, that torch sees."""
+    found = torch.backends.cpu.get_cpu_capability()
+    more = {"bf16": torch.cpu._is_avx512_bf16_supported, "amx": torch.cpu._is_amx_tile_supported}
+    return "+".join([found, *(name for name, has in more.items() if has())])
+
+
+def kernel_context(kind: str = "cpu") -> dict[str, Any]:
+    """What a measured tile depends on beside its shape class."""
+    numbers = {"torch": torch.__version__, "kernels": kernels_digest(), "protocol": PROTOCOL}
+    if kind == "cuda":
+        numbers["triton"] = versions()["triton"]
+    return {**device(kind), **numbers}
 
 
 def versions() -> dict[str, str]:
