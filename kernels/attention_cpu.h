@@ -251,13 +251,15 @@ void turned(const Mul* x, int64_t ld, int64_t n, int64_t d, int64_t width, Mul* 
 
 // B = x: [n, d] as pairs of rows; rows from n up to the pair are zero. `d` columns stay apart.
 inline void paired(const BFloat16* x, int64_t ld, int64_t n, int64_t d, BFloat16* out) {
-  const auto* in = reinterpret_cast<const uint16_t*>(x);
-  auto* to = reinterpret_cast<uint16_t*>(out);
   for (int64_t i = 0; i < n; i += 2) {
-    const uint16_t *a = in + i * ld, *b = a + ld;
-    for (int64_t c = 0; c < d; ++c) {
-      to[i * d + 2 * c] = a[c];
-      to[i * d + 2 * c + 1] = i + 1 < n ? b[c] : 0;
+    const BFloat16* row = x + i * ld;
+    auto* to = reinterpret_cast<uint32_t*>(out + i * d);
+    for (int64_t c = 0; c < d; c += LANES) {
+      const Lanes on = first(d - c);
+      const __m256i even = _mm256_maskz_loadu_epi16(on, row + c);
+      const __m256i odd = _mm256_maskz_loadu_epi16(i + 1 < n ? on : 0, row + ld + c);
+      const __m512i high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16);
+      _mm512_mask_storeu_epi32(to + c, on, _mm512_or_si512(_mm512_cvtepu16_epi32(even), high));
     }
   }
 }

@@ -270,6 +270,6 @@ def hydra_backward(
         if _call("hydra", "hydra_backward", numbers, arrays):
             if gain is None:
                 return [*found, q.new_empty(0)]
-            total = dgain.sum((0, 1))[:, : q.shape[3]].reshape(gain.shape)
-            return [*found, total.to(gain.dtype)]
+            total = dgain.sum((0, 1))[:, : q.shape[3]].to(gain.dtype)
+            return [*found, total.contiguous().view(gain.shape)]
     return tiled.hydra_backward(grad, q, k, v, keep, gain, causal, eps, tile)

@@ -106,12 +106,12 @@ void rows_of(const Forward& p, WeighRow<Mul> weigh, int64_t b, int64_t h, int64_
   }
   if (!begun) std::fill(total, total + m * p.dv, 0.0f);
   for (int64_t r = 0; r < m; ++r) {
-    float* row = total + r * p.dv;
-    if (p.gain) {
-      const float gain = *p.gain.at<float>(b, h, i + r);
-      for (int64_t c = 0; c < p.dv; ++c) row[c] *= gain;
+    const Vec gain = all(p.gain ? *p.gain.at<float>(b, h, i + r) : 1.0f);
+    In* out = p.out.at<In>(b, h, i + r);
+    for (int64_t c = 0; c < p.dv; c += LANES) {
+      const Lanes on = first(p.dv - c);
+      set(out + c, on, _mm512_mul_ps(get(total + r * p.dv + c, on), gain));
     }
-    at::vec::convert(row, p.out.at<In>(b, h, i + r), p.dv);
   }
 }
 

@@ -275,7 +275,7 @@ def test_no_gradient_asked_none_recorded():
     "name",
     ["plain", "all", "no keys", "transposed", "bias [S]", "bias permuted", "keep [B, 1, 1, S]"],
 )
-def test_opcheck_pointwise(name):
+def test_opcheck_pointwise(name, path):
     p = problems.problem(CASES[name])
     args = (*p.inputs(), SCALE, "sigmoid", p.case.causal, *[list(p.case.tile)] * 2)
     torch.library.opcheck(torch.ops.attnpass.pointwise.default, args)
@@ -283,7 +283,7 @@ def test_opcheck_pointwise(name):
 
 @pytest.mark.parametrize("needs_bias", [True, False])
 @pytest.mark.parametrize("name", ["plain", "all", "transposed", "bias [S]", "bias permuted"])
-def test_opcheck_pointwise_backward(name, needs_bias):
+def test_opcheck_pointwise_backward(name, needs_bias, path):
     p = problems.problem(CASES[name])
     inputs = [None if x is None else x.detach() for x in p.inputs()]
     args = (p.grad, *inputs, SCALE, "gelu", p.case.causal, list(p.case.tile), needs_bias)
@@ -294,10 +294,15 @@ def test_opcheck_pointwise_backward(name, needs_bias):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
-def test_opcheck_hydra(masked, causal, dtype):
-    q, k, v, keep, _ = hydra_inputs("plain", dtype)
-    args = (q, k, v, keep if masked else None, None, causal, 1e-6, [4, 4, 4, 2, 1])
+def test_opcheck_hydra(masked, causal, dtype, path):
+    q, k, v, keep, grad = hydra_inputs("plain", dtype)
+    gain = torch.randn(1, 3, 1, 4).requires_grad_() if masked else None
+    args = (q, k, v, keep if masked else None, gain, causal, 1e-6, [4, 4, 4, 2, 1])
     torch.library.opcheck(torch.ops.attnpass.hydra.default, args)
+    args = (grad, *(x.detach() if isinstance(x, Tensor) else x for x in args))
+    tests = ("test_schema", "test_faketensor")
+    back = torch.ops.attnpass.hydra_backward.default
+    torch.library.opcheck(back, args, test_utils=tests)
 
 
 # --- hydra ------------------------------------------------------------------------------------
