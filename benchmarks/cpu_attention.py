@@ -78,12 +78,12 @@ def check(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> float:
     return error
 
 
-def timed(runs: Runs, seconds: float = 3.0) -> dict[str, Any]:
+def timed(runs: Runs, seconds: float = 3.0, least: int = 9) -> dict[str, Any]:
     """Median milliseconds of each run, and its speed-up over the first (which runs twice)."""
     names = list(runs)
     series = [runs[names[0]], *runs.values()]
     once = sum(min(t) for t in interleave(series, rounds=2, warmup=1))
-    rounds = int(min(61, max(9, 1e3 * seconds / once)))
+    rounds = int(min(61, max(least, 1e3 * seconds / once)))
     again, *times = interleave(series, rounds=rounds, warmup=0)
     out: dict[str, Any] = {"rounds": rounds, "floor": floor(times[0], again)}
     for name, row in zip(names, times, strict=True):
@@ -118,7 +118,11 @@ def using(library: Any) -> Iterator[None]:
 
 def part_goals() -> list[dict[str, Any]]:
     """Forward of the goal cells with their floor."""
-    pieces = {"products": without("h"), "h": without("products"), "rest": without("h", "products")}
+    pieces = {
+        "products alone": without("h"),
+        "h alone": without("products"),
+        "neither": without("h", "products"),
+    }
     rows = []
     for n, (b, count) in SIZES.items():
         for dtype in DTYPES:
@@ -139,19 +143,19 @@ def part_goals() -> list[dict[str, Any]]:
                         runs[name] = lambda piece=piece, library=library: piece(library)
                     found = timed(runs)
                     ms = {x: found[x]["ms"] for x in runs}
-                    least = ms["products"] + ms["h"] - 2 * ms["rest"]
+                    least = ms["products alone"] + ms["h alone"] - 2 * ms["neither"]
                     gflops = 4 * b * count * n * n * d / 1e6
+                    products = ms["products alone"] - ms["neither"]
                     rows.append(
                         {
                             **{"n": n, "batch": b, "heads": count, "d": d},
                             **{"dtype": dtype, "h": h, "error": error, **found},
                             "least_ms": least,
                             "over_least": ms["attnpass"] / least,
-                            "over_pieces": ms["attnpass"] / (least + ms["rest"]),
+                            "over_pieces": ms["attnpass"] / (least + ms["neither"]),
                             "gflops": gflops / ms["attnpass"],
-                            "gflops_products_alone": gflops / (ms["products"] - ms["rest"]),
-                            "speedup_if_products_alone": ms["sdpa"]
-                            / (ms["products"] - ms["rest"]),
+                            "gflops_products_alone": gflops / products,
+                            "speedup_if_products_alone": ms["sdpa"] / products,
                         }
                     )
                     say(rows[-1], "attnpass")
@@ -176,6 +180,24 @@ def part_backward() -> list[dict[str, Any]]:
                 sizes = {"n": n, "batch": b, "heads": count, "d": d, "dtype": dtype}
                 rows.append({**sizes, **timed(runs)})
                 say(rows[-1], "sigmoid", "relu")
+    return rows
+
+
+def part_sweep() -> list[dict[str, Any]]:
+    """Sigmoid forward from 64 to 16 384 tokens and head dims 32 to 128."""
+    rows = []
+    for n, (b, count) in {64: (32, 4), 256: (8, 4), 2048: (1, 4), 16384: (1, 1)}.items():
+        for dtype in DTYPES:
+            for d in (32, 64, 96, 128):
+                q, k, v = heads(b, n, count, d, dtype)
+                error = check(q, k, v, "sigmoid")
+                runs: Runs = {
+                    "sdpa": lambda a=(q, k, v): F.scaled_dot_product_attention(*a),
+                    "sigmoid": lambda a=(q, k, v): fused(*a, "sigmoid"),
+                }
+                sizes = {"n": n, "batch": b, "heads": count, "d": d, "dtype": dtype}
+                rows.append({**sizes, "error": error, **timed(runs, 1.5, least=5)})
+                say(rows[-1], "sigmoid")
     return rows
 
 
@@ -394,6 +416,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 PARTS = {
     "goals": part_goals,
     "backward": part_backward,
+    "sweep": part_sweep,
     "masks": part_masks,
     "others": part_others,
     "hydra": part_hydra,

@@ -314,11 +314,13 @@ constexpr bool NATIVE_BFLOAT16 = true;
 constexpr bool NATIVE_BFLOAT16 = false;
 #endif
 
-// 0, or 1 where the library refuses (oneDNN switched off): the caller takes another path.
-template <class F>
-int guarded(F run) {
+// 0; 1 where the library refuses (oneDNN switched off): the caller takes another path; 2 where
+// the caller's struct is of another size.
+template <class P, class F>
+int guarded(const P* problem, size_t size, F run) {
+  if (size != sizeof(P)) return 2;
   try {
-    run();
+    run(*problem);
     return 0;
   } catch (...) {
     return 1;

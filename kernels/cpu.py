@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +24,21 @@ H = ("sigmoid", "relu", "relu2", "gelu", "softplus", "identity", "relu6")
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 
+MISMATCH = 2
+"""What an entry answers where the problem is not of its size."""
+
 _LOG = logging.getLogger("attnpass")
 
 
-class _Array(ctypes.Structure):
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("type", ctypes.c_int64),
-        ("stride", ctypes.c_int64 * 4),
-    )
+_NONE = (0,) * 6
 
 
-def _structure(integers: str, floats: str, arrays: str) -> type[ctypes.Structure]:
-    """A C struct of 64-bit integers, then doubles, then arrays."""
-    kinds = ((integers, ctypes.c_int64), (floats, ctypes.c_double), (arrays, _Array))
-    fields = [(name, kind) for names, kind in kinds for name in names.split()]
-    return type("Problem", (ctypes.Structure,), {"_fields_": fields})
-
-
-_SIZES = "b h g t s d dv block_m block_n heads function causal"
-_INPUTS = "q k v bias keep tau offset gain"
-_HYDRA = _structure(
-    "b h t s d causal chunks", "eps", "q k v keep gain out sums grad_sums grad dq dk dvalue dgain"
-)
-_PROBLEMS = {
-    "pointwise": _structure(_SIZES, "scale", f"{_INPUTS} out"),
-    "pointwise_backward": _structure(
-        f"{_SIZES} chunks serial", "scale", f"{_INPUTS} grad dq dk dvalue dbias dtau doffset dgain"
-    ),
-    "hydra": _HYDRA,
-    "hydra_backward": _HYDRA,
-}
-
-
-def _array(x: Tensor | None) -> _Array:
-    """Four axes of ``x``; a broadcast axis has stride 0."""
+def _array(x: Tensor | None) -> tuple[int, ...]:
+    """Address, type and four strides; a broadcast axis has stride 0."""
     if x is None:
-        return _Array(None, 0, (ctypes.c_int64 * 4)())
+        return _NONE
     strides = [0 if n == 1 else st for n, st in zip(x.shape, x.stride(), strict=True)]
-    return _Array(x.data_ptr(), TYPES[x.dtype], (ctypes.c_int64 * 4)(*strides))
+    return (x.data_ptr(), TYPES[x.dtype], *strides)
 
 
 @functools.cache
@@ -101,11 +78,17 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
-def _call(name: str, entry: str, numbers: Iterable[float], tensors: Iterable[Any]) -> bool:
-    """Run an entry of ``name``_cpu.cpp; false where oneDNN is switched off."""
+def _call(name: str, entry: str, numbers: Sequence[float], tensors: Iterable[Any]) -> bool:
+    """Run an entry of ``name``_cpu.cpp; false where oneDNN is switched off.
+
+    The problem is packed as the kernel's struct: whole numbers, one real one, then the arrays.
+    """
     held = list(tensors)
-    problem = _PROBLEMS[entry](*numbers, *map(_array, held))
-    return bool(library(name)[entry](ctypes.byref(problem)) == 0)
+    arrays = [n for x in held for n in _array(x)]
+    problem = struct.pack(f"{len(numbers) - 1}qd{len(arrays)}q", *numbers, *arrays)
+    status: int = getattr(library(name), entry)(problem, ctypes.c_size_t(len(problem)))
+    assert status != MISMATCH, f"{entry} takes another struct"
+    return status == 0
 
 
 def _inputs(q: Tensor, k: Tensor, *rest: Tensor | None) -> list[Tensor | None]:
@@ -122,7 +105,7 @@ def _inputs(q: Tensor, k: Tensor, *rest: Tensor | None) -> list[Tensor | None]:
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool, tile: list[int]) -> list[int]:
-    """The integers of ``_SIZES``; a column block is a multiple of two vectors."""
+    """The first numbers of a problem; a column block is a multiple of two vectors."""
     (b, heads, t, d), (g, s), dv = q.shape, k.shape[1:3], v.shape[3]
     return [b, heads, g, t, s, d, dv, tile[0], -(-tile[1] // 32) * 32, tile[4], H.index(h), causal]
 

@@ -24,22 +24,29 @@ struct Problem {
   }
 };
 
+// The type of the inputs; where features fill whole vectors, no lane is ever masked.
+template <class T, bool Whole>
+struct Kind {
+  using In = T;
+  static Lanes lanes(int64_t n) { return Whole ? 0xffff : first(n); }
+};
+
 // f(head, feature, lanes, place in a row of sums) for every vector of one token.
-template <class F>
+template <class K, class F>
 inline void each(const Problem& p, F f) {
   for (int64_t head = 0, at = 0; head < p.h; ++head)
-    for (int64_t c = 0; c < p.d; c += LANES, at += LANES) f(head, c, first(p.d - c), at);
+    for (int64_t c = 0; c < p.d; c += LANES, at += LANES) f(head, c, K::lanes(p.d - c), at);
 }
 
 // Tokens that are worked on side by side, so that their sums do not wait for each other.
 constexpr int64_t TOKENS = 4;
 
 // The rows of one head of `TOKENS` tokens; a token beyond the last repeats it.
-template <class In>
+template <class K>
 struct Rows {
-  const In* row[TOKENS];
+  const typename K::In* row[TOKENS];
   Rows(const Array& x, int64_t item, int64_t head, int64_t token, int64_t count) {
-    for (int64_t i = 0; i < TOKENS; ++i) row[i] = x.at<In>(item, head, token + min(i, count - 1));
+    for (int64_t i = 0; i < TOKENS; ++i) row[i] = x.at<typename K::In>(item, head, token + min(i, count - 1));
   }
 };
 
@@ -49,19 +56,19 @@ struct Norms {
 };
 
 // Norms of `x`, read row by row, which is what hardware follows; rows of `next` are fetched too.
-template <class In>
+template <class K>
 Norms norms(const Problem& p, const Array& x, const Array& next, int64_t item, int64_t token,
             int64_t count) {
   Norms out{};
   for (int64_t i = 0; i < count; ++i) {
     Vec sum[4] = {all(0), all(0), all(0), all(0)};
     for (int64_t head = 0; head < p.h; ++head) {
-      const In* row = x.at<In>(item, head, token + i);
-      const In* ahead = next ? next.at<In>(item, head, token + i) : row;
+      const typename K::In* row = x.at<typename K::In>(item, head, token + i);
+      const typename K::In* ahead = next ? next.at<typename K::In>(item, head, token + i) : row;
       for (int64_t c = 0; c < p.d; c += 4 * LANES)
         for (int64_t j = 0; j < 4; ++j) {
           const int64_t at = c + j * LANES;
-          const Vec y = get(row + at, first(p.d - at));
+          const Vec y = get(row + at, K::lanes(p.d - at));
           sum[j] = _mm512_fmadd_ps(y, y, sum[j]);
           _mm_prefetch(ahead + min(at, p.d - 1), _MM_HINT_T0);
         }
@@ -74,28 +81,28 @@ Norms norms(const Problem& p, const Array& x, const Array& next, int64_t item, i
   return out;
 }
 
-template <class In>
+template <class K>
 struct Norm {
   float r;
   bool above;
   Norm(const Problem& p, const Array& x, int64_t item, int64_t token) {
-    const Norms n = norms<In>(p, x, Array{}, item, token, 1);
+    const Norms n = norms<K>(p, x, Array{}, item, token, 1);
     r = n.r[0], above = n.above[0];
   }
 };
 
 // total += r * x * y over the kept ones of `count` tokens, over all features; r the norm of x.
-template <class In>
+template <class K>
 void accumulate(const Problem& p, const Array& x, const Array& y, bool masked, int64_t item,
                 int64_t token, int64_t count, float* total) {
-  Norms n = norms<In>(p, x, y, item, token, count);
+  Norms n = norms<K>(p, x, y, item, token, count);
   Lanes seen[TOKENS];
   for (int64_t i = 0; i < TOKENS; ++i)
     seen[i] = i < count && (!masked || p.kept(item, token + i)) ? 0xffff : 0;
   for (int64_t head = 0; head < p.h; ++head, total += p.padded()) {
-    const Rows<In> a(x, item, head, token, count), b(y, item, head, token, count);
+    const Rows<K> a(x, item, head, token, count), b(y, item, head, token, count);
     for (int64_t c = 0; c < p.d; c += LANES) {
-      const Lanes on = first(p.d - c);
+      const Lanes on = K::lanes(p.d - c);
       Vec sum = load(total + c);
       for (int64_t i = 0; i < TOKENS; ++i) {
         const Vec xy = _mm512_mul_ps(get(a.row[i] + c, on), get(b.row[i] + c, on));
@@ -107,13 +114,13 @@ void accumulate(const Problem& p, const Array& x, const Array& y, bool masked, i
 }
 
 // The sum over a chunk's n tokens of r * x * y, r the norm of x.
-template <class In>
+template <class K>
 void chunk_sum(const Problem& p, const Array& x, const Array& y, int64_t n, bool masked,
                int64_t item, int64_t chunk, float* total) {
   std::fill_n(total, p.features(), 0.0f);
   const int64_t stop = p.from(n, chunk + 1);
   for (int64_t i = p.from(n, chunk); i < stop; i += TOKENS)
-    accumulate<In>(p, x, y, masked, item, i, min(TOKENS, stop - i), total);
+    accumulate<K>(p, x, y, masked, item, i, min(TOKENS, stop - i), total);
 }
 
 // Sums per chunk become what a chunk starts from: the whole sum, or what lies before (after) it.
@@ -138,12 +145,12 @@ void tasks(const Problem& p, F f) {
   });
 }
 
-template <class In>
+template <class K>
 void sums(const Problem& p, bool gradients) {
   tasks(p, [&](int64_t item, int64_t chunk) {
-    chunk_sum<In>(p, p.k, p.v, p.s, true, item, chunk, p.part(p.sums, item, chunk));
+    chunk_sum<K>(p, p.k, p.v, p.s, true, item, chunk, p.part(p.sums, item, chunk));
     if (gradients)
-      chunk_sum<In>(p, p.q, p.grad, p.t, false, item, chunk, p.part(p.grad_sums, item, chunk));
+      chunk_sum<K>(p, p.q, p.grad, p.t, false, item, chunk, p.part(p.grad_sums, item, chunk));
   });
   for (int64_t item = 0; item < p.b; ++item) {
     gather(p, p.sums, item, false);
@@ -152,121 +159,123 @@ void sums(const Problem& p, bool gradients) {
 }
 
 // out = gain * q^ * total of `count` tokens.
-template <class In>
+template <class K>
 void write(const Problem& p, int64_t item, int64_t token, int64_t count, const float* total) {
-  const Norms n = norms<In>(p, p.q, Array{}, item, token, count);
+  const Norms n = norms<K>(p, p.q, Array{}, item, token, count);
   for (int64_t head = 0; head < p.h; ++head, total += p.padded()) {
-    const Rows<In> q(p.q, item, head, token, count);
+    const Rows<K> q(p.q, item, head, token, count);
     for (int64_t c = 0; c < p.d; c += LANES) {
-      const Lanes on = first(p.d - c);
+      const Lanes on = K::lanes(p.d - c);
       const Vec sum = _mm512_mul_ps(load(total + c), p.gains(head, c, on));
       for (int64_t i = 0; i < count; ++i)
-        set(p.out.at<In>(item, head, token + i) + c, on,
+        set(p.out.at<typename K::In>(item, head, token + i) + c, on,
             _mm512_mul_ps(_mm512_mul_ps(get(q.row[i] + c, on), all(n.r[i])), sum));
     }
   }
 }
 
-template <class In>
+template <class K>
 void forward(const Problem& p) {
   if (p.causal && p.chunks == 1) std::fill_n(p.part(p.sums, 0, 0), p.b * p.features(), 0.0f);
-  else sums<In>(p, false);
+  else sums<K>(p, false);
   tasks(p, [&](int64_t item, int64_t chunk) {
     float* total = p.part(p.sums, item, chunk);
     // a causal token sees its own sum: one at a time
     const int64_t stop = p.from(p.t, chunk + 1), step = p.causal ? 1 : TOKENS;
     for (int64_t i = p.from(p.t, chunk); i < stop; i += step) {
       const int64_t count = min(step, stop - i);
-      if (p.causal) accumulate<In>(p, p.k, p.v, true, item, i, 1, total);
-      write<In>(p, item, i, count, total);
+      if (p.causal) accumulate<K>(p, p.k, p.v, true, item, i, 1, total);
+      write<K>(p, item, i, count, total);
     }
   });
 }
 
 // dx of one token from dx^ = factor(head, c, lanes, place): (dx^ - x^ (x^ . dx^)) / |x|.
-template <class In, class F>
+template <class K, class F>
 void unit_gradient(const Problem& p, const Array& x, const Array& dx, int64_t item, int64_t token,
                    F factor) {
-  const Norm<In> n(p, x, item, token);
+  const Norm<K> n(p, x, item, token);
   Vec dot = all(0);
-  each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-    dot = _mm512_fmadd_ps(get(x.at<In>(item, head, token) + c, on), factor(head, c, on, at), dot);
+  each<K>(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+    dot = _mm512_fmadd_ps(get(x.at<typename K::In>(item, head, token) + c, on), factor(head, c, on, at), dot);
   });
   const Vec radial = all(n.above ? _mm512_reduce_add_ps(dot) * n.r * n.r : 0.0f), r = all(n.r);
-  each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-    const Vec y = get(x.at<In>(item, head, token) + c, on);
+  each<K>(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+    const Vec y = get(x.at<typename K::In>(item, head, token) + c, on);
     const Vec d = _mm512_fnmadd_ps(y, radial, factor(head, c, on, at));
-    set(dx.at<In>(item, head, token) + c, on, _mm512_mul_ps(d, r));
+    set(dx.at<typename K::In>(item, head, token) + c, on, _mm512_mul_ps(d, r));
   });
 }
 
 // Queries of a chunk in the order of time: dq, and what the gain gets.
-template <class In>
+template <class K>
 void queries(const Problem& p, int64_t item, int64_t chunk) {
   float *total = p.part(p.sums, item, chunk), *dgain = p.part(p.dgain, item, chunk);
   std::fill_n(dgain, p.features(), 0.0f);
   for (int64_t i = p.from(p.t, chunk); i < p.from(p.t, chunk + 1); ++i) {
-    if (p.causal) accumulate<In>(p, p.k, p.v, true, item, i, 1, total);
-    unit_gradient<In>(p, p.q, p.dq, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-      const Vec g = _mm512_mul_ps(get(p.grad.at<In>(item, head, i) + c, on), load(total + at));
+    if (p.causal) accumulate<K>(p, p.k, p.v, true, item, i, 1, total);
+    unit_gradient<K>(p, p.q, p.dq, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+      const Vec g = _mm512_mul_ps(get(p.grad.at<typename K::In>(item, head, i) + c, on), load(total + at));
       return _mm512_mul_ps(g, p.gains(head, c, on));
     });
-    const Vec r = all(Norm<In>(p, p.q, item, i).r);
-    each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-      const Vec g = _mm512_mul_ps(get(p.grad.at<In>(item, head, i) + c, on), load(total + at));
-      const Vec q = _mm512_mul_ps(get(p.q.at<In>(item, head, i) + c, on), r);
+    const Vec r = all(Norm<K>(p, p.q, item, i).r);
+    each<K>(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+      const Vec g = _mm512_mul_ps(get(p.grad.at<typename K::In>(item, head, i) + c, on), load(total + at));
+      const Vec q = _mm512_mul_ps(get(p.q.at<typename K::In>(item, head, i) + c, on), r);
       store(dgain + at, _mm512_fmadd_ps(g, q, load(dgain + at)));
     });
   }
 }
 
 // Keys of a chunk against the order of time: dk and dv.
-template <class In>
+template <class K>
 void keys(const Problem& p, int64_t item, int64_t chunk) {
   float* after = p.part(p.grad_sums, item, chunk);
   for (int64_t i = p.from(p.s, chunk + 1) - 1; i >= p.from(p.s, chunk); --i) {
-    if (p.causal) accumulate<In>(p, p.q, p.grad, false, item, i, 1, after);
+    if (p.causal) accumulate<K>(p, p.q, p.grad, false, item, i, 1, after);
     const float kept = p.kept(item, i) ? 1.0f : 0.0f;
     auto dkv = [&](int64_t head, int64_t c, Lanes on, int64_t at) {
       return _mm512_mul_ps(_mm512_mul_ps(load(after + at), p.gains(head, c, on)), all(kept));
     };
-    unit_gradient<In>(p, p.k, p.dk, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-      return _mm512_mul_ps(dkv(head, c, on, at), get(p.v.at<In>(item, head, i) + c, on));
+    unit_gradient<K>(p, p.k, p.dk, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+      return _mm512_mul_ps(dkv(head, c, on, at), get(p.v.at<typename K::In>(item, head, i) + c, on));
     });
-    const Vec r = all(Norm<In>(p, p.k, item, i).r);
-    each(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-      const Vec k = _mm512_mul_ps(get(p.k.at<In>(item, head, i) + c, on), r);
-      set(p.dv.at<In>(item, head, i) + c, on, _mm512_mul_ps(dkv(head, c, on, at), k));
+    const Vec r = all(Norm<K>(p, p.k, item, i).r);
+    each<K>(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+      const Vec k = _mm512_mul_ps(get(p.k.at<typename K::In>(item, head, i) + c, on), r);
+      set(p.dv.at<typename K::In>(item, head, i) + c, on, _mm512_mul_ps(dkv(head, c, on, at), k));
     });
   }
 }
 
-template <class In>
+template <class K>
 void backward(const Problem& p) {
-  sums<In>(p, true);
+  sums<K>(p, true);
   tasks(p, [&](int64_t item, int64_t chunk) {
-    queries<In>(p, item, chunk);
-    keys<In>(p, item, chunk);
+    queries<K>(p, item, chunk);
+    keys<K>(p, item, chunk);
   });
 }
 
+// f(Kind) for the problem's dtype, and for whether features fill all vectors.
 template <class F>
-void by_type(int64_t type, F f) {
-  if (type == FLOAT32) f(float());
-  else if (type == FLOAT16) f(Half());
-  else f(BFloat16());
+void by_kind(const Problem& p, F f) {
+  const bool whole = p.d % LANES == 0;
+  if (p.q.type == FLOAT32) whole ? f(Kind<float, true>()) : f(Kind<float, false>());
+  else if (p.q.type == FLOAT16) whole ? f(Kind<Half, true>()) : f(Kind<Half, false>());
+  else whole ? f(Kind<BFloat16, true>()) : f(Kind<BFloat16, false>());
 }
 
 }  // namespace attnpass
 
-extern "C" int hydra(const attnpass::Problem* p) {
-  return attnpass::guarded([&] {
-    attnpass::by_type(p->q.type, [&](auto x) { attnpass::forward<decltype(x)>(*p); });
+extern "C" int hydra(const attnpass::Problem* problem, size_t size) {
+  return attnpass::guarded(problem, size, [](const auto& p) {
+    attnpass::by_kind(p, [&](auto x) { attnpass::forward<decltype(x)>(p); });
   });
 }
 
-extern "C" int hydra_backward(const attnpass::Problem* p) {
-  return attnpass::guarded([&] {
-    attnpass::by_type(p->q.type, [&](auto x) { attnpass::backward<decltype(x)>(*p); });
+extern "C" int hydra_backward(const attnpass::Problem* problem, size_t size) {
+  return attnpass::guarded(problem, size, [](const auto& p) {
+    attnpass::by_kind(p, [&](auto x) { attnpass::backward<decltype(x)>(p); });
   });
 }

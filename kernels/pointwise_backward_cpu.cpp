@@ -245,12 +245,12 @@ void backward(const Backward& p) {
 
 }  // namespace attnpass
 
-extern "C" int pointwise_backward(const attnpass::Backward* p) {
+extern "C" int pointwise_backward(const attnpass::Backward* problem, size_t size) {
   using namespace attnpass;
-  return guarded([&] {
-    if (p->q.type == FLOAT32) backward<float, float>(*p);
-    else if (p->q.type == FLOAT16) backward<Half, float>(*p);
-    else if (NATIVE_BFLOAT16) backward<BFloat16, BFloat16>(*p);
-    else backward<BFloat16, float>(*p);
+  return guarded(problem, size, [](const auto& p) {
+    if (p.q.type == FLOAT32) backward<float, float>(p);
+    else if (p.q.type == FLOAT16) backward<Half, float>(p);
+    else if (NATIVE_BFLOAT16) backward<BFloat16, BFloat16>(p);
+    else backward<BFloat16, float>(p);
   });
 }

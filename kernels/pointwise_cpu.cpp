@@ -139,12 +139,12 @@ void forward(const Forward& p) {
 
 }  // namespace attnpass
 
-extern "C" int pointwise(const attnpass::Forward* p) {
+extern "C" int pointwise(const attnpass::Forward* problem, size_t size) {
   using namespace attnpass;
-  return guarded([&] {
-    if (p->q.type == FLOAT32) forward<float, float>(*p);
-    else if (p->q.type == FLOAT16) forward<Half, float>(*p);
-    else if (NATIVE_BFLOAT16) forward<BFloat16, BFloat16>(*p);
-    else forward<BFloat16, float>(*p);
+  return guarded(problem, size, [](const auto& p) {
+    if (p.q.type == FLOAT32) forward<float, float>(p);
+    else if (p.q.type == FLOAT16) forward<Half, float>(p);
+    else if (NATIVE_BFLOAT16) forward<BFloat16, BFloat16>(p);
+    else forward<BFloat16, float>(p);
   });
 }

@@ -10,6 +10,7 @@ import torch
 
 from attnpass import environment
 from attnpass.errors import AttnpassError
+from attnpass.kernels.cpu import refusal
 
 
 def doctor(db: str | None) -> list[dict[str, Any]]:
@@ -29,6 +30,13 @@ def doctor(db: str | None) -> list[dict[str, Any]]:
         compiler or "none",
         "inductor needs one on the CPU: apt-get install g++",
         needed=True,
+    )
+    why = refusal("pointwise")
+    check(
+        "C++ kernels",
+        why is None,
+        why or "AVX-512",
+        "plain torch operations run instead; sigmoid and relu are then slower than SDPA",
     )
     check(
         "GPU",
