@@ -69,6 +69,28 @@ def test_the_measured_table_is_the_committed_results():
     assert all(c["aot"] == {"autograd_cache_hit": 1} for c in cost["second_process"])
 
 
+def test_the_cpu_kernels_are_the_committed_result():
+    row = result("cpu_attention_cpu.json")
+    for name in ("sigmoid", "relu"):
+        one, both = row["summary"][name], row["summary"][f"{name} forward+backward"]
+        cells = f"{one['geomean']:.2f}x | {one['least']:.2f}x | {one['ceiling']:.2f}x"
+        assert f"| {name}, forward | {cells} |" in README
+        cells = f"{both['geomean']:.2f}x | {both['least']:.2f}x | -"
+        assert f"| {name}, forward and backward | {cells} |" in README
+    hydra = next(
+        r for r in row["hydra"] if (r["n"], r["heads"], r["dtype"]) == (4096, 4, "float32")
+    )
+    far = {r["dtype"]: r["share_of_copy"] for r in row["hydra"] if r["n"] == 16384}
+    assert f"{hydra['over_sdpa']['median']:.0f}x SDPA" in README
+    assert f"{far['float32']:.0%} (float32) and {far['bfloat16']:.0%} (bfloat16)" in README
+    used = {(r["which"], r["n"]): r["bytes"] / 2**20 for r in row["growth"]}
+    for which in ("sdpa", "sigmoid", "sigmoid, backward", "hydra"):
+        assert f"{which} {used[which, 16384]:.0f} MiB" in README
+    assert f"eager at 4,096 tokens: {used['eager', 4096]:.0f} MiB" in README
+    assert max(r["error"] for r in row["goals"] if r["dtype"] == "float32") < 1e-6
+    assert (ROOT / "benchmarks" / "results" / "cpu_attention_cpu.png").exists()
+
+
 def test_the_census_is_the_committed_result():
     row = result("census_cpu.json")
     for r in row["table"]:

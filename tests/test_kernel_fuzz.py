@@ -1,0 +1,120 @@
+"""Random calls of the CPU kernels, any shape, stride, mask, tile and threads, against float64."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from attnpass.kernels import cpu, reference
+
+NAMES = ("q", "k", "v", "bias", "keep", "tau", "offset", "gain")
+ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
+"""Largest error over the largest entry; a gradient of an h that grows gets six times that."""
+
+
+class Draw:
+    """Random call arguments from one seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.pick = random.Random(seed)
+        torch.manual_seed(seed)
+
+    def often(self, share: float = 0.5) -> bool:
+        return self.pick.random() < share
+
+    def strided(self, *shape: int) -> Tensor:
+        """Contiguous, permuted, cut out of a larger one, or expanded."""
+        kind = self.pick.choice(["plain", "permuted", "cut", "expanded"])
+        if kind == "permuted":
+            order = self.pick.sample(range(len(shape)), len(shape))
+            x = torch.randn([shape[i] for i in order])
+            return x.permute([order.index(i) for i in range(len(shape))])
+        if kind == "cut":
+            x = torch.randn([n + self.pick.randint(0, 3) for n in shape])
+            for i, n in enumerate(shape):
+                x = x.narrow(i, x.shape[i] - n, n)
+            return x
+        if kind == "expanded":
+            one = self.pick.randrange(len(shape))
+            return torch.randn([1 if i == one else n for i, n in enumerate(shape)]).expand(shape)
+        return torch.randn(shape)
+
+    def broadcast(self, *shape: int) -> tuple[int, ...]:
+        return tuple(n if self.often(0.6) else 1 for n in shape)
+
+    def length(self) -> int:
+        few, many = self.pick.randint(1, 40), self.pick.randint(1, 300)
+        return self.pick.choice([0, 1, 2, few, few, many])
+
+    def call(self) -> tuple[dict[str, Tensor | None], Tensor, tuple, torch.dtype]:
+        """The tensors, the gradient of the output, (scale, h, causal, tile), and the dtype."""
+        dtype = self.pick.choice([torch.float32, torch.float32, torch.bfloat16, torch.float16])
+        g = self.pick.randint(1, 3)
+        b, h, t = self.pick.randint(1, 3), g * self.pick.randint(1, 3), self.length()
+        s = t if self.often() else self.length()
+        d = self.pick.choice([1, 3, 8, 16, 17, 31, 32, 64, 65])
+        dv = self.pick.choice([d, 1, 5, 16, 33])
+        bias = keep = None
+        if self.often():
+            bias = self.strided(*self.broadcast(b, h, t, s))
+            bias = bias.masked_fill(torch.rand(bias.shape) < 0.3, -math.inf)
+            bias = bias.to(self.pick.choice([dtype, torch.float32]))
+        if self.often():
+            keep = self.strided(*self.broadcast(b, h, t, s)) < self.pick.choice([-1.0, 0.0, 1.0])
+        rows = [
+            torch.randn(*self.broadcast(b, h, t), 1) if self.often() else None for _ in range(2)
+        ]
+        tensors = (
+            *(self.strided(b, h, t, d).to(dtype), self.strided(b, g, s, d).to(dtype)),
+            *(self.strided(b, g, s, dv).to(dtype), bias, keep),
+            *(torch.rand(h) + 0.5 if self.often() else None, *rows),
+        )
+        tile = [
+            self.pick.choice([1, 7, 16, 64, 128]),
+            self.pick.choice([1, 32, 64, 100, 256]),
+            *(4, 2, self.pick.choice([1, 2, 4])),
+        ]
+        scale = self.pick.choice([d**-0.5, 1.0, 0.1])
+        rest = (scale, self.pick.choice(cpu.H), self.often(0.4), tile)
+        return (
+            dict(zip(NAMES, tensors, strict=True)),
+            self.strided(b, h, t, dv).to(dtype),
+            rest,
+            dtype,
+        )
+
+
+def far(got: Tensor, want: Tensor) -> float:
+    """The largest error over the largest entry."""
+    assert got.shape == want.shape
+    if want.numel() == 0:
+        return 0.0
+    return float((got.double() - want).abs().max() / want.abs().max().clamp_min(1e-3))
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_random_calls(seed):
+    draw = Draw(seed)
+    tensors, grad, (scale, h, causal, tile), dtype = draw.call()
+    before = torch.get_num_threads()
+    torch.set_num_threads(draw.pick.choice([1, 2, 3]))
+    try:
+        out = cpu.pointwise(*tensors.values(), scale, h, causal, tile)
+        found = cpu.pointwise_backward(grad, *tensors.values(), scale, h, causal, tile, True)
+    finally:
+        torch.set_num_threads(before)
+    wide = {
+        n: x if x is None or x.dtype == torch.bool else x.detach().double().requires_grad_()
+        for n, x in tensors.items()
+    }
+    want = reference.pointwise(*wide.values(), scale=scale, h=h, causal=causal)
+    assert far(out, want.detach()) <= ALLOWED[dtype]
+    leaves = {n: x for n, x in wide.items() if x is not None and n != "keep"}
+    wanted = torch.autograd.grad(want, list(leaves.values()), grad.double())
+    got = dict(zip([n for n in NAMES if n != "keep"], found, strict=True))
+    for name, gradient in zip(leaves, wanted, strict=True):
+        assert far(got[name], gradient) <= 6 * ALLOWED[dtype], name
