@@ -299,7 +299,7 @@ class Hydra(nn.Module):
                 f"expected a key-padding mask [B, 1, 1, S] with hydra, got {tuple(keep.shape)}"
             )
         gain = None if self.gain is None else self.gain.view(1, self.heads, 1, self.head_dim)
-        tile = choose_hydra(q, self.tile)
+        tile = choose_hydra(q, self.causal, self.tile)
         if tile.implementation == "aten":
             out = aten.hydra(q, k, v, keep, gain, self.causal, self.eps)
         else:

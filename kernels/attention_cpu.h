@@ -9,8 +9,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <memory>
 #include <type_traits>
-#include <vector>
+
 
 namespace attnpass {
 
@@ -39,16 +40,34 @@ struct Array {
 
 inline int64_t up(int64_t n, int64_t m) { return (n + m - 1) / m * m; }
 
-// Memory for one task, 64-byte aligned; grows, never shrinks, dies with the task's loop.
+// Memory of one thread, 64-byte aligned, not initialised; it grows and never shrinks.
 template <class E>
 struct Buffer {
-  std::vector<E> held;
+  std::unique_ptr<E[]> held;
+  int64_t size = 0;
   E* get(int64_t n) {
-    const size_t wanted = n + 64 / sizeof(E);
-    if (held.size() < wanted) held.resize(wanted);
-    return reinterpret_cast<E*>((reinterpret_cast<uintptr_t>(held.data()) + 63) & ~uintptr_t(63));
+    const int64_t wanted = n + 64 / sizeof(E);
+    if (size < wanted) {
+      held.reset(new E[wanted]);
+      size = wanted;
+    }
+    return reinterpret_cast<E*>((reinterpret_cast<uintptr_t>(held.get()) + 63) & ~uintptr_t(63));
   }
 };
+
+constexpr int64_t MUCH = 1 << 20;  // entries
+
+// f(scratch): what threads keep between calls, or, where `much` would be kept, one of its own.
+template <class Scratch, class F>
+void with_scratch(bool much, F f) {
+  if (much) {
+    Scratch own;
+    f(own);
+  } else {
+    thread_local Scratch kept;
+    f(kept);
+  }
+}
 
 // --- vectors ------------------------------------------------------------------------------
 

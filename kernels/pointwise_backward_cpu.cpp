@@ -9,7 +9,7 @@ struct Backward {
   int64_t b, h, g, t, s, d, dv, block_m, block_n, heads, function, causal, chunks, serial;
   double scale;
   Array q, k, v, bias, keep, tau, offset, gain;
-  Array grad, dq, dk, dv_, dbias, dtau, doffset, dgain;  // dq [C, B, H, T, D] and so on: see cpp.py
+  Array grad, dq, dk, dv_, dbias, dtau, doffset, dgain;  // dq [C, B, H, T, D] and so on: see cpu.py
 };
 
 // One tile [n keys, m queries] of scores and of grad.v, and what becomes of it.
@@ -18,8 +18,8 @@ struct Tile {
   int64_t n, m, width, diagonal;  // query c sees key r where c >= r + diagonal
   const float *s, *dp;            // q.k and grad.v, [n, width]
   const float* added;             // tau * bias or NONE: null, [n] (shared) or [n, width]
-  bool shared, bias;
-  float a, tau, scale;
+  bool shared;
+  float a, tau;
   const float *offset, *gain;     // [width]
   float *doffset, *dgain;         // [width], added to
   float* dtau;                    // added to
@@ -27,6 +27,7 @@ struct Tile {
   Mul *p, *ds_rows, *ds_pairs;    // [n, width]: gain * p, a * ds; ds again as pairs of keys
 };
 
+// Float32 products take rows as they are.
 inline void put(float* rows, float*, int64_t at, int64_t, bool, Vec v) { store(rows + at, v); }
 
 // Pairs of keys: the even one is written alone, the odd one joins it.
@@ -162,7 +163,7 @@ struct Task {
     const bool masked = p.bias || p.keep, each_row = per_row(p.bias) || per_row(p.keep);
     Tile<Mul> tile{0, m, width, -width, x.s.get(most * width), x.dp.get(most * width),
                    masked ? x.added.get(most * (each_row ? width : 1)) : nullptr, !each_row,
-                   bool(p.bias), float(p.scale) * tau, tau, float(p.scale), sums, sums + width,
+                   float(p.scale) * tau, tau, sums, sums + width,
                    sums + 2 * width, sums + 3 * width, p.dtau ? &dtau : nullptr,
                    p.dbias ? x.ds.get(most * width) : nullptr, x.p.get(most * width),
                    x.ds_rows.get(most * width), x.ds_pairs.get(most * width)};
@@ -234,11 +235,12 @@ void backward(const Backward& p) {
   const int64_t each = p.b * p.g;
   // a bias may be shared by every head: one thread then takes all heads of its chunk
   at::parallel_for(0, p.chunks * each, p.serial ? each : 1, [&](int64_t begin, int64_t end) {
-    thread_local Work<In, Mul> work;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task % each;
-      Task<In, Mul>{p, work, slopes, task / each, head / p.g, head % p.g}.run();
-    }
+    with_scratch<Work<In, Mul>>(p.s * (p.d + p.dv) > MUCH, [&](Work<In, Mul>& work) {
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t head = task % each;
+        Task<In, Mul>{p, work, slopes, task / each, head / p.g, head % p.g}.run();
+      }
+    });
     at::native::cpublas::brgemm_release(PAIR<Mul> == 2);
   });
 }

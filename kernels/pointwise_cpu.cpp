@@ -120,19 +120,20 @@ void forward(const Forward& p) {
   const auto weigh = of<Weigh, Mul, WeighRow<Mul>>(p.function);
   const int64_t blocks = up(p.t, p.block_m) / p.block_m;
   at::parallel_for(0, p.b * p.h * blocks, p.heads * blocks, [&](int64_t begin, int64_t end) {
-    thread_local Scratch<In, Mul> scratch;
-    int64_t held = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t head = task / blocks, b = head / p.h, h = head % p.h;
-      const int64_t g = h / (p.h / p.g), r = task % blocks;
-      // short and long causal rows alternate, so that every stretch of tasks has the same work
-      const int64_t block = r % 2 == 0 ? r / 2 : blocks - 1 - r / 2;
-      if (held != b * p.g + g) {
-        scratch.packed.pack(p, b, g);
-        held = b * p.g + g;
+    with_scratch<Scratch<In, Mul>>(p.s * (p.d + p.dv) > MUCH, [&](Scratch<In, Mul>& scratch) {
+      int64_t held = -1;
+      for (int64_t task = begin; task < end; ++task) {
+        const int64_t head = task / blocks, b = head / p.h, h = head % p.h;
+        const int64_t g = h / (p.h / p.g), r = task % blocks;
+        // short and long causal rows alternate, so that every stretch of tasks has the same work
+        const int64_t block = r % 2 == 0 ? r / 2 : blocks - 1 - r / 2;
+        if (held != b * p.g + g) {
+          scratch.packed.pack(p, b, g);
+          held = b * p.g + g;
+        }
+        rows_of<In, Mul>(p, weigh, b, h, block * p.block_m, scratch);
       }
-      rows_of<In, Mul>(p, weigh, b, h, block * p.block_m, scratch);
-    }
+    });
     at::native::cpublas::brgemm_release(PAIR<Mul> == 2);
   });
 }

@@ -14,6 +14,9 @@ ATEN_SCORES = 1024 * 1024
 ATEN_SMALL = 32 * 32
 """The same against the C++ kernel: there the cost of a call decides."""
 
+CAUSAL_TOKENS = 128
+"""From so many tokens on the C++ kernel of causal hydra beats what a compiler makes of cumsum."""
+
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernel(name: str) -> bool:
@@ -40,10 +43,16 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
     return default_tile(q.device.type, q.shape[3])
 
 
-def choose_hydra(q: Tensor, tile: Tile | None) -> Tile:
-    """The tile of hydra for ``q [B, H, T, d]``: the C++ kernel where it runs, else plain ATen."""
+def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:
+    """The tile of hydra for ``q [B, H, T, d]``.
+
+    Plain ATen, which the compiler fuses with what is around it, but for causal sums: there the
+    C++ kernel reads less.
+    """
     if tile is not None:
         return tile
     narrow = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    fast = q.device.type == "cpu" and narrow and has_kernel("hydra")
-    return default_tile("cpu", q.shape[3]) if fast else Tile("aten")
+    if not causal or q.device.type != "cpu" or not narrow:
+        return Tile("aten")
+    long = statically_known_true(q.shape[2] >= CAUSAL_TOKENS)
+    return default_tile("cpu", q.shape[3]) if long and has_kernel("hydra") else Tile("aten")

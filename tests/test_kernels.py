@@ -480,14 +480,22 @@ def test_which_implementation_runs(tile, dtype, expected):
 
 
 @pytest.mark.parametrize(
-    ("tile", "expected"), [(None, ""), (ATEN, "aten"), (FUSED, "fused")], ids=str
+    ("tile", "causal", "t", "expected"),
+    [
+        (None, False, 500, "aten"),
+        (None, True, 127, "aten"),
+        (None, True, 128, "the kernel's"),
+        (ATEN, True, 128, "aten"),
+        (FUSED, False, 5, "fused"),
+    ],
+    ids=str,
 )
-def test_which_hydra_runs(tile, expected, path):
-    if tile is None:
+def test_which_hydra_runs(tile, causal, t, expected, path):
+    if expected == "the kernel's":
         expected = "fused" if path == "c++" else "aten"
-    q = torch.randn(1, 2, 5, 4)
+    q = torch.randn(1, 2, t, 4)
     with torch.no_grad(), Seen() as seen:
-        forms.Hydra(2, 4, tile=tile)(q, q, q)
+        forms.Hydra(2, 4, tile=tile, causal=causal)(q, q, q)
     assert seen.names == (["attnpass::hydra"] if expected == "fused" else [])
 
 
@@ -504,7 +512,7 @@ def test_many_scores_go_to_the_fused_operator(path, dtype):
 
 
 def test_float64_hydra_is_plain(path):
-    assert choose_hydra(torch.empty(1, 1, 4, 4, dtype=torch.float64), None) == Tile("aten")
+    assert choose_hydra(torch.empty(1, 1, 200, 4, dtype=torch.float64), True, None) == Tile("aten")
 
 
 def test_the_choice_does_not_break_a_graph():
