@@ -119,7 +119,9 @@ template <class In, class Mul>
 void forward(const Forward& p) {
   const auto weigh = of<Weigh, Mul, WeighRow<Mul>>(p.function);
   const int64_t blocks = up(p.t, p.block_m) / p.block_m;
-  at::parallel_for(0, p.b * p.h * blocks, p.heads * blocks, [&](int64_t begin, int64_t end) {
+  // several heads a task: fewer threads; else threads may share the rows of a head
+  const int64_t grain = p.heads > 1 ? p.heads * blocks : 1;
+  at::parallel_for(0, p.b * p.h * blocks, grain, [&](int64_t begin, int64_t end) {
     with_scratch<Scratch<In, Mul>>(p.s * (p.d + p.dv) > MUCH, [&](Scratch<In, Mul>& scratch) {
       int64_t held = -1;
       for (int64_t task = begin; task < end; ++task) {
