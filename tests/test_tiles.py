@@ -242,7 +242,8 @@ class Attention(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
 
-CLASS = "sigmoid forward 2x64x64x8 float32 full"
+# bfloat16 takes the operator on every machine
+CLASS = "sigmoid forward 2x64x64x8 bfloat16 full"
 
 
 @pytest.fixture
@@ -270,7 +271,7 @@ def output(**options):
     # tiles are read when a graph is compiled: compile it again
     torch._dynamo.reset()
     torch.manual_seed(0)
-    model, x = Attention().eval(), torch.randn(1, 50, 16)
+    model, x = Attention().eval().bfloat16(), torch.randn(1, 50, 16).bfloat16()
     options = {"inner": "eager", "strict": True, **options}
     if "plan" not in options:
         options["form"] = "sigmoid"
@@ -290,7 +291,7 @@ def test_the_backend_uses_a_measured_tile_and_else_the_default(tmp_path, tile_th
         store.put_tile(CLASS, HERE, TILE, {})
     tile, got = tile_that_runs(db=str(path))
     assert tile == TILE.as_list()
-    assert torch.allclose(got, want, atol=1e-6)
+    assert torch.allclose(got, want, atol=1e-2)
 
 
 def test_a_database_that_cannot_be_read_is_a_warning(tmp_path, caplog, tile_that_runs):
@@ -302,7 +303,8 @@ def test_a_database_that_cannot_be_read_is_a_warning(tmp_path, caplog, tile_that
 
 def test_a_plan_carries_tiles_and_rows_measured_here_win(tmp_path, tile_that_runs):
     torch.manual_seed(0)
-    plan = Plan.create(Attention().eval(), torch.randn(1, 50, 16), form="sigmoid")
+    x = torch.randn(1, 50, 16).bfloat16()
+    plan = Plan.create(Attention().eval().bfloat16(), x, form="sigmoid")
     name = plan.hash
     plan.add_tiles(HERE, {CLASS: TILE})
     plan.add_tiles({**HERE, "device": "another"}, {CLASS: Tile(block_m=512)})
