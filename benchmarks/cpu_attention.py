@@ -43,11 +43,17 @@ def heads(b: int, n: int, h: int, d: int, dtype: str, grad: bool = False) -> lis
     return [x.requires_grad_(grad) for x in found]
 
 
+def around(h: str, n: int, count: int) -> tuple[Tensor, Tensor]:
+    """Offset and gain ``[1, H, 1, 1]`` of a form at its start, for n keys."""
+    sigmoid = h == "sigmoid"
+    values = (-math.log(n), 1.0) if sigmoid else (0.0, 1 / n)
+    offset, gain = (torch.full((1, count, 1, 1), x) for x in values)
+    return offset, gain
+
+
 def fused(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> Tensor:
     """The kernel as the forms call it: offset and gain of a head, default tiles."""
-    n, count = k.shape[2], q.shape[1]
-    offset = torch.full((1, count, 1, 1), -math.log(n) if h == "sigmoid" else 0.0)
-    gain = torch.full((1, count, 1, 1), 1.0 if h == "sigmoid" else 1 / n)
+    offset, gain = around(h, k.shape[2], q.shape[1])
     tiles = [default_tile("cpu", q.shape[3], x).as_list() for x in ("forward", "backward")]
     bias, keep, causal = more.get("bias"), more.get("keep"), more.get("causal", False)
     scale = q.shape[3] ** -0.5
@@ -67,8 +73,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> float:
     if more.get("keep") is not None:
         keep = keep & more["keep"].expand(-1, -1, q.shape[2], n)[:, :, rows]
     bias = more["bias"][:, :, rows] if more.get("bias") is not None else None
-    offset = torch.full((1, 1, 1, 1), -math.log(n) if h == "sigmoid" else 0.0)
-    gain = torch.full((1, 1, 1, 1), 1.0 if h == "sigmoid" else 1 / n)
+    offset, gain = around(h, n, q.shape[1])
     scale = q.shape[3] ** -0.5
     inputs = (q[:, :, rows], k, v, bias, keep, None, offset, gain)
     want = reference.pointwise(*inputs, scale=scale, h=h, causal=False)

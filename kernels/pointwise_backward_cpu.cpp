@@ -81,9 +81,9 @@ struct Slopes {
 
 template <class In, class Mul>
 struct Work {
-  Buffer<Mul> k, v, k_turned, copy, q_copy, g_copy, q_turned, g_turned, q_pairs, g_pairs;
+  Buffer<Mul> k, v, k_turned, q_copy, g_copy, q_turned, g_turned, q_pairs, g_pairs;
   Buffer<Mul> p, ds_rows, ds_pairs;
-  Buffer<float> s, dp, added, row, ds, dk, dv, dq, dq_rows, terms;
+  Buffer<float> s, dp, added, row, ds, dk, dv, dq, terms;
 };
 
 // k^T [d, n] as the left factor of a product: no pairs, columns from n up to width zero.

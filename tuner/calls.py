@@ -16,6 +16,7 @@ from attnpass import forms
 from attnpass.capture import Capture
 from attnpass.errors import CaptureError, OptionError
 from attnpass.kernels import aten, ops, reference
+from attnpass.kernels.select import choose
 from attnpass.kernels.tile import ShapeClass, Tile, default_tile
 from attnpass.site import AttentionSite
 from attnpass.task import Task
@@ -125,7 +126,9 @@ class Call:
 
     def default(self) -> Tile:
         """What runs where nothing was measured."""
-        return default_tile("cpu", self.shape.head_dim, self.shape.direction)
+        if self.shape.direction == "forward":
+            return choose(self.q, self.k)
+        return default_tile("cpu", self.shape.head_dim, "backward")
 
     def forward(self, tile: Tile) -> Tensor:
         """``[B, H, T, dv]`` under a tile; of the backward alone where that is tuned."""
@@ -180,31 +183,6 @@ class Call:
         return max(float((g.double() - w).norm() / w.norm().clamp_min(1e-30)) for g, w in pairs)
 
 
-class _Recorder(nn.Module):
-    """Softmax as it was, noting the shapes that it meets."""
-
-    def __init__(self, site: AttentionSite, into: dict[Shape, None]) -> None:
-        super().__init__()
-        self.softmax, self.causal = forms.build("softmax", site), "causal" in site.mask
-        self.into = into
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> Tensor:
-        kind = ShapeClass.of(q, k, v, bias, keep, "sigmoid", self.causal)
-        if kind is not None and kind.dtype in ALLOWED:
-            sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3])
-            shape = Shape(*sizes, v.shape[3], kind.dtype, "sigmoid", self.causal, kind.mask)
-            self.into[shape] = None
-        out: Tensor = self.softmax(q, k, v, bias, keep)
-        return out
-
-
 def shapes_of(task: Task) -> list[Shape]:
     """The attention shapes of a task's example, for sigmoid and for relu.
 
@@ -212,9 +190,15 @@ def shapes_of(task: Task) -> list[Shape]:
         CaptureError: the model has no attention that these forms can take.
     """
     capture, met = Capture(task.model).trace(*task.example), dict[Shape, None]()
+
+    def noted(site: AttentionSite) -> nn.Module:
+        module = forms.build("softmax", site)
+        module.register_forward_pre_hook(lambda _, given: _note(met, given, site))
+        return module
+
     capture.use_modules(
         {
-            s.name: _Recorder(s, met)
+            s.name: noted(s)
             for s in capture.sites
             if s.legal.get("sigmoid") is None and not (s.swapped or s.sink)
         }
@@ -227,3 +211,13 @@ def shapes_of(task: Task) -> list[Shape]:
             " attnpass sites says what there is"
         )
     return [replace(shape, h=h) for shape in met for h in ("sigmoid", "relu")]
+
+
+def _note(met: dict[Shape, None], given: tuple[Any, ...], site: AttentionSite) -> None:
+    """Add the shape of one call with q, k, v, bias, keep."""
+    q, k, v, bias, keep = given
+    causal = "causal" in site.mask
+    kind = ShapeClass.of(q, k, v, bias, keep, "sigmoid", causal)
+    if kind is not None and kind.dtype in ALLOWED:
+        sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3])
+        met[Shape(*sizes, v.shape[3], kind.dtype, "sigmoid", causal, kind.mask)] = None

@@ -40,7 +40,9 @@ def study(
     problem = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=8, multivariate=True)
     )
-    for tile in (default, Tile("aten", block_m=default.block_m, block_n=default.block_n)):
+    # one of the two is the default
+    fused = default_tile("cpu", shape.head_dim, shape.direction)
+    for tile in (fused, Tile("aten", block_m=fused.block_m, block_n=fused.block_n)):
         if tile.implementation in choices["implementation"]:
             problem.enqueue_trial({k: v for k, v in tile.as_dict().items() if k in choices})
     for _ in range(4 * trials):
