@@ -44,7 +44,7 @@ constexpr int64_t TOKENS = 4;
 // The rows of one head of `TOKENS` tokens; a token beyond the last repeats it.
 template <class K>
 struct Rows {
-  const typename K::In* row[TOKENS];
+  typename K::In* row[TOKENS];
   Rows(const Array& x, int64_t item, int64_t head, int64_t token, int64_t count) {
     for (int64_t i = 0; i < TOKENS; ++i) row[i] = x.at<typename K::In>(item, head, token + min(i, count - 1));
   }
@@ -55,7 +55,8 @@ struct Norms {
   bool above[TOKENS];  // the norm is no constant
 };
 
-// Norms of `x`, read row by row, which is what hardware follows; rows of `next` are fetched too.
+// Norms of `x`, read row by row. Brought near meanwhile: the same tokens of `next`, and the tokens
+// of `x` that come after these.
 template <class K>
 Norms norms(const Problem& p, const Array& x, const Array& next, int64_t item, int64_t token,
             int64_t count) {
@@ -71,6 +72,7 @@ Norms norms(const Problem& p, const Array& x, const Array& next, int64_t item, i
           const Vec y = get(row + at, K::lanes(p.d - at));
           sum[j] = _mm512_fmadd_ps(y, y, sum[j]);
           _mm_prefetch(ahead + min(at, p.d - 1), _MM_HINT_T0);
+          _mm_prefetch(row + TOKENS * x.stride[2] + at, _MM_HINT_T1);
         }
     }
     const Vec total = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
@@ -95,7 +97,7 @@ struct Norm {
 template <class K>
 void accumulate(const Problem& p, const Array& x, const Array& y, bool masked, int64_t item,
                 int64_t token, int64_t count, float* total) {
-  Norms n = norms<K>(p, x, y, item, token, count);
+  const Norms n = norms<K>(p, x, y, item, token, count);
   Lanes seen[TOKENS];
   for (int64_t i = 0; i < TOKENS; ++i)
     seen[i] = i < count && (!masked || p.kept(item, token + i)) ? 0xffff : 0;
@@ -161,15 +163,18 @@ void sums(const Problem& p, bool gradients) {
 // out = gain * q^ * total of `count` tokens.
 template <class K>
 void write(const Problem& p, int64_t item, int64_t token, int64_t count, const float* total) {
-  const Norms n = norms<K>(p, p.q, Array{}, item, token, count);
+  const Norms n = norms<K>(p, p.q, p.out, item, token, count);
+  const bool gained = bool(p.gain);
   for (int64_t head = 0; head < p.h; ++head, total += p.padded()) {
-    const Rows<K> q(p.q, item, head, token, count);
-    for (int64_t c = 0; c < p.d; c += LANES) {
-      const Lanes on = K::lanes(p.d - c);
-      const Vec sum = _mm512_mul_ps(load(total + c), p.gains(head, c, on));
-      for (int64_t i = 0; i < count; ++i)
-        set(p.out.at<typename K::In>(item, head, token + i) + c, on,
-            _mm512_mul_ps(_mm512_mul_ps(get(q.row[i] + c, on), all(n.r[i])), sum));
+    const Rows<K> q(p.q, item, head, token, count), out(p.out, item, head, token, count);
+    const float* gain = gained ? p.gain.at<float>(0, head, 0) : nullptr;
+    for (int64_t c = 0, d = p.d; c < d; c += LANES) {
+      const Lanes on = K::lanes(d - c);
+      const Vec sum = gained ? _mm512_mul_ps(load(total + c), get(gain + c, on)) : load(total + c);
+      for (int64_t i = 0; i < TOKENS; ++i)
+        if (i < count)
+          set(out.row[i] + c, on,
+              _mm512_mul_ps(_mm512_mul_ps(get(q.row[i] + c, on), all(n.r[i])), sum));
     }
   }
 }
@@ -257,25 +262,35 @@ void backward(const Problem& p) {
   });
 }
 
-// f(Kind) for the problem's dtype, and for whether features fill all vectors.
+// Heads whose features lie side by side are as good as one head.
+Problem merged(Problem p) {
+  const Array* arrays[] = {&p.q, &p.k, &p.v, &p.gain, &p.out, &p.grad, &p.dq, &p.dk, &p.dv};
+  bool apart = p.d % LANES != 0;
+  for (const Array* x : arrays) apart = apart || (*x && x->stride[1] != p.d);
+  if (!apart) p.d *= p.h, p.h = 1;
+  return p;
+}
+
+// f(problem, Kind) for the dtype, and for whether features fill all vectors.
 template <class F>
-void by_kind(const Problem& p, F f) {
+void by_kind(const Problem& given, F f) {
+  const Problem p = merged(given);
   const bool whole = p.d % LANES == 0;
-  if (p.q.type == FLOAT32) whole ? f(Kind<float, true>()) : f(Kind<float, false>());
-  else if (p.q.type == FLOAT16) whole ? f(Kind<Half, true>()) : f(Kind<Half, false>());
-  else whole ? f(Kind<BFloat16, true>()) : f(Kind<BFloat16, false>());
+  if (p.q.type == FLOAT32) whole ? f(p, Kind<float, true>()) : f(p, Kind<float, false>());
+  else if (p.q.type == FLOAT16) whole ? f(p, Kind<Half, true>()) : f(p, Kind<Half, false>());
+  else whole ? f(p, Kind<BFloat16, true>()) : f(p, Kind<BFloat16, false>());
 }
 
 }  // namespace attnpass
 
 extern "C" int hydra(const attnpass::Problem* problem, size_t size) {
-  return attnpass::guarded(problem, size, [](const auto& p) {
-    attnpass::by_kind(p, [&](auto x) { attnpass::forward<decltype(x)>(p); });
+  return attnpass::guarded(problem, size, [](const auto& given) {
+    attnpass::by_kind(given, [](const auto& p, auto x) { attnpass::forward<decltype(x)>(p); });
   });
 }
 
 extern "C" int hydra_backward(const attnpass::Problem* problem, size_t size) {
-  return attnpass::guarded(problem, size, [](const auto& p) {
-    attnpass::by_kind(p, [&](auto x) { attnpass::backward<decltype(x)>(p); });
+  return attnpass::guarded(problem, size, [](const auto& given) {
+    attnpass::by_kind(given, [](const auto& p, auto x) { attnpass::backward<decltype(x)>(p); });
   });
 }

@@ -1,0 +1,106 @@
+"""Plain ATen left to inductor against the fused kernel: `python benchmarks/cpu_selection.py [OUT]`.
+
+What the thresholds in `kernels/select.py` rest on. Each row is one function between a fused
+projection and the next layer's reshape, compiled by inductor with static shapes; ratios are medians
+of interleaved pairs over the compiled SDPA (hydra: over plain ATen). `without a kernel` is the
+plain torch path that runs where there is no compiler or no AVX-512.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from cpu_attention import Runs, say, timed, using
+from torch import Tensor
+
+from attnpass import environment, forms
+from attnpass.kernels.select import choose, choose_hydra
+from attnpass.kernels.tile import Tile, default_tile
+
+D = 64
+POINTWISE = {16: (32, 4), 32: (32, 4), 64: (16, 4), 128: (8, 4), 197: (8, 6), 512: (2, 6)}
+PLAIN = {128: (8, 4), 512: (2, 6), 1024: (1, 6), 2048: (1, 4)}
+HYDRA = {32: (8, 4), 64: (8, 4), 128: (8, 4), 197: (8, 6), 1024: (1, 12), 4096: (1, 6)}
+"""Tokens to batch and heads."""
+
+
+def compiled(attend: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
+    """``attend`` between a fused projection ``[B, n, 3, H, d]`` and a linear layer's input."""
+
+    def run(x: Tensor) -> Tensor:
+        q, k, v = (y.transpose(1, 2) for y in x.unbind(2))
+        return attend(q, k, v).transpose(1, 2).flatten(2) * 1.5
+
+    return torch.compile(run, dynamic=False)
+
+
+def measure(
+    n: int, sizes: tuple[int, int], dtype: str, attends: dict[str, Any], more: dict[str, Any]
+) -> dict[str, Any]:
+    """One row: every function of ``attends`` compiled and timed against the first."""
+    torch._dynamo.reset()
+    b, count = sizes
+    x = torch.randn(b, n, 3, count, D).to(getattr(torch, dtype))
+    runs: Runs = {}
+    for name, attend in attends.items():
+        runs[name] = lambda f=compiled(attend): f(x)
+    row = {"n": n, "batch": b, "heads": count, "d": D, "dtype": dtype, **more}
+    row |= timed(runs, 1.5)
+    say(row, *list(runs)[1:])
+    return row
+
+
+def pointwise(n: int, sizes: tuple[int, int], dtype: str, **more: Any) -> dict[str, Any]:
+    tiles = {"aten": Tile("aten"), "fused": default_tile("cpu", D)}
+    attends: dict[str, Any] = {"sdpa": F.scaled_dot_product_attention}
+    for name, tile in tiles.items():
+        if name == "fused" or dtype == "float32":  # plain ATen rounds the logits
+            attends[name] = forms.Pointwise(
+                sizes[1], sizes[1], D, h="sigmoid", tile=tile, centred=False
+            )
+    like = torch.empty(sizes[0], sizes[1], n, D, dtype=getattr(torch, dtype))
+    chosen = choose(like, like).implementation
+    return measure(n, sizes, dtype, attends, {"form": "sigmoid", "chosen": chosen, **more})
+
+
+def hydra(n: int, sizes: tuple[int, int], dtype: str, causal: bool) -> dict[str, Any]:
+    tiles = {"aten": Tile("aten"), "fused": default_tile("cpu", D)}
+    attends = {
+        name: forms.Hydra(sizes[1], D, tile=tile, causal=causal) for name, tile in tiles.items()
+    }
+    like = torch.empty(sizes[0], sizes[1], n, D, dtype=getattr(torch, dtype))
+    chosen = choose_hydra(like, causal, None).implementation
+    more = {"form": "hydra", "causal": causal, "chosen": chosen}
+    return measure(n, sizes, dtype, attends, more)
+
+
+def main() -> None:
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/cpu_selection_cpu.json")
+    torch.manual_seed(0)
+    rows = []
+    with torch.no_grad():
+        for dtype in ("float32", "bfloat16"):
+            rows += [pointwise(n, sizes, dtype) for n, sizes in POINTWISE.items()]
+            rows += [hydra(n, s, dtype, c) for n, s in HYDRA.items() for c in (False, True)]
+        with using("switched off"):
+            rows += [pointwise(n, s, "float32", without="a kernel") for n, s in PLAIN.items()]
+    found = {
+        "command": "python benchmarks/cpu_selection.py",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": environment.device(),
+        "versions": environment.versions(),
+        "kernels": environment.kernels_digest(),
+        "rows": rows,
+    }
+    out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
