@@ -362,7 +362,11 @@ def one(which: str, n: int) -> dict[str, float]:
 
 
 def say(row: dict[str, Any], *names: str) -> None:
-    kind = {k: row[k] for k in ("n", "d", "dtype", "h", "mask", "form", "causal", "over_least") if k in row}
+    kind = {
+        k: row[k]
+        for k in ("n", "d", "dtype", "h", "mask", "form", "causal", "over_least")
+        if k in row
+    }
     told = [
         f"{n} {row[n]['median']:.2f} [{row[n]['low']:.2f}, {row[n]['high']:.2f}]" for n in names
     ]

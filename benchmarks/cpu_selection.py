@@ -1,13 +1,14 @@
-"""Plain ATen left to inductor against the fused kernel: `python benchmarks/cpu_selection.py [OUT]`.
+"""Plain ATen left to inductor, or the fused kernel: `python benchmarks/cpu_selection.py [OUT]`.
 
 What the thresholds in `kernels/select.py` rest on. Each row is one function between a fused
-projection and the next layer's reshape, compiled by inductor with static shapes; ratios are medians
-of interleaved pairs over the compiled SDPA (hydra: over plain ATen). `without a kernel` is the
-plain torch path that runs where there is no compiler or no AVX-512.
+projection and the next layer's reshape, compiled by inductor with static shapes; ratios are
+medians of interleaved pairs over the compiled SDPA (hydra: over plain ATen). `without a kernel`
+is the plain torch path that runs where there is no compiler or no AVX-512.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -50,7 +51,7 @@ def measure(
     x = torch.randn(b, n, 3, count, D).to(getattr(torch, dtype))
     runs: Runs = {}
     for name, attend in attends.items():
-        runs[name] = lambda f=compiled(attend): f(x)
+        runs[name] = functools.partial(compiled(attend), x)
     row = {"n": n, "batch": b, "heads": count, "d": D, "dtype": dtype, **more}
     row |= timed(runs, 1.5)
     say(row, *list(runs)[1:])

@@ -22,6 +22,9 @@ from attnpass.kernels import tiled
 H = ("sigmoid", "relu", "relu2", "gelu", "softplus", "identity", "relu6")
 """The functions in the order of ``of`` in ``attention_cpu.h``."""
 
+EXACT = {"sigmoid_tanh": "sigmoid"}
+"""What a CPU computes for functions that only a GPU has a shortcut for."""
+
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 
 MISMATCH = 2
@@ -123,8 +126,14 @@ def pointwise(
     h: str,
     causal: bool,
     tile: list[int],
+    slopes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     """``[B, H, T, dv]``; see ``ops.pointwise``."""
+    if slopes is not None or lengths is not None or window:
+        bias, keep = tiled.lowered(q, k, bias, keep, causal, slopes, lengths, window)
+    h = EXACT.get(h, h)
     rest = (scale, h, causal, tile)
     if refusal("pointwise", q, k, v, bias):
         return tiled.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest)
@@ -151,8 +160,21 @@ def pointwise_backward(
     causal: bool,
     tile: list[int],
     needs_bias: bool,
+    slopes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    window: int = 0,
 ) -> list[Tensor]:
     """Gradients of q, k, v, bias, tau, offset, gain; see ``ops.pointwise_backward``."""
+    if slopes is not None or lengths is not None or window:
+        more, keep = tiled.lowered(q, k, bias, keep, causal, slopes, lengths, window)
+        given = (q, k, v, more, keep, tau, offset, gain, scale, h, causal, tile)
+        found = pointwise_backward(grad, *given, needs_bias and bias is not None)
+        if bias is not None and needs_bias:
+            found[3] = found[3].sum_to_size(bias.shape).to(bias.dtype)
+        else:
+            found[3] = q.new_empty(0)
+        return found
+    h = EXACT.get(h, h)
     rest = (grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, needs_bias)
     (b, heads, t, d), (g, s) = q.shape, k.shape[1:3]
     biased = bias is not None and needs_bias

@@ -40,6 +40,9 @@ def pointwise(
     causal: bool,
     tile: list[int],
     grad_tile: list[int],
+    slopes: Optional[Tensor] = None,
+    lengths: Optional[Tensor] = None,
+    window: int = 0,
 ) -> Tensor:
     """``gain sum_s keep h(tau (scale q.k + bias) + offset) v``, ``[B, H, T, dv]`` (2409.04431).
 
@@ -50,16 +53,23 @@ def pointwise(
         keep: bool, broadcastable likewise; masked after ``h``.
         tau: ``[H]`` float32 temperature > 0.
         offset, gain: float32, broadcastable to ``[B, H, T, 1]``.
-        scale: factor on the logits. h: one of ``reference.H_FUNCTIONS``.
+        scale: factor on the logits.
+        h: one of ``reference.H_FUNCTIONS``, or ``sigmoid_tanh``: on a GPU the hardware's tanh,
+            quicker and wrong by up to 2^-12 of 1, which is all of a weight of 1/4096.
         causal: keep only s <= t. tile, grad_tile: ``Tile.as_list()`` of each direction.
+        slopes: ``[H]`` float32; ALiBi: ``- slope |t - s|`` is added to the bias (2108.12409). A
+            constant: it gets no gradient.
+        lengths: ``[B]`` int; only the first ``lengths[b]`` keys of an item are kept.
+        window: keep only ``|t - s| < window``; 0: all.
     """
     return _implementation(q).pointwise(  # type: ignore[no-any-return]
-        q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile
+        *(q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile),
+        *(slopes, lengths, window),
     )
 
 
 @pointwise.register_fake
-def _(q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, grad_tile):  # type: ignore[no-untyped-def]
+def _(q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, grad_tile, *rest):  # type: ignore[no-untyped-def]
     return heads_last(q, v.shape[3])
 
 
@@ -79,36 +89,40 @@ def pointwise_backward(
     causal: bool,
     tile: list[int],
     needs_bias: bool,
+    slopes: Optional[Tensor] = None,
+    lengths: Optional[Tensor] = None,
+    window: int = 0,
 ) -> list[Tensor]:
     """Gradients of q, k, v, bias, tau, offset, gain; an empty tensor where there is none."""
     return _implementation(q).pointwise_backward(  # type: ignore[no-any-return]
-        grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, needs_bias
+        *(grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, needs_bias),
+        *(slopes, lengths, window),
     )
 
 
 @pointwise_backward.register_fake
-def _(grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, needs_bias):  # type: ignore[no-untyped-def]
+def _(grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, needs_bias, *rest):  # type: ignore[no-untyped-def]
     like = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
-    rest = [bias if needs_bias else None, tau, offset, gain]
-    return like + [q.new_empty(0) if x is None else x.new_empty(x.shape) for x in rest]
+    others = [bias if needs_bias else None, tau, offset, gain]
+    return like + [q.new_empty(0) if x is None else x.new_empty(x.shape) for x in others]
 
 
 def _save_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:8])
-    ctx.rest = (*inputs[8:11], inputs[12])
+    ctx.save_for_backward(*inputs[:8], *inputs[13:15])
+    ctx.rest, ctx.window = (*inputs[8:11], inputs[12]), inputs[15]
 
 
 def _pointwise_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
+    saved = ctx.saved_tensors[:8]
     needs_bias = bool(ctx.needs_input_grad[3])
     dq, dk, dv, dbias, dtau, doffset, dgain = torch.ops.attnpass.pointwise_backward(
-        grad, *saved, *ctx.rest, needs_bias
+        grad, *saved, *ctx.rest, needs_bias, *ctx.saved_tensors[8:], ctx.window
     )
     rest = (dtau, doffset, dgain)
     return (
         *(dq, dk, dv, dbias if needs_bias else None, None),
         *(x if y is not None else None for x, y in zip(rest, saved[5:], strict=True)),
-        *[None] * 5,
+        *[None] * 8,
     )
 
 

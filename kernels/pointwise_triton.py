@@ -1,34 +1,278 @@
-"""Triton forward of the pointwise family: one program per block of query rows and head.
+"""Triton kernels of the pointwise family: forward, and the backward by recomputation.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head dim, DV value dim.
+Every block of scores is recomputed where it is needed and every sum is owned by one program:
+no atomics, the same bits in every run. Addresses are 64-bit scalars plus offsets within a block.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
 
+class Form(NamedTuple):
+    """What one kernel is compiled for: a constant of every function here.
+
+    ``unit``: h takes ``unit`` times the logit. ``windowed`` to ``lengths``: which terms there are.
+    ``d``, ``dv``: head dims, padded to ``block_d``, ``block_dv``. ``precision``: of float32
+    products. ``big``: offsets within a block pass 2^31. ``device``: false under the interpreter,
+    which cannot multiply bfloat16 nor run assembly. ``m``, ``n``: rows and columns of a block.
+    ``descriptors``: k and v by the tensor memory accelerator. ``specialize``: warps have roles.
+    """
+
+    h: str
+    unit: float
+    causal: bool
+    windowed: bool
+    bias: bool
+    keep: bool
+    tau: bool
+    offset: bool
+    gain: bool
+    slopes: bool
+    lengths: bool
+    d: int
+    dv: int
+    block_d: int
+    block_dv: int
+    precision: str
+    big: bool
+    device: bool
+    m: int
+    n: int
+    descriptors: bool
+    specialize: bool
+
+
 @triton.jit
-def activation(s, H: tl.constexpr):
-    """``h(s)`` in float32; sigmoid in its accurate exp2 form."""
-    if H == "sigmoid":
-        p = 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * s))
-    elif H == "relu":
-        p = tl.maximum(s, 0.0)
-    elif H == "relu2":
-        r = tl.maximum(s, 0.0)
+def activation(x, F: tl.constexpr):
+    """``h`` of the logit ``x / F.unit``, in float32."""
+    if F.h == "sigmoid":
+        p = 1.0 / (1.0 + tl.exp2(x))
+    elif F.h == "sigmoid_tanh":
+        if F.device:
+            y = tl.inline_asm_elementwise(
+                "tanh.approx.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+            )
+        else:
+            y = 2.0 / (1.0 + tl.exp2(-2.8853900817779268 * x)) - 1.0
+        p = 0.5 * y + 0.5
+    elif F.h == "relu":
+        p = tl.maximum(x, 0.0)
+    elif F.h == "relu2":
+        r = tl.maximum(x, 0.0)
         p = r * r
-    elif H == "gelu":
-        p = 0.5 * s * (1.0 + tl.erf(s * 0.7071067811865476))
-    elif H == "softplus":
-        # log(1 + e^s) without overflow
-        p = tl.maximum(s, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(s)))
-    elif H == "relu6":
-        p = tl.minimum(tl.maximum(s, 0.0), 6.0)
+    elif F.h == "gelu":
+        p = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif F.h == "softplus":
+        # log(1 + e^x) without overflow
+        p = tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
+    elif F.h == "relu6":
+        p = tl.minimum(tl.maximum(x, 0.0), 6.0)
     else:
-        p = s
+        p = x
     return p
+
+
+@triton.jit
+def slope(x, p, F: tl.constexpr):
+    """``h'`` at the logit ``x / F.unit``, where ``p`` is h."""
+    if F.h == "sigmoid" or F.h == "sigmoid_tanh":
+        y = p - p * p
+    elif F.h == "relu":
+        y = tl.where(x > 0, 1.0, 0.0)
+    elif F.h == "relu2":
+        y = 2.0 * tl.maximum(x, 0.0)
+    elif F.h == "gelu":
+        y = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+        y += x * tl.exp(-0.5 * x * x) * 0.3989422804014327
+    elif F.h == "softplus":
+        y = 1.0 / (1.0 + tl.exp(-x))
+    elif F.h == "relu6":
+        y = tl.where((x > 0) & (x < 6), 1.0, 0.0)
+    else:
+        y = tl.full(x.shape, 1.0, tl.float32)
+    return y
+
+
+@triton.jit
+def _dot(a, b, c, F: tl.constexpr):
+    """``a @ b + c`` in float32."""
+    if not F.device:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, c, input_precision=F.precision)
+
+
+@triton.jit
+def _head(x, st, b, head):
+    """The address of head ``head`` of item ``b``."""
+    return x + tl.cast(b, tl.int64) * st[0] + tl.cast(head, tl.int64) * st[1]
+
+
+@triton.jit
+def _block(
+    x,
+    st,
+    start,
+    N,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHECK: tl.constexpr,
+    F: tl.constexpr,
+):
+    """Rows ``[start, start + BLOCK)`` of a head at ``x``, ``[BLOCK, BLOCK_D]``; zero outside.
+
+    CHECK: rows from N on may be met.
+    """
+    i, d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    inside = (start + i < N)[:, None]
+    if F.big:
+        i = i.to(tl.int64)
+    at = x + tl.cast(start, tl.int64) * st[2] + (i[:, None] * st[2] + d[None, :] * st[3])
+    if CHECK:
+        return tl.load(at, mask=inside & (d < D)[None, :], other=0.0)
+    elif D == BLOCK_D:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=(d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _keys(
+    x,
+    desc,
+    st,
+    b,
+    g,
+    start,
+    N,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHECK: tl.constexpr,
+    F: tl.constexpr,
+):
+    """A block of keys or values of group g, by its descriptor if there is one."""
+    if F.descriptors:
+        return desc.load([b, g, start, 0]).reshape([F.n, BLOCK_D])
+    else:
+        return _block(x, st, start, N, D, F.n, BLOCK_D, CHECK, F)
+
+
+@triton.jit
+def _vector(x, start, step, N, BLOCK: tl.constexpr):
+    """Entries ``[start, start + BLOCK)`` of a vector with a stride; zero from N on."""
+    i = start + tl.arange(0, BLOCK)
+    return tl.load(x + i.to(tl.int64) * step, mask=i < N, other=0.0)
+
+
+@triton.jit
+def _store(x, st, start, N, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr, value):
+    """Writes ``value [BLOCK, BLOCK_D]`` to rows ``[start, start + BLOCK)`` of a head at ``x``."""
+    i, d = start + tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
+    at = x + i.to(tl.int64)[:, None] * st[2] + d[None, :] * st[3]
+    tl.store(at, value.to(x.dtype.element_ty), mask=(i < N)[:, None] & (d < D)[None, :])
+
+
+@triton.jit
+def _scale(tau, slopes, head, scale, F: tl.constexpr):
+    """What turns products, biases and distances of a head into ``unit`` times logits."""
+    added = F.unit
+    if F.tau:
+        added = tl.load(tau + head) * F.unit
+    far = 0.0
+    if F.slopes:
+        far = tl.load(slopes + head) * added
+    return scale * added, added, far
+
+
+@triton.jit
+def _limit(lengths, b, S, F: tl.constexpr):
+    """How many keys item b has."""
+    if F.lengths:
+        return tl.minimum(S, tl.load(lengths + b))
+    else:
+        return S
+
+
+@triton.jit
+def _logits(x, t, s, by, bias, bias_st, keep, keep_st, T, limit, window, F: tl.constexpr):
+    """``unit`` times the logits but for the offset, and what is kept.
+
+    ``x`` are the products of queries ``t`` and keys ``s``, which broadcast to its shape; ``bias``
+    and ``keep`` are those of the head.
+    """
+    scale, added, far = by
+    x = x * scale
+    inside = (s < limit) & (t < T)
+    kept = inside
+    if F.causal:
+        kept = kept & (s <= t)
+    if F.windowed:
+        kept = kept & (t - s < window)
+        if not F.causal:
+            kept = kept & (s - t < window)
+    if F.slopes:
+        x -= far * tl.abs(t - s).to(tl.float32)
+    if F.bias:
+        at = bias + t.to(tl.int64) * bias_st[2] + s.to(tl.int64) * bias_st[3]
+        more = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        finite = more != float("-inf")
+        kept = kept & finite
+        x += tl.where(finite, more, 0.0) * added
+    if F.keep:
+        at = keep + t.to(tl.int64) * keep_st[2] + s.to(tl.int64) * keep_st[3]
+        kept = kept & (tl.load(at, mask=inside, other=0) != 0)
+    return x, kept
+
+
+@triton.jit
+def _visible(first, last, N, window, F: tl.constexpr):
+    """Keys that the queries ``first`` to ``last`` see: ``(lo, stop, full, edge, hi)``.
+
+    ``[lo, stop)`` and ``[edge, hi)`` in part, ``[full, edge)`` wholly; lo, full and edge are
+    multiples of a block.
+    """
+    lo, full, edge, hi = 0, 0, N, N
+    if F.causal:
+        edge, hi = tl.minimum(N, first + 1), tl.minimum(N, last + 1)
+    elif F.windowed:
+        edge, hi = tl.minimum(N, first + window), tl.minimum(N, last + window)
+    if F.windowed:
+        lo, full = tl.maximum(0, first - window + 1), tl.maximum(0, last - window + 1)
+    lo, full = lo // F.n * F.n, (full + F.n - 1) // F.n * F.n
+    edge = tl.maximum(edge // F.n * F.n, full)
+    return lo, tl.minimum(full, hi), full, edge, hi
+
+
+@triton.jit
+def _seen_by(first, last, N, window, F: tl.constexpr):
+    """Queries that see the keys ``first`` to ``last``; the same parts as ``_visible``."""
+    lo, full, edge, hi = 0, 0, N, N
+    if F.causal:
+        lo, full = first, last
+    elif F.windowed:
+        lo, full = tl.maximum(0, first - window + 1), tl.maximum(0, last - window + 1)
+    if F.windowed:
+        edge, hi = tl.minimum(N, first + window), tl.minimum(N, last + window)
+    lo, full = lo // F.m * F.m, (full + F.m - 1) // F.m * F.m
+    edge = tl.maximum(edge // F.m * F.m, full)
+    return lo, tl.minimum(full, hi), full, edge, hi
+
+
+@triton.jit
+def _part(which: tl.constexpr, parts):
+    """Where the first, second or third part of ``_visible`` begins and ends."""
+    lo, stop, full, edge, hi = parts
+    if which == 0:
+        return lo, stop
+    elif which == 1:
+        return full, edge
+    else:
+        return edge, hi
 
 
 @triton.jit
@@ -41,124 +285,392 @@ def pointwise_forward(
     tau,
     offset,
     gain,
+    slopes,
+    lengths,
+    k_desc,
+    v_desc,
     out,
-    q_b,
-    q_h,
-    q_t,
-    q_d,
-    k_b,
-    k_h,
-    k_s,
-    k_d,
-    v_b,
-    v_h,
-    v_s,
-    v_d,
-    bias_b,
-    bias_h,
-    bias_t,
-    bias_s,
-    keep_b,
-    keep_h,
-    keep_t,
-    keep_s,
-    off_b,
-    off_h,
-    off_t,
-    gain_b,
-    gain_h,
-    gain_t,
-    out_b,
-    out_h,
-    out_t,
+    q_st,
+    k_st,
+    v_st,
+    bias_st,
+    keep_st,
+    offset_st,
+    gain_st,
+    out_st,
     T,
     S,
     HEADS,
     GROUP,
     scale,
-    D: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_DV: tl.constexpr,
-    H: tl.constexpr,
-    CAUSAL: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    HAS_KEEP: tl.constexpr,
-    HAS_TAU: tl.constexpr,
-    HAS_OFFSET: tl.constexpr,
-    HAS_GAIN: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    window,
+    tiles,
+    F: tl.constexpr,
 ):
-    """``out[b, h, t] = gain sum_s keep h(tau (scale q.k + bias) + offset) v`` (2409.04431)."""
-    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)  # [M]
-    b = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = (tl.program_id(1) % HEADS).to(tl.int64)
-    d, dv = tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_DV)
-    row_ok = rows < T
-    t = rows.to(tl.int64)[:, None]
-    q_block = tl.load(
-        q + b * q_b + head * q_h + t * q_t + d[None, :] * q_d,
-        mask=row_ok[:, None] & (d < D)[None, :],
-        other=0.0,
-    )  # [M, D]
-    total = tl.zeros([BLOCK_M, BLOCK_DV], dtype=tl.float32)
-    row_offset = tl.zeros([BLOCK_M], dtype=tl.float32)
-    if HAS_OFFSET:
-        row_offset = tl.load(
-            offset + b * off_b + head * off_h + rows.to(tl.int64) * off_t, mask=row_ok, other=0.0
-        )
-    temperature = 1.0
-    if HAS_TAU:
-        temperature = tl.load(tau + head)
-    stop = S
-    if CAUSAL:
-        stop = tl.minimum(S, (tl.program_id(0) + 1) * BLOCK_M)
-    for start in range(0, stop, BLOCK_N):
-        columns = start + tl.arange(0, BLOCK_N)  # [N]
-        column_ok = columns < S
-        s = columns.to(tl.int64)
-        k_block = tl.load(
-            k + b * k_b + (head // GROUP) * k_h + s[None, :] * k_s + d[:, None] * k_d,
-            mask=column_ok[None, :] & (d < D)[:, None],
-            other=0.0,
-        )  # [D, N]
-        logits = tl.dot(q_block, k_block, input_precision=PRECISION) * scale  # [M, N]
-        ok = row_ok[:, None] & column_ok[None, :]
-        kept = ok
-        if HAS_BIAS:
-            added = tl.load(
-                bias + b * bias_b + head * bias_h + t * bias_t + s[None, :] * bias_s,
-                mask=ok,
-                other=0.0,
-            ).to(tl.float32)
-            kept = kept & (added != float("-inf"))
-            logits += tl.where(kept, added, 0.0)
-        if HAS_KEEP:
-            flag = tl.load(
-                keep + b * keep_b + head * keep_h + t * keep_t + s[None, :] * keep_s,
-                mask=ok,
-                other=0,
-            )
-            kept = kept & (flag != 0)
-        if CAUSAL:
-            kept = kept & (columns[None, :] <= rows[:, None])
-        p = activation(logits * temperature + row_offset[:, None], H)
-        p = tl.where(kept, p, 0.0)
-        v_block = tl.load(
-            v + b * v_b + (head // GROUP) * v_h + s[:, None] * v_s + dv[None, :] * v_d,
-            mask=column_ok[:, None] & (dv < DV)[None, :],
-            other=0.0,
-        )  # [N, DV]
-        total += tl.dot(p.to(v_block.dtype), v_block, input_precision=PRECISION)
-    if HAS_GAIN:
-        row_gain = tl.load(
-            gain + b * gain_b + head * gain_h + rows.to(tl.int64) * gain_t, mask=row_ok, other=0.0
-        )
-        total *= row_gain[:, None]
-    tl.store(
-        out + b * out_b + head * out_h + t * out_t + dv[None, :],
-        total.to(out.dtype.element_ty),
-        mask=row_ok[:, None] & (dv < DV)[None, :],
+    """``out[b, h, t] = gain sum_s keep h(tau (scale q.k + bias) + offset) v`` (2409.04431).
+
+    A tile is a block of query rows of one head; a program takes every num_programs-th tile.
+    """
+    blocks = tl.cdiv(T, F.m)
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+        # the long rows of a causal head first
+        first = (blocks - 1 - tile % blocks) * F.m
+        head, b = tile // blocks % HEADS, tile // blocks // HEADS
+        g = head // GROUP
+        t = (first + tl.arange(0, F.m))[:, None]
+        q_block = _block(_head(q, q_st, b, head), q_st, first, T, F.d, F.m, F.block_d, True, F)
+        by = _scale(tau, slopes, head, scale, F)
+        row_offset = 0.0
+        if F.offset:
+            at = _head(offset, offset_st, b, head)
+            row_offset = _vector(at, first, offset_st[2], T, F.m)[:, None] * F.unit
+        limit = _limit(lengths, b, S, F)
+        parts = _visible(first, tl.minimum(first + F.m, T) - 1, limit, window, F)
+        k_at, v_at = _head(k, k_st, b, g), _head(v, v_st, b, g)
+        bias_at, keep_at = bias, keep
+        if F.bias:
+            bias_at = _head(bias, bias_st, b, head)
+        if F.keep:
+            keep_at = _head(keep, keep_st, b, head)
+        total = tl.zeros([F.m, F.block_dv], dtype=tl.float32)
+        for which in tl.static_range(3):
+            lo, hi = _part(which, parts)
+            # only a window hides the first keys
+            if which > 0 or F.windowed:
+                for start in tl.range(lo, hi, F.n, warp_specialize=F.specialize):
+                    k_block = _keys(
+                        k_at, k_desc, k_st, b, g, start, S, F.d, F.block_d, which != 1, F
+                    )
+                    s = (start + tl.arange(0, F.n))[None, :]
+                    product = _dot(q_block, tl.trans(k_block), None, F)  # [M, N]
+                    x, kept = _logits(
+                        product, t, s, by, bias_at, bias_st, keep_at, keep_st, T, limit, window, F
+                    )
+                    p = activation(x + row_offset, F)
+                    if which != 1 or (F.bias or F.keep):
+                        p = tl.where(kept, p, 0.0)
+                    v_block = _keys(
+                        v_at, v_desc, v_st, b, g, start, S, F.dv, F.block_dv, which != 1, F
+                    )
+                    total = _dot(p.to(v_block.dtype), v_block, total, F)
+        if F.gain:
+            at = _head(gain, gain_st, b, head)
+            total *= _vector(at, first, gain_st[2], T, F.m)[:, None]
+        _store(_head(out, out_st, b, head), out_st, first, T, F.dv, F.block_dv, F.m, total)
+
+
+@triton.jit
+def _gradients(x, dp, kept, row_offset, row_gain, CHECK: tl.constexpr, F: tl.constexpr):
+    """Weights p, and the gradient of the logits, from logits and the gradient of the weights.
+
+    CHECK: some may not be kept.
+    """
+    x += row_offset
+    p = activation(x, F)
+    ds = slope(x, p, F) * dp * row_gain
+    if CHECK or (F.bias or F.keep):
+        p, ds = tl.where(kept, p, 0.0), tl.where(kept, ds, 0.0)
+    return p, ds
+
+
+@triton.jit
+def pointwise_queries(
+    grad,
+    q,
+    k,
+    v,
+    bias,
+    keep,
+    tau,
+    offset,
+    gain,
+    slopes,
+    lengths,
+    dq,
+    dtau,
+    doffset,
+    dgain,
+    grad_st,
+    q_st,
+    k_st,
+    v_st,
+    bias_st,
+    keep_st,
+    offset_st,
+    gain_st,
+    dq_st,
+    T,
+    S,
+    HEADS,
+    GROUP,
+    scale,
+    window,
+    F: tl.constexpr,
+):
+    """Gradients that a block of query rows owns.
+
+    These are dq; doffset and dgain ``[B, H, T]``; its share ``[B, H, blocks]`` of tau * dtau.
+    """
+    blocks = tl.cdiv(T, F.m)
+    tile = tl.program_id(0)
+    first = (blocks - 1 - tile % blocks) * F.m
+    head, b = tile // blocks % HEADS, tile // blocks // HEADS
+    g = head // GROUP
+    i = first + tl.arange(0, F.m)
+    t = i[:, None]
+    q_block = _block(_head(q, q_st, b, head), q_st, first, T, F.d, F.m, F.block_d, True, F)
+    g_block = _block(
+        _head(grad, grad_st, b, head), grad_st, first, T, F.dv, F.m, F.block_dv, True, F
     )
+    by = _scale(tau, slopes, head, scale, F)
+    row_offset, row_gain = 0.0, 1.0
+    if F.offset:
+        at = _head(offset, offset_st, b, head)
+        row_offset = _vector(at, first, offset_st[2], T, F.m)[:, None] * F.unit
+    if F.gain:
+        at = _head(gain, gain_st, b, head)
+        row_gain = _vector(at, first, gain_st[2], T, F.m)[:, None]
+    limit = _limit(lengths, b, S, F)
+    parts = _visible(first, tl.minimum(first + F.m, T) - 1, limit, window, F)
+    k_at, v_at = _head(k, k_st, b, g), _head(v, v_st, b, g)
+    bias_at, keep_at = bias, keep
+    if F.bias:
+        bias_at = _head(bias, bias_st, b, head)
+    if F.keep:
+        keep_at = _head(keep, keep_st, b, head)
+    total = tl.zeros([F.m, F.block_d], dtype=tl.float32)
+    sum_ds = tl.zeros([F.m], dtype=tl.float32)
+    sum_p = tl.zeros([F.m], dtype=tl.float32)
+    sum_x = tl.zeros([F.m], dtype=tl.float32)
+    for which in tl.static_range(3):
+        lo, hi = _part(which, parts)
+        if which > 0 or F.windowed:
+            for start in tl.range(lo, hi, F.n):
+                k_block = _block(k_at, k_st, start, S, F.d, F.n, F.block_d, which != 1, F)
+                v_block = _block(v_at, v_st, start, S, F.dv, F.n, F.block_dv, which != 1, F)
+                s = (start + tl.arange(0, F.n))[None, :]
+                product = _dot(q_block, tl.trans(k_block), None, F)  # [M, N]
+                dp = _dot(g_block, tl.trans(v_block), None, F)  # [M, N]
+                x, kept = _logits(
+                    product, t, s, by, bias_at, bias_st, keep_at, keep_st, T, limit, window, F
+                )
+                p, ds = _gradients(x, dp, kept, row_offset, row_gain, which != 1, F)
+                if F.offset:
+                    sum_ds += tl.sum(ds, axis=1)
+                if F.gain:
+                    sum_p += tl.sum(p * dp, axis=1)
+                if F.tau:
+                    sum_x += tl.sum(ds * x, axis=1)
+                total = _dot(ds.to(k_block.dtype), k_block, total, F)
+    at = _head(dq, dq_st, b, head)
+    by_scale, added, far = by
+    _store(at, dq_st, first, T, F.d, F.block_d, F.m, total * (by_scale / F.unit))
+    rows = tl.cast(b * HEADS + head, tl.int64) * T + i
+    if F.offset:
+        tl.store(doffset + rows, sum_ds, mask=i < T)
+    if F.gain:
+        tl.store(dgain + rows, sum_p, mask=i < T)
+    if F.tau:
+        # x is unit times tau times the raw logit
+        tl.store(dtau + tile, tl.sum(sum_x, axis=0) / F.unit)
+
+
+@triton.jit
+def pointwise_keys(
+    grad,
+    q,
+    k,
+    v,
+    bias,
+    keep,
+    tau,
+    offset,
+    gain,
+    slopes,
+    lengths,
+    dk,
+    dv,
+    grad_st,
+    q_st,
+    k_st,
+    v_st,
+    bias_st,
+    keep_st,
+    offset_st,
+    gain_st,
+    dk_st,
+    dv_st,
+    T,
+    S,
+    GROUPS,
+    GROUP,
+    scale,
+    window,
+    F: tl.constexpr,
+):
+    """Gradients of a block of keys and values of one group: all its heads in turn."""
+    blocks = tl.cdiv(S, F.n)
+    tile = tl.program_id(0)
+    first = tile % blocks * F.n
+    g, b = tile // blocks % GROUPS, tile // blocks // GROUPS
+    i = first + tl.arange(0, F.n)
+    s = i[:, None]
+    k_block = _block(_head(k, k_st, b, g), k_st, first, S, F.d, F.n, F.block_d, True, F)
+    v_block = _block(_head(v, v_st, b, g), v_st, first, S, F.dv, F.n, F.block_dv, True, F)
+    limit = _limit(lengths, b, S, F)
+    parts = _seen_by(first, tl.minimum(first + F.n, limit) - 1, T, window, F)
+    k_total = tl.zeros([F.n, F.block_d], dtype=tl.float32)
+    v_total = tl.zeros([F.n, F.block_dv], dtype=tl.float32)
+    if first < limit:
+        for head in tl.range(g * GROUP, (g + 1) * GROUP):
+            by = _scale(tau, slopes, head, scale, F)
+            q_at, g_at = _head(q, q_st, b, head), _head(grad, grad_st, b, head)
+            bias_at, keep_at = bias, keep
+            if F.bias:
+                bias_at = _head(bias, bias_st, b, head)
+            if F.keep:
+                keep_at = _head(keep, keep_st, b, head)
+            for which in tl.static_range(3):
+                lo, hi = _part(which, parts)
+                if which != 0 or (F.causal or F.windowed):
+                    for start in tl.range(lo, hi, F.m):
+                        q_block = _block(q_at, q_st, start, T, F.d, F.m, F.block_d, which != 1, F)
+                        g_block = _block(
+                            g_at, grad_st, start, T, F.dv, F.m, F.block_dv, which != 1, F
+                        )
+                        t = (start + tl.arange(0, F.m))[None, :]
+                        row_offset, row_gain = 0.0, 1.0
+                        if F.offset:
+                            at = _head(offset, offset_st, b, head)
+                            row_offset = _vector(at, start, offset_st[2], T, F.m)[None, :] * F.unit
+                        if F.gain:
+                            at = _head(gain, gain_st, b, head)
+                            row_gain = _vector(at, start, gain_st[2], T, F.m)[None, :]
+                        product = _dot(k_block, tl.trans(q_block), None, F)  # [N, M]
+                        dp = _dot(v_block, tl.trans(g_block), None, F)  # [N, M]
+                        x, kept = _logits(
+                            product,
+                            t,
+                            s,
+                            by,
+                            bias_at,
+                            bias_st,
+                            keep_at,
+                            keep_st,
+                            T,
+                            limit,
+                            window,
+                            F,
+                        )
+                        check: tl.constexpr = which != 1 or F.lengths
+                        p, ds = _gradients(x, dp, kept, row_offset, row_gain, check, F)
+                        p = (p * row_gain).to(g_block.dtype)
+                        v_total = _dot(p, g_block, v_total, F)
+                        ds = (ds * (by[0] / F.unit)).to(q_block.dtype)
+                        k_total = _dot(ds, q_block, k_total, F)
+    _store(_head(dk, dk_st, b, g), dk_st, first, S, F.d, F.block_d, F.n, k_total)
+    _store(_head(dv, dv_st, b, g), dv_st, first, S, F.dv, F.block_dv, F.n, v_total)
+
+
+@triton.jit
+def pointwise_bias(
+    grad,
+    q,
+    k,
+    v,
+    bias,
+    keep,
+    tau,
+    offset,
+    gain,
+    slopes,
+    lengths,
+    dbias,
+    grad_st,
+    q_st,
+    k_st,
+    v_st,
+    bias_st,
+    keep_st,
+    offset_st,
+    gain_st,
+    T,
+    S,
+    GROUP,
+    ITEMS,
+    HEADS,
+    t_blocks,
+    s_blocks,
+    ROWS,
+    COLUMNS,
+    OWN_HEADS,
+    scale,
+    window,
+    ONE_ROW: tl.constexpr,
+    ONE_COLUMN: tl.constexpr,
+    F: tl.constexpr,
+):
+    """One block of dbias ``[.., OWN_HEADS, ROWS, COLUMNS]``: the sum over what shares it.
+
+    ITEMS and HEADS share it, and ``t_blocks x s_blocks`` blocks of scores; each is 1 where the
+    bias has entries of its own.
+    """
+    rows, columns = tl.cdiv(ROWS, F.m), tl.cdiv(COLUMNS, F.n)
+    tile = tl.program_id(0)
+    column, row = tile % columns, tile // columns % rows
+    own = tile // columns // rows
+    total = tl.zeros([F.m, F.n], dtype=tl.float32)
+    for share in tl.range(0, ITEMS * HEADS * t_blocks * s_blocks):
+        s_block, t_block = share % s_blocks, share // s_blocks % t_blocks
+        pair = share // s_blocks // t_blocks
+        b, head = own // OWN_HEADS + pair // HEADS, own % OWN_HEADS + pair % HEADS
+        first, start = (row + t_block) * F.m, (column + s_block) * F.n
+        limit = _limit(lengths, b, S, F)
+        t, s = (first + tl.arange(0, F.m))[:, None], (start + tl.arange(0, F.n))[None, :]
+        q_block = _block(_head(q, q_st, b, head), q_st, first, T, F.d, F.m, F.block_d, True, F)
+        g_block = _block(
+            _head(grad, grad_st, b, head), grad_st, first, T, F.dv, F.m, F.block_dv, True, F
+        )
+        g = head // GROUP
+        k_block = _block(_head(k, k_st, b, g), k_st, start, S, F.d, F.n, F.block_d, True, F)
+        v_block = _block(_head(v, v_st, b, g), v_st, start, S, F.dv, F.n, F.block_dv, True, F)
+        by = _scale(tau, slopes, head, scale, F)
+        row_offset, row_gain = 0.0, 1.0
+        if F.offset:
+            at = _head(offset, offset_st, b, head)
+            row_offset = _vector(at, first, offset_st[2], T, F.m)[:, None] * F.unit
+        if F.gain:
+            at = _head(gain, gain_st, b, head)
+            row_gain = _vector(at, first, gain_st[2], T, F.m)[:, None]
+        keep_at = keep
+        if F.keep:
+            keep_at = _head(keep, keep_st, b, head)
+        product = _dot(q_block, tl.trans(k_block), None, F)  # [M, N]
+        dp = _dot(g_block, tl.trans(v_block), None, F)  # [M, N]
+        x, kept = _logits(
+            product,
+            t,
+            s,
+            by,
+            _head(bias, bias_st, b, head),
+            bias_st,
+            keep_at,
+            keep_st,
+            T,
+            limit,
+            window,
+            F,
+        )
+        p, ds = _gradients(x, dp, kept, row_offset, row_gain, True, F)
+        total += ds * (by[1] / F.unit)
+    i, j = row * F.m + tl.arange(0, F.m), column * F.n + tl.arange(0, F.n)
+    at = dbias + tl.cast(own, tl.int64) * ROWS * COLUMNS
+    if ONE_ROW and ONE_COLUMN:
+        tl.store(at, tl.sum(tl.sum(total, axis=1), axis=0))
+    elif ONE_ROW:
+        tl.store(at + j, tl.sum(total, axis=0), mask=j < COLUMNS)
+    elif ONE_COLUMN:
+        tl.store(at + i, tl.sum(total, axis=1), mask=i < ROWS)
+    else:
+        where = at + i.to(tl.int64)[:, None] * COLUMNS + j[None, :]
+        tl.store(where, total, mask=(i < ROWS)[:, None] & (j < COLUMNS)[None, :])

@@ -6,7 +6,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ class Tile:
         heads: heads per task (CPU only): how many share one thread's turn.
         warps: warps per program (GPU only).
         stages: software pipeline stages (GPU only).
+        descriptors: keys and values by the tensor memory accelerator (GPU from sm90 on).
+        persistent: as many programs as the GPU has multiprocessors (GPU only).
+        specialize: warps that load and warps that compute (GPU, forward only).
     """
 
     implementation: str = "fused"
@@ -35,19 +38,25 @@ class Tile:
     warps: int = 4
     stages: int = 2
     heads: int = 1
+    descriptors: int = 0
+    persistent: int = 0
+    specialize: int = 0
 
     def __post_init__(self) -> None:
         if self.implementation not in IMPLEMENTATIONS:
             raise ValueError(
                 f"expected implementation in {IMPLEMENTATIONS}, got {self.implementation!r}"
             )
+        for name in ("descriptors", "persistent", "specialize"):
+            if getattr(self, name) not in (0, 1):
+                raise ValueError(f"expected {name} 0 or 1, got {getattr(self, name)}")
         for name in ("block_m", "block_n", "warps", "stages", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
 
     def as_list(self) -> list[int]:
-        """``[block_m, block_n, warps, stages, heads]``: how an operator takes the tile."""
-        return [self.block_m, self.block_n, self.warps, self.stages, self.heads]
+        """All but the implementation, in order: how an operator takes the tile."""
+        return list(astuple(self)[1:])
 
     def as_dict(self) -> dict[str, int | str]:
         """The tile as plain JSON types."""

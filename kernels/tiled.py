@@ -6,6 +6,7 @@ Logits, h and sums are float32 (float64 for float64 inputs) whatever the input d
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -70,6 +71,30 @@ def _blocks(t: int, s: int, causal: bool, tile: list[int]) -> Iterator[tuple[sli
 def _repeat(x: Tensor, heads: int) -> Tensor:
     """Grouped key/value heads repeated: ``[B, G, S, d]`` -> ``[B, H, S, d]``."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def lowered(
+    q: Tensor,
+    k: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    causal: bool,
+    slopes: Tensor | None,
+    lengths: Tensor | None,
+    window: int,
+) -> tuple[Tensor | None, Tensor | None]:
+    """A bias and a mask that stand for slopes, lengths and window too; see ``ops.pointwise``."""
+    t = torch.arange(q.shape[2], device=q.device).view(-1, 1)
+    s = torch.arange(k.shape[2], device=q.device)
+    masks = [] if keep is None else [keep]
+    if lengths is not None:
+        masks.append(s < lengths.view(-1, 1, 1, 1))
+    if window:
+        masks.append(t - s < window if causal else (t - s).abs() < window)
+    if slopes is not None:
+        far = slopes.float().view(-1, 1, 1) * -(t - s).abs()
+        bias = far if bias is None else bias.float() + far
+    return bias, functools.reduce(torch.logical_and, masks) if masks else None
 
 
 class _Scores:

@@ -1,4 +1,4 @@
-"""Launches the Triton kernels: strides, padded sizes and grids; the backward in plain torch.
+"""Launches the Triton kernels: strides, padded sizes, grids.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
 """
@@ -8,22 +8,124 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attnpass.kernels import tiled
+from attnpass.kernels import hydra_triton, tiled
+from attnpass.kernels.pointwise_triton import (
+    Form,
+    pointwise_bias,
+    pointwise_forward,
+    pointwise_keys,
+    pointwise_queries,
+)
+
+UNIT = {"sigmoid": -1.4426950408889634, "sigmoid_tanh": 0.5}
+"""What h takes its logit times, where not 1: ``exp2`` wants base 2, ``tanh`` half."""
+
+Strides = tuple[int, ...]
 
 
-def _power(n: int) -> int:
+def power(n: int) -> int:
     """The least power of two >= ``n`` that a Triton dot accepts (16)."""
     return max(16, 1 << (n - 1).bit_length())
 
 
-def _spread(x: Tensor | None, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]]:
+def _spread(x: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, Strides]:
     """``x`` broadcast to ``shape`` without a copy, and its strides; zeros where there is none."""
     if x is None:
         return None, (0,) * len(shape)
     wide = x.expand(shape)
     return wide, wide.stride()
+
+
+def _blocks(n: int, block: int) -> int:
+    return -(-n // block)
+
+
+class _Call:
+    """The arguments that every kernel of one call shares."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        keep: Tensor | None,
+        tau: Tensor | None,
+        offset: Tensor | None,
+        gain: Tensor | None,
+        scale: float,
+        h: str,
+        causal: bool,
+        tile: list[int],
+        slopes: Tensor | None,
+        lengths: Tensor | None,
+        window: int,
+    ) -> None:
+        (b, heads, t, d), (g, s), dv = q.shape, k.shape[1:3], v.shape[3]
+        self.b, self.heads, self.groups, self.t, self.s = b, heads, g, t, s
+        self.q, self.k, self.v, self.tile = q, k, v, tile
+        self.bias, self.bias_st = _spread(bias, (b, heads, t, s))
+        flags = None if keep is None else keep.view(torch.uint8)
+        self.keep, self.keep_st = _spread(flags, (b, heads, t, s))
+        row = (b, heads, t, 1)
+        self.offset, self.offset_st = _spread(None if offset is None else offset.float(), row)
+        self.gain, self.gain_st = _spread(None if gain is None else gain.float(), row)
+        self.tau = None if tau is None else tau.float()
+        self.slopes = None if slopes is None else slopes.float()
+        self.lengths = None if lengths is None else lengths.int()
+        self.scale, self.window = scale, window
+        tf32 = q.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+        furthest = max(abs(x.stride(2)) for x in (q, k, v)) * max(tile[:2])
+        self.form = Form(
+            h=h,
+            unit=UNIT.get(h, 1.0),
+            causal=causal,
+            windowed=window > 0,
+            bias=bias is not None,
+            keep=keep is not None,
+            tau=tau is not None,
+            offset=offset is not None,
+            gain=gain is not None,
+            slopes=slopes is not None,
+            lengths=lengths is not None,
+            d=d,
+            dv=dv,
+            block_d=power(d),
+            block_dv=power(dv),
+            precision="tf32" if tf32 else "ieee",
+            big=furthest >= 2**30,
+            device=not triton.knobs.runtime.interpret,
+            m=tile[0],
+            n=tile[1],
+            descriptors=False,
+            specialize=bool(tile[7]),
+        )
+        scalars = (self.tau, self.offset, self.gain, self.slopes, self.lengths)
+        self.terms = (self.bias, self.keep, *scalars)
+        masks = (self.bias_st, self.keep_st)
+        self.strides = (q.stride(), k.stride(), v.stride(), *masks, self.offset_st, self.gain_st)
+        self.options = {
+            "num_warps": tile[2],
+            "num_stages": tile[3],
+            "enable_fp_fusion": True,
+        }
+
+    def descriptor(self, x: Tensor) -> TensorDescriptor | None:
+        """A descriptor of blocks of keys of ``x [B, G, S, D]``; None where hardware refuses it.
+
+        It wants unit stride along features, and 16 bytes between rows, heads and items.
+        """
+        width, size = power(x.shape[3]), x.element_size()
+        aligned = x.data_ptr() % 16 == 0 and all(st * size % 16 == 0 for st in x.stride()[:3])
+        if x.stride(3) != 1 or not aligned or self.tile[1] > 256 or width > 256:
+            return None
+        if x.numel() == 0 or any(st == 0 for st in x.stride()):
+            return None
+        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, self.tile[1], width])
 
 
 def pointwise(
@@ -39,62 +141,204 @@ def pointwise(
     h: str,
     causal: bool,
     tile: list[int],
+    slopes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    window: int = 0,
 ) -> Tensor:
     """``[B, H, T, dv]``; see ``ops.pointwise``."""
-    from attnpass.kernels.pointwise_triton import pointwise_forward
-
-    b, heads, t, d = q.shape
-    s, dv = k.shape[2], v.shape[3]
-    out = tiled.heads_last(q, dv)
+    out = tiled.heads_last(q, v.shape[3])
     if out.numel() == 0:
         return out
-    bias_x, bias_st = _spread(bias, (b, heads, t, s))
-    keep_x, keep_st = _spread(None if keep is None else keep.view(torch.uint8), (b, heads, t, s))
-    off_x, off_st = _spread(None if offset is None else offset.float(), (b, heads, t, 1))
-    gain_x, gain_st = _spread(None if gain is None else gain.float(), (b, heads, t, 1))
-    grid = (-(-t // tile[0]), b * heads)
-    tf32 = q.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-    pointwise_forward[grid](
+    given = (bias, keep, tau, offset, gain, scale, h, causal, tile, slopes, lengths, window)
+    call = _Call(q, k, v, *given)
+    descriptors = (call.descriptor(k), call.descriptor(v)) if tile[5] else (None, None)
+    described = None not in descriptors
+    tiles = _blocks(call.t, tile[0]) * call.b * call.heads
+    pointwise_forward[(min(tiles, _programs(q)) if tile[6] else tiles,)](
         q,
         k,
         v,
-        bias_x,
-        keep_x,
-        None if tau is None else tau.float(),
-        off_x,
-        gain_x,
+        *call.terms,
+        *(descriptors if described else (None, None)),
         out,
-        *q.stride(),
-        *k.stride(),
-        *v.stride(),
-        *bias_st,
-        *keep_st,
-        *off_st[:3],
-        *gain_st[:3],
-        *out.stride()[:3],
-        t,
-        s,
-        heads,
-        heads // k.shape[1],
+        *call.strides,
+        out.stride(),
+        call.t,
+        call.s,
+        call.heads,
+        call.heads // call.groups,
         scale,
-        D=d,
-        DV=dv,
-        BLOCK_D=_power(d),
-        BLOCK_DV=_power(dv),
-        H=h,
-        CAUSAL=causal,
-        HAS_BIAS=bias is not None,
-        HAS_KEEP=keep is not None,
-        HAS_TAU=tau is not None,
-        HAS_OFFSET=offset is not None,
-        HAS_GAIN=gain is not None,
-        PRECISION="tf32" if tf32 else "ieee",
-        BLOCK_M=tile[0],
-        BLOCK_N=tile[1],
-        num_warps=tile[2],
-        num_stages=tile[3],
+        window,
+        tiles,
+        call.form._replace(descriptors=described),
+        **call.options,
     )
     return out
+
+
+def pointwise_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    tau: Tensor | None,
+    offset: Tensor | None,
+    gain: Tensor | None,
+    scale: float,
+    h: str,
+    causal: bool,
+    tile: list[int],
+    needs_bias: bool,
+    slopes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    window: int = 0,
+) -> list[Tensor]:
+    """Gradients of q, k, v, bias, tau, offset, gain; see ``ops.pointwise_backward``."""
+    given = (bias, keep, tau, offset, gain, scale, h, causal, tile, slopes, lengths, window)
+    call = _Call(q, k, v, *given)
+    b, heads, t, s, groups = call.b, call.heads, call.t, call.s, call.groups
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    blocks = _blocks(t, tile[0])
+    dtau = None if tau is None else q.new_empty((b, heads, blocks), dtype=torch.float32)
+    doffset, dgain = (
+        None if x is None else q.new_empty((b, heads, t, 1), dtype=torch.float32)
+        for x in (offset, gain)
+    )
+    sizes = (t, s, heads, heads // groups, scale, call.window, call.form)
+    inputs = (grad, q, k, v, *call.terms)
+    strides = (grad.stride(), *call.strides)
+    if b * heads * blocks:
+        pointwise_queries[(b * heads * blocks,)](
+            *inputs, dq, dtau, doffset, dgain, *strides, dq.stride(), *sizes, **call.options
+        )
+    if b * groups * s:
+        pointwise_keys[(b * groups * _blocks(s, tile[1]),)](
+            *inputs,
+            dk,
+            dv,
+            *strides,
+            dk.stride(),
+            dv.stride(),
+            *(t, s, groups, heads // groups, scale, call.window, call.form),
+            **call.options,
+        )
+    dbias = (
+        _bias_gradient(call, bias, inputs, strides) if needs_bias and bias is not None else None
+    )
+    if tau is not None and dtau is not None:
+        dtau = dtau.sum((0, 2)) / tau
+    sums = ((dbias, bias), (dtau, tau), (doffset, offset), (dgain, gain))
+    rest = [
+        q.new_empty(0) if x is None or y is None else x.sum_to_size(y.shape).to(y.dtype)
+        for x, y in sums
+    ]
+    return [dq, dk, dv, *rest]
+
+
+def _bias_gradient(
+    call: _Call, bias: Tensor, inputs: tuple[Any, ...], strides: tuple[Strides, ...]
+) -> Tensor:
+    """The bias' gradient in float32, of its shape; what shares an entry is summed in a program."""
+    shape = (1,) * (4 - bias.dim()) + bias.shape
+    m, n = call.tile[:2]
+    found = torch.zeros(shape, dtype=torch.float32, device=bias.device)
+    if found.numel() == 0 or 0 in (call.b, call.heads, call.t, call.s):
+        return found.view(bias.shape)
+    full = (call.b, call.heads, call.t, call.s)
+    shared = [1 if own == size else size for own, size in zip(shape, full, strict=True)]
+    blocks = _blocks(shape[2], m) * _blocks(shape[3], n)
+    pointwise_bias[(shape[0] * shape[1] * blocks,)](
+        *inputs,
+        found,
+        *strides,
+        call.t,
+        call.s,
+        call.heads // call.groups,
+        shared[0],
+        shared[1],
+        _blocks(shared[2], m),
+        _blocks(shared[3], n),
+        shape[2],
+        shape[3],
+        shape[1],
+        call.scale,
+        call.window,
+        shape[2] == 1,
+        shape[3] == 1,
+        call.form,
+        **call.options,
+    )
+    return found.view(bias.shape)
+
+
+def _programs(q: Tensor) -> int:
+    """How many programs a persistent grid has: one for each multiprocessor."""
+    if q.device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(q.device).multi_processor_count
+
+
+class _Tokens:
+    """The arguments that every kernel of one call of hydra shares."""
+
+    def __init__(
+        self, q: Tensor, k: Tensor, keep: Tensor | None, gain: Tensor | None, warps: int
+    ) -> None:
+        (b, heads, _, d), s = q.shape, k.shape[2]
+        self.b, self.features = b, heads * d
+        block = power(self.features)
+        # what a token's features leave of the registers of the program
+        rows = max(2, 1024 * warps // block)
+        warps = max(warps, min(16, rows * block // 2048))
+        self.options = {"num_warps": warps, "enable_fp_fusion": True}
+        flags = None if keep is None else keep.view(torch.uint8)
+        self.keep, self.keep_st = _spread(flags, (b, 1, 1, s))
+        self.gain = None if gain is None else gain.float().contiguous()
+        self.device = q.device
+        self.form = hydra_triton.Form(
+            features=self.features,
+            block=block,
+            d=d,
+            rows=rows,
+            causal=False,
+            keep=keep is not None,
+            gain=gain is not None,
+        )
+
+    def grid(self, x: Tensor) -> tuple[tuple[int, int], int]:
+        """Chunks by items for the tokens of ``x``, and the steps of a chunk."""
+        blocks = _blocks(x.shape[2], self.form.rows)
+        steps = max(1, blocks * self.b // (4 * _programs(x)))
+        return (_blocks(blocks, steps), self.b), steps
+
+    def sums(self, x: Tensor, y: Tensor, eps: float, *, keys: bool) -> Tensor:
+        """``[B, chunks, H * D]``: the sum of ``x^ * y`` per chunk."""
+        grid, steps = self.grid(x)
+        out = torch.empty((self.b, grid[0], self.features), device=self.device)
+        keep = self.keep if keys else None
+        strides = (x.stride(), y.stride(), self.keep_st)
+        hydra_triton.hydra_sums[grid](
+            *(x, y, keep, out, *strides, x.shape[2], steps, eps),
+            self.form,
+            keys and self.form.keep,
+            **self.options,
+        )
+        return out
+
+
+def _starts(sums: Tensor, causal: bool, reverse: bool = False) -> tuple[Tensor, Strides]:
+    """What each chunk starts from: everything, or the sum of those before (after) it."""
+    if not causal:
+        total = sums.sum(1, keepdim=True)
+        return total, (total.stride(0), 0)
+    zero = torch.zeros_like(sums[:, :1])
+    if reverse:
+        out = torch.cat([sums[:, 1:].flip(1).cumsum(1).flip(1), zero], 1)
+    else:
+        out = torch.cat([zero, sums[:, :-1].cumsum(1)], 1)
+    return out, out.stride()[:2]
 
 
 def hydra(
@@ -108,45 +352,59 @@ def hydra(
     tile: list[int],
 ) -> Tensor:
     """``[B, H, T, d]``; see ``ops.hydra``."""
-    from attnpass.kernels.hydra_triton import hydra_apply, hydra_partial
-
-    b, heads, t, d = q.shape
-    s, features = k.shape[2], heads * d
-    out = tiled.heads_last(q, d)
+    out = tiled.heads_last(q, q.shape[3])
     if out.numel() == 0:
         return out
-    block = max(16, min(tile[0], _power(max(1, 16384 // _power(features)))))
-    keep_x, keep_st = _spread(None if keep is None else keep.view(torch.uint8), (b, 1, 1, s))
-    chunks = -(-s // block)
-    partial = torch.empty((b, chunks, features), dtype=torch.float32, device=q.device)
-    shape = {"D": d, "HAS_KEEP": keep is not None, "BLOCK_M": block, "BLOCK_F": _power(features)}
-    kv = (*k.stride(), *v.stride(), keep_st[0], keep_st[3])
-    hydra_partial[(chunks, b)](k, v, keep_x, partial, *kv, s, chunks, features, eps, **shape)
-    blocks = -(-t // block)
-    before = (
-        torch.cat([torch.zeros_like(partial[:, :1]), partial[:, :-1].cumsum(1)], 1)
-        if causal
-        else partial.sum(1, keepdim=True).expand(-1, blocks, -1)
-    ).contiguous()
-    hydra_apply[(blocks, b)](
-        q,
-        k,
-        v,
-        keep_x,
-        before,
-        out,
-        *q.stride(),
-        *kv,
-        *out.stride()[:3],
-        t,
-        blocks,
-        features,
-        eps,
-        CAUSAL=causal,
-        **shape,
+    call = _Tokens(q, k, keep, gain, tile[2])
+    before, before_st = _starts(call.sums(k, v, eps, keys=True), causal)
+    grid, steps = call.grid(q)
+    strides = (q.stride(), k.stride(), v.stride(), call.keep_st, before_st, out.stride())
+    hydra_triton.hydra_apply[grid](
+        *(q, k, v, call.keep, call.gain, before, out, *strides, q.shape[2], steps, eps),
+        call.form._replace(causal=causal),
+        **call.options,
     )
-    return out if gain is None else (out * gain).to(q.dtype)
+    return out
 
 
-# The Triton backward is not written yet: recomputation in torch runs on any device.
-pointwise_backward, hydra_backward = tiled.pointwise_backward, tiled.hydra_backward
+def hydra_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor | None,
+    gain: Tensor | None,
+    causal: bool,
+    eps: float,
+    tile: list[int],
+) -> list[Tensor]:
+    """Gradients of q, k, v, gain; see ``ops.hydra_backward``."""
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    if 0 in q.shape or k.shape[2] == 0:
+        zeros = [torch.zeros_like(x) for x in (dq, dk, dv)]
+        return [*zeros, q.new_empty(0) if gain is None else torch.zeros_like(gain)]
+    call = _Tokens(q, k, keep, gain, tile[2])
+    form = call.form._replace(causal=causal)
+    before, before_st = _starts(call.sums(k, v, eps, keys=True), causal)
+    after, after_st = _starts(call.sums(q, grad, eps, keys=False), causal, reverse=True)
+    inputs = (grad, q, k, v, call.keep, call.gain)
+    strides = (grad.stride(), q.stride(), k.stride(), v.stride(), call.keep_st)
+    grid, steps = call.grid(q)
+    dgain = None
+    if gain is not None:
+        dgain = torch.empty((call.b, grid[0], call.features), device=q.device)
+    hydra_triton.hydra_queries[grid](
+        *(*inputs, before, dq, dgain, *strides, before_st, dq.stride(), q.shape[2], steps, eps),
+        form,
+        **call.options,
+    )
+    grid, steps = call.grid(k)
+    outputs = (dk.stride(), dv.stride())
+    hydra_triton.hydra_keys[grid](
+        *(*inputs, after, dk, dv, *strides, after_st, *outputs, k.shape[2], steps, eps),
+        form,
+        **call.options,
+    )
+    if dgain is None or gain is None:
+        return [dq, dk, dv, q.new_empty(0)]
+    return [dq, dk, dv, dgain.sum((0, 1)).view(gain.shape).to(gain.dtype)]

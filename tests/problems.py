@@ -34,6 +34,9 @@ class Case:
     inf_bias: bool = False
     permuted_bias: bool = False
     empty_row: bool = False
+    slopes: bool = False
+    lengths: tuple[int, ...] | None = None
+    window: int = 0
     tile: tuple[int, ...] = (4, 3, 4, 2, 1)
 
     def but(self, **changes: Any) -> Case:
@@ -96,6 +99,36 @@ CASES: dict[str, Case] = {
 }
 
 
+POSITIONS: dict[str, Case] = {
+    "window": Case(t=9, s=11, window=3),
+    "window of one": Case(t=9, s=9, window=1),
+    "causal window": Case(t=13, s=13, window=4, causal=True, tau=True),
+    "window, fewer keys": Case(t=11, s=4, window=2, causal=True, empty_row=True),
+    "slopes": Case(slopes=True, tau=True, t=5, s=8),
+    "slopes, causal": Case(slopes=True, causal=True, offset=(1, 2, 1, 1)),
+    "lengths": Case(b=3, lengths=(6, 0, 4), offset=(1, 2, 1, 1), gain=(1, 2, 1, 1)),
+    "all positions": Case(
+        h=4,
+        g=2,
+        t=11,
+        s=11,
+        dv=5,
+        keep=(2, 1, 11, 11),
+        bias=(1, 4, 11, 11),
+        tau=True,
+        offset=(1, 4, 11, 1),
+        gain=(1, 4, 11, 1),
+        inf_bias=True,
+        slopes=True,
+        lengths=(9, 4),
+        window=5,
+        causal=True,
+        transposed=True,
+    ),
+}
+"""What depends on the positions of query and key; plain ATen has no such terms."""
+
+
 @dataclass
 class Problem:
     """Tensors of one case; ``masked`` are the rows ``[B, H, T]`` without any kept key."""
@@ -111,9 +144,27 @@ class Problem:
     grad: Tensor
     masked: Tensor
     case: Case
+    slopes: Tensor | None = None
+    lengths: Tensor | None = None
 
     def inputs(self) -> tuple[Tensor | None, ...]:
         return self.q, self.k, self.v, self.bias, self.keep, self.tau, self.offset, self.gain
+
+    def positions(self) -> tuple[Tensor | None, Tensor | None, int]:
+        return self.slopes, self.lengths, self.case.window
+
+    def spelled(self) -> tuple[Tensor | None, ...]:
+        """The inputs with slopes, lengths and window written as a bias and a mask."""
+        bias = self.bias
+        if self.slopes is not None:
+            far = (torch.arange(self.case.t)[:, None] - torch.arange(self.case.s)).abs()
+            alibi = -self.slopes.double().view(-1, 1, 1) * far
+            bias = alibi if bias is None else bias + alibi
+        keep = _positions_kept(self.case)
+        if keep is not None and self.keep is not None:
+            keep = keep & self.keep
+        keep = self.keep if keep is None else keep
+        return self.q, self.k, self.v, bias, keep, self.tau, self.offset, self.gain
 
     def leaves(self) -> dict[str, Tensor]:
         found = {n: getattr(self, n) for n in NAMES}
@@ -123,6 +174,20 @@ class Problem:
         """The same numbers as fresh float64 leaves."""
         wide = {n: _leaf(x.detach().double()) for n, x in self.leaves().items()}
         return replace(self, **wide)
+
+
+def _positions_kept(case: Case) -> Tensor | None:
+    """What window and lengths keep, ``[B|1, 1, T, S]``."""
+    keep = torch.ones(1, 1, case.t, case.s, dtype=torch.bool)
+    if case.window:
+        for t in range(case.t):
+            for s in range(case.s):
+                keep[0, 0, t, s] = abs(t - s) < case.window
+    if case.lengths is not None:
+        keep = torch.cat([keep] * case.b)
+        for b, n in enumerate(case.lengths):
+            keep[b, :, :, n:] = False
+    return keep if case.window or case.lengths is not None else None
 
 
 def _leaf(x: Tensor) -> Tensor:
@@ -162,6 +227,8 @@ def problem(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> Pr
         if case.empty_row:
             keep[..., -1, :] = False
         kept = kept & keep
+    near = _positions_kept(case)
+    kept = kept if near is None else kept & near
     return Problem(
         q=_leaf(heads(case.h, case.t, case.d)),
         k=_leaf(heads(case.g, case.s, case.d)),
@@ -174,4 +241,6 @@ def problem(case: Case, dtype: torch.dtype = torch.float32, seed: int = 0) -> Pr
         grad=normal(case.b, case.h, case.t, case.dv).to(dtype),
         masked=~kept.any(-1),
         case=case,
+        slopes=torch.rand(case.h, generator=draw) if case.slopes else None,
+        lengths=None if case.lengths is None else torch.tensor(case.lengths),
     )

@@ -9,7 +9,7 @@ import shutil
 import problems
 import pytest
 import torch
-from problems import CASES, Case, Problem
+from problems import CASES, POSITIONS, Case, Problem
 from tolerance import GRADIENT, assert_near
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,10 +49,10 @@ def test_the_kernels_are_there_where_the_machine_has_what_they_need():
 def run(p: Problem, h: str, which: str) -> Tensor:
     if which == "fused":
         tiles = [list(p.case.tile)] * 2
-        return ops.pointwise(*p.inputs(), SCALE, h, p.case.causal, *tiles)
+        return ops.pointwise(*p.inputs(), SCALE, h, p.case.causal, *tiles, *p.positions())
     if which == "aten":
         return aten.pointwise(*p.inputs(), SCALE, h, p.case.causal)
-    return reference.pointwise(*p.inputs(), scale=SCALE, h=h, causal=p.case.causal)
+    return reference.pointwise(*p.spelled(), scale=SCALE, h=h, causal=p.case.causal)
 
 
 def gradients(out: Tensor, p: Problem) -> dict[str, Tensor]:
@@ -78,6 +78,20 @@ def check(p: Problem, h: str, which: str, compute: torch.dtype | None = None) ->
 @pytest.mark.parametrize("name", CASES)
 def test_pointwise_op(name, h, path):
     check(problems.problem(CASES[name]), h, "fused")
+
+
+@pytest.mark.parametrize("h", ["gelu", "sigmoid"])
+@pytest.mark.parametrize("name", POSITIONS)
+def test_pointwise_op_with_positions(name, h, path):
+    check(problems.problem(POSITIONS[name]), h, "fused")
+
+
+def test_a_function_with_a_shortcut_on_a_gpu_is_exact_on_a_cpu(path):
+    p = problems.problem(CASES["all"])
+    out, want = run(p, "sigmoid_tanh", "fused"), run(p, "sigmoid", "fused")
+    assert torch.equal(out, want)
+    for got, other in zip(gradients(out, p).values(), gradients(want, p).values(), strict=True):
+        assert torch.equal(got, other)
 
 
 @pytest.mark.parametrize("h", H)
@@ -588,6 +602,12 @@ def test_tile_refuses_sizes_below_one(name, value):
         Tile(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["descriptors", "persistent", "specialize"])
+def test_tile_refuses_switches_beyond_on_and_off(name):
+    with pytest.raises(ValueError, match=f"expected {name} 0 or 1, got 2"):
+        Tile(**{name: 2})
+
+
 def test_tile_refuses_an_unknown_implementation():
     with pytest.raises(ValueError, match="expected implementation in .*, got 'cuda'"):
         Tile("cuda")
@@ -595,8 +615,8 @@ def test_tile_refuses_an_unknown_implementation():
 
 
 def test_tile_round_trips():
-    tile = Tile(block_m=3, block_n=5, warps=7, stages=1, heads=2)
-    assert tile.as_list() == [3, 5, 7, 1, 2]
+    tile = Tile(block_m=3, block_n=5, warps=7, stages=1, heads=2, persistent=1)
+    assert tile.as_list() == [3, 5, 7, 1, 2, 0, 1, 0]
     assert Tile(**tile.as_dict()) == tile
 
 

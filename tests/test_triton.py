@@ -1,4 +1,4 @@
-"""The Triton forward kernels: under Triton's interpreter, or on a GPU if that is switched off.
+"""The Triton kernels: under Triton's interpreter, or on a GPU if that is switched off.
 
 Every output starts as NaN, and every input is a view into a buffer of NaN, so that a position
 that is not written, or is read out of bounds, shows.
@@ -12,17 +12,18 @@ import problems
 import pytest
 import torch
 import triton
-from problems import CASES, Case
-from tolerance import assert_near
+from problems import CASES, POSITIONS, Case
+from tolerance import GRADIENT, assert_near
 
 from attnpass.kernels import reference, triton_launch
+from attnpass.kernels.tile import Tile
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 SCALE = 0.6
 H = tuple(reference.H_FUNCTIONS)
-TILE = (16, 16, 4, 2, 1)
-# the interpreter keeps bfloat16 as uint16 and multiplies those: only a GPU can show such a dot
-DOTS = (torch.float16,) if DEVICE == "cpu" else (torch.float16, torch.bfloat16)
+SMALL = Tile(block_m=16, block_n=16)
+TILE = tuple(SMALL.as_list())
+LOW = (torch.float16, torch.bfloat16)
 # a Triton dot needs blocks of 16: sizes around that, where no tile divides
 SIZES = {
     "exact": (16, 32, 16, 16),
@@ -66,23 +67,71 @@ def padded(x):
     return view
 
 
-def check(case: Case, h: str, dtype=torch.float32, terms=1.0, compute=None):
-    p = problems.problem(case, dtype)
+def on_device(p):
+    """The inputs and positions of a problem, big ones within NaN."""
     q, k, v, bias, keep, tau, offset, gain = p.inputs()
     inputs = [padded(x) for x in (q, k, v, bias, keep)]
     small = [None if x is None else x.detach().to(DEVICE) for x in (tau, offset, gain)]
-    got = triton_launch.pointwise(*inputs, *small, SCALE, h, case.causal, list(case.tile))
-    want = reference.pointwise(*p.inputs(), scale=SCALE, h=h, causal=case.causal)
+    slopes, lengths, window = p.positions()
+    return [*inputs, *small], [
+        *(None if x is None else x.to(DEVICE) for x in (slopes, lengths)),
+        window,
+    ]
+
+
+def check(case: Case, h: str, dtype=torch.float32, terms=1.0, compute=None):
+    """Forward and every gradient against autograd through the float64 reference."""
+    p = problems.problem(case, dtype)
+    inputs, positions = on_device(p)
+    rest = (SCALE, h, case.causal, list(case.tile))
+    got = triton_launch.pointwise(*inputs, *rest, *positions)
+    wide = p.double()
+    want = reference.pointwise(
+        *wide.spelled(), scale=SCALE, h=h.removesuffix("_tanh"), causal=case.causal
+    )
     assert got.dtype == dtype
     got = got.cpu()
     assert_near(got, want, terms=terms, compute=compute)
     assert bool((got[p.masked] == 0).all())
+    grad = padded(p.grad)
+    found = triton_launch.pointwise_backward(grad, *inputs, *rest, True, *positions)
+    names = ("q", "k", "v", "bias", "tau", "offset", "gain")
+    leaves = wide.leaves()
+    wanted = torch.autograd.grad(want, list(leaves.values()), p.grad.double())
+    wanted = dict(zip(leaves, wanted, strict=True))
+    for name, x in zip(names, found, strict=True):
+        if name not in wanted:
+            assert x.numel() == 0
+            continue
+        assert x.dtype == getattr(p, name).dtype
+        assert_near(
+            x.cpu(), wanted[name], terms=terms * GRADIENT, compute=compute, name=f"d{name}"
+        )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *POSITIONS])
 def test_every_feature(name):
     # gelu is not 0 at masked positions, and has both signs
-    check(CASES[name].but(tile=TILE), "gelu")
+    check((CASES | POSITIONS)[name].but(tile=TILE), "gelu")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [1, 16, 17, 40])
+def test_windows_across_blocks(window, causal):
+    case = Case(b=1, t=70, s=75, window=window, causal=causal, lengths=(72,), offset=(1, 2, 1, 1))
+    check(case.but(tile=TILE), "gelu")
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1, 1), (35,), (2, 1, 1, 35), (1, 2, 37, 1), (37, 35), (2, 2, 37, 35)]
+)
+def test_gradients_of_a_shared_bias(shape):
+    check(Case(t=37, s=35, bias=shape, tau=True, tile=TILE), "sigmoid")
+
+
+@pytest.mark.parametrize("d", [1, 16, 31, 72, 128, 256])
+def test_head_dims(d):
+    check(Case(b=1, t=5, s=18, d=d, dv=d, causal=True, tile=TILE), "sigmoid")
 
 
 @pytest.mark.parametrize("h", H)
@@ -99,15 +148,90 @@ def test_sizes(size, causal):
     check(case.but(tile=TILE), "softplus")
 
 
-@pytest.mark.parametrize("tile", [(16, 16, 4, 2, 1), (32, 16, 4, 2, 1), (16, 32, 8, 3)])
+TILES = {
+    "tall": Tile(block_m=32, block_n=16),
+    "broad": Tile(block_m=16, block_n=32, warps=8, stages=3),
+    "descriptors": Tile(block_m=16, block_n=32, descriptors=1),
+    "persistent": Tile(block_m=16, block_n=16, persistent=1),
+    "specialized": Tile(block_m=16, block_n=16, specialize=1),
+    "all": Tile(block_m=32, block_n=32, descriptors=1, persistent=1, specialize=1),
+}
+
+
+@pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("causal", [False, True])
 def test_tiles(tile, causal):
-    case = Case(b=1, t=37, s=37, keep=(1, 1, 37, 37), causal=causal, empty_row=True)
-    check(case.but(tile=tile), "gelu")
+    case = Case(b=2, h=4, g=2, t=37, s=37, d=8, dv=16, keep=(1, 1, 37, 37), causal=causal)
+    check(case.but(tile=tuple(TILES[tile].as_list()), transposed=True, empty_row=True), "gelu")
+
+
+@pytest.mark.parametrize("d", [5, 8])
+def test_descriptors_only_where_hardware_takes_them(d, monkeypatch):
+    used = []
+    kernel = triton_launch.pointwise_forward
+
+    class Spy:
+        def __getitem__(self, grid):
+            return lambda *a, **k: (used.append(a[10] is not None), kernel[grid](*a, **k))
+
+    monkeypatch.setattr(triton_launch, "pointwise_forward", Spy())
+    q, k, v = (x.to(DEVICE) for x in torch.randn(3, 1, 2, 20, d))
+    tile = TILES["descriptors"].as_list()
+    triton_launch.pointwise(q, k, v, *[None] * 5, SCALE, "relu", False, tile)
+    assert used == [d * 4 % 16 == 0]
+
+
+def test_addresses_beyond_two_to_the_31():
+    # one item every 2^31 + 64 entries of memory that is never touched between them
+    apart, (h, t, d) = 2**31 + 64, (2, 17, 16)
+    memory = torch.empty(0, dtype=torch.float16, device=DEVICE)
+    torch.use_deterministic_algorithms(False)
+    memory = torch.empty(apart + h * t * d, dtype=torch.float16, device=DEVICE)
+    q, k, v = torch.randn(3, 2, h, t, d).half()
+    far = memory.as_strided((2, h, t, d), (apart, t * d, d, 1))
+    far.copy_(k)
+    rest = (*[None] * 5, SCALE, "sigmoid", True, list(TILE))
+    got = triton_launch.pointwise(q.to(DEVICE), far, v.to(DEVICE), *rest)
+    assert torch.equal(
+        got, triton_launch.pointwise(q.to(DEVICE), k.to(DEVICE), v.to(DEVICE), *rest)
+    )
+    # tokens far apart: offsets within a block pass 2^31
+    step = 2**31 // 16 + 8
+    rows = memory.as_strided((1, 1, t - 1, d), (0, 0, step, 1))
+    rows.copy_(k[:1, :1, :16])
+    args = (q[:1, :1].to(DEVICE), rows, v[:1, :1, :16].to(DEVICE), *rest)
+    near = (q[:1, :1].to(DEVICE), k[:1, :1, :16].to(DEVICE), v[:1, :1, :16].to(DEVICE), *rest)
+    assert torch.equal(triton_launch.pointwise(*args), triton_launch.pointwise(*near))
+
+
+def test_the_same_bits_in_every_run():
+    p = problems.problem(CASES["all"].but(t=37, s=35, keep=(2, 1, 37, 35), bias=(1, 4, 37, 35)))
+    p.offset, p.gain = (torch.randn(1, 4, 37, 1) for _ in range(2))
+    inputs, _ = on_device(p)
+    rest = (SCALE, "gelu", True, list(TILE))
+    runs = [
+        [
+            triton_launch.pointwise(*inputs, *rest),
+            *triton_launch.pointwise_backward(
+                padded(torch.ones(2, 4, 37, 5)), *inputs, *rest, True
+            ),
+        ]
+        for _ in range(2)
+    ]
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("logits", [1, 8])
+def test_the_hardware_tanh_is_the_same_function(logits):
+    # under the interpreter tanh is exact; on a GPU it is wrong by 2^-11
+    case = Case(t=19, s=21, tau=True, offset=(1, 2, 1, 1), tile=TILE)
+    terms = 1.0 if DEVICE == "cpu" else 2**-11 / 2e-6
+    check(case, "sigmoid_tanh", terms=terms * logits)
 
 
 @pytest.mark.parametrize("h", ["sigmoid", "relu", "gelu"])
-@pytest.mark.parametrize("dtype", DOTS, ids=str)
+@pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_low_precision(dtype, h):
     # the weights are rounded to the dtype of v for the second dot: half an ulp of each product,
     # which the sum over keys cannot exceed by more than |p||v| does the result
@@ -146,34 +270,49 @@ def test_extreme_logits(h):
 # --- hydra ------------------------------------------------------------------------------------
 
 
-def hydra(q, k, v, keep, causal, eps=1e-6, tile=TILE):
+def hydra(q, k, v, keep, causal, eps=1e-6, tile=TILE, gain=None):
     inputs = [padded(x) for x in (q, k, v, keep)]
-    return triton_launch.hydra(*inputs, None, causal, eps, list(tile)).cpu()
+    gain = None if gain is None else gain.detach().to(DEVICE)
+    return triton_launch.hydra(*inputs, gain, causal, eps, list(tile)).cpu()
 
 
 def check_hydra(b=2, h=2, t=6, s=6, d=4, causal=False, masked=None, dtype=torch.float32, **more):
+    """Forward and every gradient against autograd through the float64 reference."""
     draw = torch.Generator().manual_seed(0)
 
     def heads(n):
         x = torch.randn(b, h, n, d, generator=draw).to(dtype)
         return x.transpose(1, 2).contiguous().transpose(1, 2) if more.get("transposed") else x
 
-    q, k, v = heads(t), heads(s), heads(s)
+    q, k, v, grad = heads(t), heads(s), heads(s), heads(t)
+    gain = torch.randn(1, h, 1, d, generator=draw) if more.get("gain", True) else None
     keep = None if masked is None else torch.rand(masked, 1, 1, s, generator=draw) < 0.6
     if keep is not None:
         keep[-1] = False
-    got = hydra(q, k, v, keep, causal, tile=more.get("tile", TILE))
-    want = reference.hydra(q, k, v, keep, causal=causal, eps=1e-6)
+    tile = more.get("tile", TILE)
+    got = hydra(q, k, v, keep, causal, tile=tile, gain=gain)
+    leaves = [x.double().requires_grad_() for x in (q, k, v, gain) if x is not None]
+    wide = leaves[3] if gain is not None else None
+    want = reference.hydra(*leaves[:3], keep, wide, causal=causal, eps=1e-6)
     assert got.dtype == dtype
     assert_near(got, want)
     if keep is not None:
         assert bool((got[-1] == 0).all())
+    inputs = [padded(x) for x in (grad, q, k, v, keep)]
+    moved = None if gain is None else gain.to(DEVICE)
+    found = triton_launch.hydra_backward(*inputs, moved, causal, 1e-6, list(tile))
+    wanted = torch.autograd.grad(want, leaves, grad.double())
+    for name, x, y in zip(("q", "k", "v", "gain"), found, (*wanted, None), strict=False):
+        if y is None:
+            assert x.numel() == 0
+        else:
+            assert_near(x.cpu(), y, terms=GRADIENT, name=f"d{name}")
 
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("masked", [None, 1, 2])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("t", [1, 16, 37])
+@pytest.mark.parametrize("t", [1, 37])
 def test_hydra(t, causal, masked, transposed):
     check_hydra(t=t, s=t, causal=causal, masked=masked, transposed=transposed)
 
@@ -183,9 +322,9 @@ def test_hydra_cross(t, s):
     check_hydra(t=t, s=s)
 
 
-@pytest.mark.parametrize(("b", "h", "d"), [(1, 1, 1), (3, 3, 5), (1, 5, 33), (0, 2, 4)])
+@pytest.mark.parametrize(("b", "h", "d"), [(1, 1, 2), (3, 3, 5), (1, 5, 33), (0, 2, 4)])
 def test_hydra_features(b, h, d):
-    check_hydra(b=b, h=h, d=d, t=19, s=19, causal=True)
+    check_hydra(b=b, h=h, d=d, t=19, s=19, causal=True, gain=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -194,9 +333,12 @@ def test_hydra_computes_low_precision_inputs_in_float32(causal, dtype):
     check_hydra(t=19, s=19, causal=causal, masked=2, dtype=dtype)
 
 
-@pytest.mark.parametrize("tile", [(16, 16, 4, 2, 1), (32, 16, 8, 1), (128, 64, 4, 2, 1)])
-def test_hydra_tiles(tile):
-    check_hydra(t=70, s=70, causal=True, masked=2, tile=tile)
+@pytest.mark.parametrize("warps", [1, 4])
+@pytest.mark.parametrize("causal", [False, True])
+def test_hydra_across_chunks(causal, warps):
+    # 64 features in blocks of 16 to 64 tokens, several blocks a chunk
+    tile = Tile(warps=warps).as_list()
+    check_hydra(b=1, h=4, t=1100, s=1100, d=16, causal=causal, masked=1, tile=tile)
 
 
 def test_hydra_of_zero_vectors_is_zero():
@@ -204,6 +346,14 @@ def test_hydra_of_zero_vectors_is_zero():
     zero = torch.zeros_like(x)
     assert bool((hydra(zero, x, x, None, False) == 0).all())
     assert bool((hydra(x, zero, x, None, True) == 0).all())
+
+
+def test_hydra_of_one_feature_has_no_gradient_of_q():
+    # the norm of a number is its size: what is left of dq is rounding
+    x = torch.randn(3, 1, 1, 20, 1)
+    q, k, v = (padded(y) for y in x)
+    dq = triton_launch.hydra_backward(q, q, k, v, None, None, False, 1e-6, list(TILE))[0]
+    assert float(dq.abs().max()) <= 1e-5 * float((x[0] * x[2]).abs().sum() / x[0].abs().min())
 
 
 def test_causal_hydra_never_sees_a_later_chunk():
