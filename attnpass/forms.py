@@ -181,7 +181,7 @@ class Pointwise(nn.Module):
         from attnpass.kernels import ops
 
         grad = self.tile or self._measured("backward", q, k, v, bias, keep)
-        grad = grad or default_tile(q.device.type, q.shape[3], "backward")
+        grad = grad or default_tile(q.device.type, q.shape[3], "backward", q.dtype)
         tiles = tile.as_list(), grad.as_list()
         out: Tensor = ops.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest, *tiles)
         return out

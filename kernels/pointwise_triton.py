@@ -18,9 +18,11 @@ class Form(NamedTuple):
 
     ``unit``: h takes ``unit`` times the logit. ``windowed`` to ``lengths``: which terms there are.
     ``d``, ``dv``: head dims, padded to ``block_d``, ``block_dv``. ``precision``: of float32
-    products. ``big``: offsets within a block pass 2^31. ``device``: false under the interpreter,
-    which cannot multiply bfloat16 nor run assembly. ``m``, ``n``: rows and columns of a block.
-    ``descriptors``: k and v by the tensor memory accelerator. ``specialize``: warps have roles.
+    products. ``big``: offsets within a block pass 2^31. ``device``: an NVIDIA GPU from sm80 on;
+    elsewhere (the interpreter) bfloat16 is widened and there is no assembly. ``m``,
+    ``n``: rows and columns of a block.
+    ``descriptors``: blocks of a loop come by the tensor memory accelerator. ``persistent``: a
+    program takes every num_programs-th tile, else one.
     """
 
     h: str
@@ -44,14 +46,38 @@ class Form(NamedTuple):
     m: int
     n: int
     descriptors: bool
-    specialize: bool
+    persistent: bool
+
+
+# Two sigmoids of x = -log2(e) * logit by three special functions instead of four: 1/a and 1/b are
+# b/(ab) and a/(ab). Beyond 2^-62 the weight stays there. ``min.NaN`` lets a NaN pass.
+_SIGMOID = tl.constexpr(
+    """{
+    .reg .f32 a, b, r;
+    min.NaN.f32 a, $2, 0f42780000;
+    min.NaN.f32 b, $3, 0f42780000;
+    ex2.approx.ftz.f32 a, a;
+    ex2.approx.ftz.f32 b, b;
+    add.f32 a, a, 0f3F800000;
+    add.f32 b, b, 0f3F800000;
+    mul.f32 r, a, b;
+    rcp.approx.ftz.f32 r, r;
+    mul.f32 $0, r, b;
+    mul.f32 $1, r, a;
+    }"""
+)
 
 
 @triton.jit
 def activation(x, F: tl.constexpr):
     """``h`` of the logit ``x / F.unit``, in float32."""
     if F.h == "sigmoid":
-        p = 1.0 / (1.0 + tl.exp2(x))
+        if F.device:
+            p = tl.inline_asm_elementwise(
+                _SIGMOID, "=f,=f,f,f", [x], dtype=tl.float32, is_pure=True, pack=2
+            )
+        else:
+            p = 1.0 / (1.0 + tl.exp2(x))
     elif F.h == "sigmoid_tanh":
         if F.device:
             y = tl.inline_asm_elementwise(
@@ -142,24 +168,25 @@ def _block(
 
 
 @triton.jit
-def _keys(
+def _next(
     x,
     desc,
     st,
     b,
-    g,
+    head,
     start,
     N,
     D: tl.constexpr,
+    BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHECK: tl.constexpr,
     F: tl.constexpr,
 ):
-    """A block of keys or values of group g, by its descriptor if there is one."""
+    """``_block`` of a loop, by its descriptor if there is one."""
     if F.descriptors:
-        return desc.load([b, g, start, 0]).reshape([F.n, BLOCK_D])
+        return desc.load([b, head, start, 0]).reshape([BLOCK, BLOCK_D])
     else:
-        return _block(x, st, start, N, D, F.n, BLOCK_D, CHECK, F)
+        return _block(x, st, start, N, D, BLOCK, BLOCK_D, CHECK, F)
 
 
 @triton.jit
@@ -309,10 +336,14 @@ def pointwise_forward(
 ):
     """``out[b, h, t] = gain sum_s keep h(tau (scale q.k + bias) + offset) v`` (2409.04431).
 
-    A tile is a block of query rows of one head; a program takes every num_programs-th tile.
+    A tile is a block of query rows of one head.
     """
     blocks = tl.cdiv(T, F.m)
-    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0)):
+    begin = tl.program_id(0)
+    end, step = begin + 1, 1
+    if F.persistent:
+        end, step = tiles, tl.num_programs(0)
+    for tile in tl.range(begin, end, step):
         # the long rows of a causal head first
         first = (blocks - 1 - tile % blocks) * F.m
         head, b = tile // blocks % HEADS, tile // blocks // HEADS
@@ -337,9 +368,9 @@ def pointwise_forward(
             lo, hi = _part(which, parts)
             # only a window hides the first keys
             if which > 0 or F.windowed:
-                for start in tl.range(lo, hi, F.n, warp_specialize=F.specialize):
-                    k_block = _keys(
-                        k_at, k_desc, k_st, b, g, start, S, F.d, F.block_d, which != 1, F
+                for start in tl.range(lo, hi, F.n):
+                    k_block = _next(
+                        k_at, k_desc, k_st, b, g, start, S, F.d, F.n, F.block_d, which != 1, F
                     )
                     s = (start + tl.arange(0, F.n))[None, :]
                     product = _dot(q_block, tl.trans(k_block), None, F)  # [M, N]
@@ -349,8 +380,8 @@ def pointwise_forward(
                     p = activation(x + row_offset, F)
                     if which != 1 or (F.bias or F.keep):
                         p = tl.where(kept, p, 0.0)
-                    v_block = _keys(
-                        v_at, v_desc, v_st, b, g, start, S, F.dv, F.block_dv, which != 1, F
+                    v_block = _next(
+                        v_at, v_desc, v_st, b, g, start, S, F.dv, F.n, F.block_dv, which != 1, F
                     )
                     total = _dot(p.to(v_block.dtype), v_block, total, F)
         if F.gain:
@@ -386,6 +417,8 @@ def pointwise_queries(
     gain,
     slopes,
     lengths,
+    k_desc,
+    v_desc,
     dq,
     dtau,
     doffset,
@@ -446,8 +479,12 @@ def pointwise_queries(
         lo, hi = _part(which, parts)
         if which > 0 or F.windowed:
             for start in tl.range(lo, hi, F.n):
-                k_block = _block(k_at, k_st, start, S, F.d, F.n, F.block_d, which != 1, F)
-                v_block = _block(v_at, v_st, start, S, F.dv, F.n, F.block_dv, which != 1, F)
+                k_block = _next(
+                    k_at, k_desc, k_st, b, g, start, S, F.d, F.n, F.block_d, which != 1, F
+                )
+                v_block = _next(
+                    v_at, v_desc, v_st, b, g, start, S, F.dv, F.n, F.block_dv, which != 1, F
+                )
                 s = (start + tl.arange(0, F.n))[None, :]
                 product = _dot(q_block, tl.trans(k_block), None, F)  # [M, N]
                 dp = _dot(g_block, tl.trans(v_block), None, F)  # [M, N]
@@ -488,6 +525,8 @@ def pointwise_keys(
     gain,
     slopes,
     lengths,
+    q_desc,
+    g_desc,
     dk,
     dv,
     grad_st,
@@ -534,9 +573,33 @@ def pointwise_keys(
                 lo, hi = _part(which, parts)
                 if which != 0 or (F.causal or F.windowed):
                     for start in tl.range(lo, hi, F.m):
-                        q_block = _block(q_at, q_st, start, T, F.d, F.m, F.block_d, which != 1, F)
-                        g_block = _block(
-                            g_at, grad_st, start, T, F.dv, F.m, F.block_dv, which != 1, F
+                        q_block = _next(
+                            q_at,
+                            q_desc,
+                            q_st,
+                            b,
+                            head,
+                            start,
+                            T,
+                            F.d,
+                            F.m,
+                            F.block_d,
+                            which != 1,
+                            F,
+                        )
+                        g_block = _next(
+                            g_at,
+                            g_desc,
+                            grad_st,
+                            b,
+                            head,
+                            start,
+                            T,
+                            F.dv,
+                            F.m,
+                            F.block_dv,
+                            which != 1,
+                            F,
                         )
                         t = (start + tl.arange(0, F.m))[None, :]
                         row_offset, row_gain = 0.0, 1.0

@@ -40,7 +40,7 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
     few = ATEN_SMALL if fast else ATEN_SCORES
     if wide and statically_known_true(q.shape[2] * k.shape[2] <= few):
         return Tile("aten")
-    return default_tile(q.device.type, q.shape[3])
+    return default_tile(q.device.type, q.shape[3], dtype=q.dtype)
 
 
 def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:

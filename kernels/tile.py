@@ -29,7 +29,6 @@ class Tile:
         stages: software pipeline stages (GPU only).
         descriptors: keys and values by the tensor memory accelerator (GPU from sm90 on).
         persistent: as many programs as the GPU has multiprocessors (GPU only).
-        specialize: warps that load and warps that compute (GPU, forward only).
     """
 
     implementation: str = "fused"
@@ -40,14 +39,13 @@ class Tile:
     heads: int = 1
     descriptors: int = 0
     persistent: int = 0
-    specialize: int = 0
 
     def __post_init__(self) -> None:
         if self.implementation not in IMPLEMENTATIONS:
             raise ValueError(
                 f"expected implementation in {IMPLEMENTATIONS}, got {self.implementation!r}"
             )
-        for name in ("descriptors", "persistent", "specialize"):
+        for name in ("descriptors", "persistent"):
             if getattr(self, name) not in (0, 1):
                 raise ValueError(f"expected {name} 0 or 1, got {getattr(self, name)}")
         for name in ("block_m", "block_n", "warps", "stages", "heads"):
@@ -63,12 +61,15 @@ class Tile:
         return asdict(self)
 
 
-def default_tile(device: str, head_dim: int, direction: str = "forward") -> Tile:
-    """The tile used where nothing was measured; on a GPU FlashAttention-2's own choices."""
+def default_tile(
+    device: str, head_dim: int, direction: str = "forward", dtype: torch.dtype = torch.float32
+) -> Tile:
+    """The tile used where nothing was measured."""
     if device == "cpu":
         return Tile(block_m=128 if direction == "forward" else 256, block_n=256)
-    wide = 128 if head_dim <= 64 else 64
-    return Tile(block_m=128 if head_dim <= 128 else 64, block_n=wide, warps=4, stages=2)
+    from attnpass.kernels import gpu
+
+    return gpu.default(head_dim, head_dim, dtype.itemsize, direction, gpu.capability())
 
 
 def space(device: str) -> dict[str, tuple[Any, ...]]:
@@ -81,10 +82,13 @@ def space(device: str) -> dict[str, tuple[Any, ...]]:
             "heads": (1, 2, 4),
         }
     return {
-        "block_m": (64, 128),
-        "block_n": (32, 64, 128),
+        "implementation": IMPLEMENTATIONS,
+        "block_m": (16, 32, 64, 128, 256),
+        "block_n": (16, 32, 64, 128, 256),
         "warps": (4, 8),
-        "stages": (2, 3, 4),
+        "stages": (1, 2, 3, 4),
+        "descriptors": (0, 1),
+        "persistent": (0, 1),
     }
 
 

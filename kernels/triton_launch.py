@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attnpass.kernels import hydra_triton, tiled
+from attnpass.kernels.gpu import power
 from attnpass.kernels.pointwise_triton import (
     Form,
     pointwise_bias,
@@ -27,11 +28,6 @@ UNIT = {"sigmoid": -1.4426950408889634, "sigmoid_tanh": 0.5}
 Strides = tuple[int, ...]
 
 
-def power(n: int) -> int:
-    """The least power of two >= ``n`` that a Triton dot accepts (16)."""
-    return max(16, 1 << (n - 1).bit_length())
-
-
 def _spread(x: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, Strides]:
     """``x`` broadcast to ``shape`` without a copy, and its strides; zeros where there is none."""
     if x is None:
@@ -42,6 +38,14 @@ def _spread(x: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, St
 
 def _blocks(n: int, block: int) -> int:
     return -(-n // block)
+
+
+def _capability() -> int:
+    """80 for sm80 and so on; 0 where kernels run without an NVIDIA GPU."""
+    if triton.knobs.runtime.interpret:
+        return 0
+    target = triton.runtime.driver.active.get_current_target()
+    return int(target.arch) if target.backend == "cuda" else 0
 
 
 class _Call:
@@ -98,11 +102,11 @@ class _Call:
             block_dv=power(dv),
             precision="tf32" if tf32 else "ieee",
             big=furthest >= 2**30,
-            device=not triton.knobs.runtime.interpret,
+            device=_capability() >= 80,
             m=tile[0],
             n=tile[1],
             descriptors=False,
-            specialize=bool(tile[7]),
+            persistent=bool(tile[6]),
         )
         scalars = (self.tau, self.offset, self.gain, self.slopes, self.lengths)
         self.terms = (self.bias, self.keep, *scalars)
@@ -114,18 +118,25 @@ class _Call:
             "enable_fp_fusion": True,
         }
 
-    def descriptor(self, x: Tensor) -> TensorDescriptor | None:
-        """A descriptor of blocks of keys of ``x [B, G, S, D]``; None where hardware refuses it.
+    def described(self, *tensors: Tensor) -> tuple[Form, tuple[TensorDescriptor | None, ...]]:
+        """Descriptors of the blocks that a loop reads, where the tile wants them, and the form.
 
-        It wants unit stride along features, and 16 bytes between rows, heads and items.
+        There are none where hardware refuses one: it wants unit stride along features, 16 bytes
+        between rows, heads and items, and no broadcast.
         """
-        width, size = power(x.shape[3]), x.element_size()
-        aligned = x.data_ptr() % 16 == 0 and all(st * size % 16 == 0 for st in x.stride()[:3])
-        if x.stride(3) != 1 or not aligned or self.tile[1] > 256 or width > 256:
-            return None
-        if x.numel() == 0 or any(st == 0 for st in x.stride()):
-            return None
-        return TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, self.tile[1], width])
+        found: list[TensorDescriptor | None] = []
+        for x in tensors if self.tile[5] and self.tile[1] <= 256 else ():
+            size, strides = x.element_size(), x.stride()[:3]
+            aligned = all(st * size % 16 == 0 for st in (x.data_ptr() // size, *strides))
+            if not aligned or 0 in (*strides, x.numel()) or x.stride(3) != 1:
+                break
+            block = [1, 1, self.tile[1], power(x.shape[3])]
+            if block[3] > 256:
+                break
+            found.append(TensorDescriptor(x, list(x.shape), list(x.stride()), block))
+        if len(found) < len(tensors):
+            return self.form, (None,) * len(tensors)
+        return self.form._replace(descriptors=True), tuple(found)
 
 
 def pointwise(
@@ -151,15 +162,14 @@ def pointwise(
         return out
     given = (bias, keep, tau, offset, gain, scale, h, causal, tile, slopes, lengths, window)
     call = _Call(q, k, v, *given)
-    descriptors = (call.descriptor(k), call.descriptor(v)) if tile[5] else (None, None)
-    described = None not in descriptors
+    form, descriptors = call.described(k, v)
     tiles = _blocks(call.t, tile[0]) * call.b * call.heads
     pointwise_forward[(min(tiles, _programs(q)) if tile[6] else tiles,)](
         q,
         k,
         v,
         *call.terms,
-        *(descriptors if described else (None, None)),
+        *descriptors,
         out,
         *call.strides,
         out.stride(),
@@ -170,7 +180,7 @@ def pointwise(
         scale,
         window,
         tiles,
-        call.form._replace(descriptors=described),
+        form,
         **call.options,
     )
     return out
@@ -206,22 +216,35 @@ def pointwise_backward(
         None if x is None else q.new_empty((b, heads, t, 1), dtype=torch.float32)
         for x in (offset, gain)
     )
-    sizes = (t, s, heads, heads // groups, scale, call.window, call.form)
     inputs = (grad, q, k, v, *call.terms)
     strides = (grad.stride(), *call.strides)
     if b * heads * blocks:
+        form, descriptors = call.described(k, v)
         pointwise_queries[(b * heads * blocks,)](
-            *inputs, dq, dtau, doffset, dgain, *strides, dq.stride(), *sizes, **call.options
+            *inputs,
+            *descriptors,
+            dq,
+            dtau,
+            doffset,
+            dgain,
+            *strides,
+            dq.stride(),
+            *(t, s, heads, heads // groups, scale, call.window, form),
+            **call.options,
         )
     if b * groups * s:
-        pointwise_keys[(b * groups * _blocks(s, tile[1]),)](
+        # a tile's rows are what a program owns: here keys, in steps of queries
+        form, descriptors = call.described(q, grad)
+        form = form._replace(m=tile[1], n=tile[0])
+        pointwise_keys[(b * groups * _blocks(s, tile[0]),)](
             *inputs,
+            *descriptors,
             dk,
             dv,
             *strides,
             dk.stride(),
             dv.stride(),
-            *(t, s, groups, heads // groups, scale, call.window, call.form),
+            *(t, s, groups, heads // groups, scale, call.window, form),
             **call.options,
         )
     dbias = (

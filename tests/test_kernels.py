@@ -602,7 +602,7 @@ def test_tile_refuses_sizes_below_one(name, value):
         Tile(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["descriptors", "persistent", "specialize"])
+@pytest.mark.parametrize("name", ["descriptors", "persistent"])
 def test_tile_refuses_switches_beyond_on_and_off(name):
     with pytest.raises(ValueError, match=f"expected {name} 0 or 1, got 2"):
         Tile(**{name: 2})
@@ -616,7 +616,7 @@ def test_tile_refuses_an_unknown_implementation():
 
 def test_tile_round_trips():
     tile = Tile(block_m=3, block_n=5, warps=7, stages=1, heads=2, persistent=1)
-    assert tile.as_list() == [3, 5, 7, 1, 2, 0, 1, 0]
+    assert tile.as_list() == [3, 5, 7, 1, 2, 0, 1]
     assert Tile(**tile.as_dict()) == tile
 
 

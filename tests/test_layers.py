@@ -109,7 +109,7 @@ def test_arrows(name):
 @pytest.mark.parametrize(
     ("package", "files"),
     [
-        ("triton", {"kernels.pointwise_triton", "kernels.hydra_triton"}),
+        ("triton", {"kernels.pointwise_triton", "kernels.hydra_triton", "kernels.triton_launch"}),
         ("optuna", {"tuner.search", "tuner.tiles"}),
         ("sqlite_utils", {"store"}),
         ("sqlite3", {"store"}),

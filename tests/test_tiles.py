@@ -12,8 +12,8 @@ from test_cli import TINY, run
 from torch import nn
 
 from attnpass import environment
-from attnpass.errors import OptionError
-from attnpass.kernels import cpu, reference
+from attnpass.errors import MeasureError, OptionError
+from attnpass.kernels import cpu, gpu, reference
 from attnpass.kernels.tile import ShapeClass, Tile, default_tile
 from attnpass.plan import Plan
 from attnpass.store import Store, measured_tiles
@@ -106,7 +106,7 @@ class Clock:
     def __init__(self, cost, noise=0.0):
         self.cost, self.noise, self.calls = cost, noise, 0
 
-    def __call__(self, runs, *, rounds, warmup=3):
+    def __call__(self, runs, *, rounds, warmup=3, stopwatch=None):
         out = []
         for timed in runs:
             (tile,) = timed.args
@@ -167,6 +167,123 @@ def test_a_tile_that_fails_is_an_outcome(monkeypatch):
     failed = [t for t in found["trials"] if t["tile"]["block_n"] == 32]
     assert failed[0]["outcome"] == "oom"
     assert failed[0]["why"] == "out of memory: tried 3 GiB"
+
+
+def test_an_interrupted_study_goes_on(tmp_path, monkeypatch):
+    clock, seen = Clock(lambda t: t.block_m), []
+    monkeypatch.setattr(tiles, "interleave", clock)
+
+    def error(self, tile, expected):
+        seen.append(tile)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return 0.0
+
+    monkeypatch.setattr(Call, "error", error)
+    with Store(tmp_path / "a.db") as store:
+        with pytest.raises(KeyboardInterrupt):
+            tiles.tune([SMALL], store, Voice(True), trials=8)
+        first = seen[:4]
+        tiles.tune([SMALL], store, Voice(True), trials=8)
+    # the fifth was never measured; nothing is measured twice
+    assert len(set(seen)) == 8 and len(seen) == 9
+    assert not set(seen[5:]) & set(first)
+
+
+# --- on a GPU, which is not here --------------------------------------------------------------
+
+
+@pytest.fixture
+def gpu_shape(monkeypatch):
+    """A shape on a GPU of which only the limits are known, and its calls."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(gpu, "capability", lambda: 90)
+    monkeypatch.setattr(tiles, "events", lambda: None)
+    monkeypatch.setattr(tiles.environment, "kernel_context", lambda kind: {"device": kind})
+    shape = Shape.parse("1,4,1024,1024,128", dtype="bfloat16", device="cuda")
+    tried = []
+
+    class Fake:
+        def __init__(self, shape, seed):
+            self.shape = shape
+
+        def default(self):
+            return self.shape.default()
+
+        def expected(self):
+            return []
+
+        def error(self, tile, expected):
+            tried.append(tile)
+            return 0.0
+
+        def run(self, tile):
+            raise AssertionError("nothing runs here")
+
+    monkeypatch.setattr(tiles, "Call", Fake)
+    monkeypatch.setattr(tiles, "interleave", Clock(lambda t: 1.0))
+    return shape, tried
+
+
+def test_a_tile_that_cannot_fit_is_pruned_before_it_is_compiled(gpu_shape):
+    shape, tried = gpu_shape
+    found = tiles.study(shape, trials=80)
+    rows = [(Tile(**t["tile"]), t["outcome"]) for t in found["trials"]]
+    pruned = {t for t, outcome in rows if outcome == "pruned"}
+    assert pruned and not pruned & set(tried)
+    for tile, outcome in rows:
+        fits = gpu.shared_bytes(tile, 128, 128, 2, "forward", 90) <= 227 * 1024
+        small = gpu.registers(tile, 128, 128, "forward") <= gpu.REGISTERS[2]
+        assert (outcome == "ok") == (fits and small)
+    assert shape.default() in tried
+
+
+def test_a_tile_that_takes_the_gpu_down_is_noted_and_not_tried_again(
+    gpu_shape, tmp_path, monkeypatch
+):
+    shape, tried = gpu_shape
+    default, dead = shape.default(), []
+
+    def error(self, tile, expected):
+        tried.append(tile)
+        if tile != default and not dead:
+            dead.append(tile)
+        if dead == [tile]:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return 0.0
+
+    def synchronize():
+        if dead:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(tiles.Call, "error", error)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    with Store(tmp_path / "a.db") as store:
+        with pytest.raises(MeasureError, match="illegal memory access.*run the same command"):
+            tiles.tune([shape], store, Voice(True), trials=12)
+        # another process: the GPU is there again
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        (row,) = tiles.tune([shape], store, Voice(True), trials=12)
+    assert tried.count(dead[0]) == 1
+    outcomes = {str(Tile(**t["tile"])): t["outcome"] for t in row["trials"]}
+    assert outcomes[str(dead[0])] == "crashed"
+
+
+@pytest.mark.parametrize("sm", [0, 75, 80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize("d", [1, 16, 64, 80, 128, 256])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_every_default_tile_of_a_gpu_fits(sm, d, direction, size):
+    tile = gpu.default(d, d, size, direction, sm)
+    assert gpu.refusal(tile, d, d, size, direction, sm) is None
+    assert tile.descriptors == (sm in (90, 100) and size == 2)
+
+
+def test_larger_tiles_where_there_is_room():
+    chosen = [gpu.default(d, d, 2, "forward", 90) for d in (64, 128, 256)]
+    assert [t.block_m * t.block_n for t in chosen] == [128 * 128, 128 * 128, 128 * 64]
+    assert gpu.refusal(Tile(descriptors=1), 64, 64, 2, "forward", 80) is not None
 
 
 def test_plain_aten_is_a_candidate_for_float32_forward_alone(monkeypatch):

@@ -153,8 +153,7 @@ TILES = {
     "broad": Tile(block_m=16, block_n=32, warps=8, stages=3),
     "descriptors": Tile(block_m=16, block_n=32, descriptors=1),
     "persistent": Tile(block_m=16, block_n=16, persistent=1),
-    "specialized": Tile(block_m=16, block_n=16, specialize=1),
-    "all": Tile(block_m=32, block_n=32, descriptors=1, persistent=1, specialize=1),
+    "all": Tile(block_m=32, block_n=32, descriptors=1, persistent=1),
 }
 
 

@@ -36,7 +36,7 @@ class Shape:
         batch: B. heads: H. kv_heads: G. queries: T. keys: S. head_dim: d. value_dim: of values.
         dtype: ``float32``, ``bfloat16`` or ``float16``. h: the pointwise function.
         causal: keep only s <= t. mask: ``none``, ``columns`` or ``rows``.
-        direction: ``forward``, or ``backward`` for both together.
+        direction: ``forward``, or ``backward`` for both together. device: ``cpu`` or ``cuda``.
     """
 
     batch: int
@@ -51,6 +51,7 @@ class Shape:
     causal: bool = False
     mask: str = "none"
     direction: str = "forward"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.dtype not in ALLOWED:
@@ -60,6 +61,9 @@ class Shape:
             raise OptionError(f"expected h of {known}, got {self.h!r}")
         if self.mask not in ("none", "columns", "rows"):
             raise OptionError(f"expected mask of none, columns, rows, got {self.mask!r}")
+        there = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+        if self.device not in there:
+            raise OptionError(f"expected device of {', '.join(there)}, got {self.device!r}")
         sizes = (self.batch, self.heads, self.queries, self.keys, self.head_dim, self.value_dim)
         if min(sizes) < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
             raise OptionError(
@@ -81,6 +85,11 @@ class Shape:
         kind = ShapeClass.of(q, k, v, None, keep, self.h, self.causal, self.direction)
         assert kind is not None
         return kind
+
+    def default(self) -> Tile:
+        """The tile of the fused operator where nothing was measured."""
+        dtype = getattr(torch, self.dtype)
+        return default_tile(self.device, self.head_dim, self.direction, dtype)
 
     @classmethod
     def parse(cls, text: str, **more: Any) -> Shape:
@@ -107,7 +116,8 @@ class Call:
         b, t, s = shape.batch, shape.queries, shape.keys
 
         def heads(length: int, n: int, width: int) -> Tensor:
-            x = torch.randn(b, length, n, width, generator=draw).to(dtype).transpose(1, 2)
+            x = torch.randn(b, length, n, width, generator=draw).to(shape.device, dtype)
+            x = x.transpose(1, 2)
             return x.requires_grad_(shape.direction == "backward")
 
         self.shape = shape
@@ -118,9 +128,9 @@ class Call:
         self.keep: Tensor | None = None
         if shape.mask != "none":
             rows = t if shape.mask == "rows" else 1
-            self.keep = torch.rand(b, 1, rows, s, generator=draw) < 0.8
-        self.offset = torch.full((1, 1, 1, 1), -math.log(s))
-        self.gain = torch.ones(1, 1, 1, 1)
+            self.keep = torch.rand(b, 1, rows, s, generator=draw).to(shape.device) < 0.8
+        self.offset = torch.full((1, 1, 1, 1), -math.log(s), device=shape.device)
+        self.gain = torch.ones(1, 1, 1, 1, device=shape.device)
         self.rest = (shape.head_dim**-0.5, shape.h, shape.causal)
         self.compiled: Any = None
 
@@ -128,7 +138,7 @@ class Call:
         """What runs where nothing was measured."""
         if self.shape.direction == "forward":
             return choose(self.q, self.k)
-        return default_tile("cpu", self.shape.head_dim, "backward")
+        return self.shape.default()
 
     def forward(self, tile: Tile) -> Tensor:
         """``[B, H, T, dv]`` under a tile; of the backward alone where that is tuned."""
@@ -138,7 +148,7 @@ class Call:
                 # a function of its own: recompiles are counted per code object
                 self.compiled = torch.compile(lambda *a: aten.pointwise(*a), dynamic=False)
             return self.compiled(*inputs, *self.rest)  # type: ignore[no-any-return]
-        other = default_tile("cpu", self.shape.head_dim)
+        other = replace(self.shape, direction="forward").default()
         tiles = (tile, tile) if self.shape.direction == "forward" else (other, tile)
         out: Tensor = ops.pointwise(*inputs, *self.rest, *(x.as_list() for x in tiles))
         return out
@@ -159,7 +169,7 @@ class Call:
 
     def expected(self) -> list[Tensor]:
         """The sample of a right result, in float64."""
-        keep = torch.ones(1, 1, self.shape.queries, self.shape.keys, dtype=torch.bool)
+        keep = self.q.new_ones((1, 1, self.shape.queries, self.shape.keys), dtype=torch.bool)
         keep = keep.tril() if self.shape.causal else keep
         keep = keep if self.keep is None else keep & self.keep
         options: dict[str, Any] = {"scale": self.rest[0], "h": self.shape.h, "causal": False}
@@ -220,4 +230,5 @@ def _note(met: dict[Shape, None], given: tuple[Any, ...], site: AttentionSite) -
     kind = ShapeClass.of(q, k, v, bias, keep, "sigmoid", causal)
     if kind is not None and kind.dtype in ALLOWED:
         sizes = (q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], q.shape[3])
-        met[Shape(*sizes, v.shape[3], kind.dtype, "sigmoid", causal, kind.mask)] = None
+        rest = (kind.dtype, "sigmoid", causal, kind.mask, "forward", q.device.type)
+        met[Shape(*sizes, v.shape[3], *rest)] = None

@@ -275,6 +275,7 @@ def _plan(store: Any, name: str) -> Any:
 @click.option("--h", default="sigmoid", show_default=True, help="With --shape: the function.")
 @click.option("--causal", is_flag=True, help="With --shape.")
 @click.option("--mask", default="none", show_default=True, help="With --shape: columns or rows.")
+@click.option("--device", default="cpu", show_default=True, help="With --shape: cpu or cuda.")
 @click.option("--backward", is_flag=True, help="Tune forward and backward together.")
 @click.option("--trials", default=24, show_default=True, help="Tiles measured per shape.")
 @click.option("--seed", default=0, type=int)

@@ -53,13 +53,23 @@ def interleave(
     rounds: int,
     warmup: int = 3,
     synchronise: Callable[[], Any] | None = None,
+    stopwatch: Callable[[Callable[[], Any]], float] | None = None,
     tick: Callable[[], None] | None = None,
 ) -> list[list[float]]:
     """Times of each of ``runs`` in ``rounds`` rounds, order turned by one every round.
 
-    ``synchronise`` waits for an asynchronous device; ``tick`` is called once a round.
+    ``synchronise`` waits for an asynchronous device; ``stopwatch`` gives the milliseconds of a
+    run, else the wall clock does; ``tick`` is called once a round.
     """
     wait = synchronise or (lambda: None)
+
+    def wall(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        run()
+        wait()
+        return (time.perf_counter() - start) * 1e3
+
+    clock = stopwatch or wall
     for run in runs:
         for _ in range(warmup):
             run()
@@ -68,13 +78,31 @@ def interleave(
     for i in range(rounds):
         for j in range(len(runs)):
             at = (i + j) % len(runs)
-            start = time.perf_counter()
-            runs[at]()
-            wait()
-            times[at].append((time.perf_counter() - start) * 1e3)
+            times[at].append(clock(runs[at]))
         if tick:
             tick()
     return times
+
+
+def events() -> Callable[[Callable[[], Any]], float]:
+    """A stopwatch of a GPU's own time, its caches cold.
+
+    Writing over the cache also keeps the GPU busy until the launches of the run have arrived.
+    """
+    import torch
+
+    flood = torch.empty(2**28, dtype=torch.int8, device="cuda")
+
+    def stopwatch(run: Callable[[], Any]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flood.zero_()
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+    return stopwatch
 
 
 def floor(base: Sequence[float], again: Sequence[float]) -> float:

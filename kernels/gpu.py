@@ -1,0 +1,96 @@
+"""What an NVIDIA GPU offers a program and what a tile needs of it, before anything is compiled.
+
+The estimates follow what the compiler made of the kernels for sm80 and sm90
+(``benchmarks/gpu_compile.py``): shared memory to the kilobyte, registers roughly.
+Shapes: D head dim, DV value dim, padded to powers of two.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from attnpass.kernels.tile import Tile
+
+SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99}
+"""KiB of shared memory that one program may have, per compute capability."""
+
+TMA = (90, 100, 103, 110)
+"""Where keys and values can come by the tensor memory accelerator to asynchronous matrix units."""
+
+REGISTERS = {2: 224, 4: 64}
+"""Of the 255 of a thread: what sums and scores may take, per bytes of an entry.
+
+float32 is multiplied without matrix units, which keeps the factors in registers as well.
+"""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def capability() -> int:
+    """80 for sm80 and so on, of the current device; 0 where there is no NVIDIA GPU."""
+    if not torch.cuda.is_available() or torch.version.hip:
+        return 0
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+def power(n: int) -> int:
+    """The least power of two >= ``n`` that a Triton dot accepts (16)."""
+    return max(16, 1 << (n - 1).bit_length())
+
+
+def shared_bytes(tile: Tile, d: int, dv: int, size: int, direction: str, sm: int) -> int:
+    """Shared memory of the largest kernel of a direction; ``size``: bytes of an entry.
+
+    What a program owns lies there once, what its loop reads once per stage; the matrix units of
+    sm90 read there themselves, others leave one stage to the registers. float32 scores, which no
+    matrix unit takes, pass through it.
+    """
+    d, dv = power(d), power(dv)
+    owned = tile.block_m * (d if direction == "forward" else d + dv)
+    asynchronous = sm in TMA and size == 2 and tile.block_m >= 64
+    held = tile.stages if asynchronous else max(1, tile.stages - 1)
+    scores = tile.block_m * tile.block_n if size == 4 else 0
+    return (owned + held * tile.block_n * (d + dv) + scores) * size
+
+
+def registers(tile: Tile, d: int, dv: int, direction: str) -> int:
+    """Registers per thread that sums and scores of the largest kernel take."""
+    d, dv = power(d), power(dv)
+    scores = tile.block_m * tile.block_n
+    sums = dv * tile.block_m if direction == "forward" else (d + dv) * tile.block_m + scores
+    return (sums + scores) // (32 * tile.warps)
+
+
+def refusal(tile: Tile, d: int, dv: int, size: int, direction: str, sm: int) -> str | None:
+    """Why a tile cannot run on sm``sm``, or would spill without end; None if it may."""
+    limit = 1024 * SHARED.get(sm, min(SHARED.values()))
+    needs = shared_bytes(tile, d, dv, size, direction, sm)
+    if needs > limit:
+        return f"{needs} bytes of shared memory, sm{sm} has {limit}"
+    taken = registers(tile, d, dv, direction)
+    if taken > REGISTERS[size]:
+        return f"{taken} registers a thread for sums and scores, of {REGISTERS[size]}"
+    if tile.descriptors and sm not in TMA:
+        return f"sm{sm} has no tensor memory accelerator"
+    return None
+
+
+SIZES = ((128, 128, 8), (128, 64, 8), (64, 64, 8), (64, 32, 8), (32, 32, 8), (32, 32, 4))
+"""Rows, columns and warps of the defaults, from large to small."""
+
+
+def default(d: int, dv: int, size: int, direction: str, sm: int) -> Tile:
+    """The tile used where nothing was measured: the largest of few that compiles without spills.
+
+    With descriptors where there are any, which save a third of the registers.
+    """
+    tma, forward = int(sm in TMA and size == 2), direction == "forward"
+    room = 160 if tma else 96 if forward else 128
+    if size == 4:
+        room = 24 if forward else 48
+    for m, n, warps in SIZES:
+        tile = Tile(block_m=m, block_n=n, warps=warps, stages=2, descriptors=tma)
+        why = refusal(tile, d, dv, size, direction, sm)
+        if why is None and registers(tile, d, dv, direction) <= room:
+            return tile
+    return Tile(block_m=16, block_n=16, warps=8, stages=1, descriptors=tma)
