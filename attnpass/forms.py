@@ -117,6 +117,7 @@ class Pointwise(nn.Module):
         scale: factor on the logits. causal: keep only s <= t.
         length: what L counts: ``keys``, ``visible`` (kept keys of the row) or a number.
         alpha: the power of L; unused by sigmoid.
+        approximate: ``tanh``: sigmoid by a GPU's own tanh, quicker and coarse (docs/kernels.md).
         trainable: whether the parameters exist.
         centred: whether ``k0`` is among them.
         tile: launch parameters of both directions; ``None``: as measured, else the default.
@@ -137,6 +138,7 @@ class Pointwise(nn.Module):
         causal: bool = False,
         length: str | float = "keys",
         alpha: float = 1.0,
+        approximate: str = "none",
         trainable: bool = True,
         centred: bool = True,
         tile: Tile | None = None,
@@ -151,7 +153,10 @@ class Pointwise(nn.Module):
             )
         if not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
             raise OptionError(f"expected a finite alpha, got {alpha!r}")
+        if approximate not in ("none", "tanh"):
+            raise OptionError(f"expected approximate 'none' or 'tanh', got {approximate!r}")
         self.h, self.causal, self.length, self.alpha = h, causal, length, alpha
+        self.approximate = approximate
         self.tile, self.tiles = tile, tiles
         self.scale = head_dim**-0.5 if scale is None else scale
 
@@ -174,16 +179,17 @@ class Pointwise(nn.Module):
         if self.k0 is not None:
             k = k - self.k0.to(k.dtype).unsqueeze(1)  # [G, 1, d]
         tau, offset, gain = self._terms(self._length(q, k, keep))
-        rest = (self.scale, self.h, self.causal)
         tile = choose(q, k, self.tile, self._measured("forward", q, k, v, bias, keep))
         if tile.implementation == "aten":
-            return aten.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest)
+            terms = (bias, keep, tau, offset, gain, self.scale, self.h, self.causal)
+            return aten.pointwise(q, k, v, *terms)
         from attnpass.kernels import ops
 
         grad = self.tile or self._measured("backward", q, k, v, bias, keep)
         grad = grad or default_tile(q.device.type, q.shape[3], "backward", q.dtype)
-        tiles = tile.as_list(), grad.as_list()
-        out: Tensor = ops.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest, *tiles)
+        h = "sigmoid_tanh" if self.approximate == "tanh" else self.h
+        rest = (self.scale, h, self.causal, tile.as_list(), grad.as_list())
+        out: Tensor = ops.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest)
         return out
 
     def _measured(
@@ -399,7 +405,7 @@ class SkipAt(nn.Module):
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "softmax": {},
-    "sigmoid": {"L": None},
+    "sigmoid": {"L": None, "approximate": "none"},
     "relu": {"h": "relu", "alpha": 1.0, "L": None},
     "hydra": {},
     "skipat": {"r": 0.0, "kernel": 5},
@@ -432,6 +438,7 @@ def check_options(form: str, options: dict[str, Any]) -> None:
             1,
             h=options.get("h", "sigmoid"),
             alpha=options.get("alpha", 1.0),
+            approximate=options.get("approximate", "none"),
             length="keys" if length is None else length,
             trainable=False,
         )
@@ -486,6 +493,7 @@ def build(
         causal=causal,
         length=default_length(site) if o["L"] is None else o["L"],
         alpha=o.get("alpha", 1.0),
+        approximate=o.get("approximate", "none"),
         trainable=trainable,
         centred=not site.swapped,
         tiles=tiles,

@@ -140,6 +140,10 @@ def main() -> None:
             rows.append({**about, **row})
             print({k: v for k, v in rows[-1].items() if k != "tile"}, flush=True)
 
+    for descriptors in (0, 1):
+        tile = Tile(block_m=128, block_n=128, warps=8, stages=2, descriptors=descriptors)
+        more = {"tile": tile, "directions": ("forward",)}
+        add(pointwise(90, 128, torch.bfloat16, "sigmoid", **more), compared="descriptors")
     for sm in (80, 90):
         for dtype, dims in ((torch.bfloat16, (64, 128, 256)), (torch.float32, (64, 128))):
             for d in dims:

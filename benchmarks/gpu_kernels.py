@@ -1,100 +1,391 @@
-"""Correctness of every Triton kernel on a GPU, then interleaved times against SDPA.
+"""Triton kernels against every SDPA backend: `python benchmarks/gpu_kernels.py OUT PART`.
 
-`python benchmarks/gpu_kernels.py OUT`. Fails before timing anything if a kernel is wrong.
+Parts: kernels (forward), backward, hydra, phi, models, tiles. Ratios are medians of interleaved
+pairs in one run, timed by the GPU's own events with cold caches, after a check against float64; an
+A/A pair gives what cannot be told apart. The ceilings, copy bandwidth and a large product, are of
+the same run. `--tiny` on any device: the script itself, at sizes that show nothing about speed.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import statistics
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnpass import environment
-from attnpass.kernels import reference, triton_launch
-from attnpass.kernels.tile import default_tile
-from attnpass.tuner.latency import floor, interleave, ratio
+from attnpass import environment, forms
+from attnpass.kernels import ops, reference, triton_launch
+from attnpass.kernels.tile import Tile, default_tile
+from attnpass.tuner.calls import ALLOWED, Shape
+from attnpass.tuner.latency import events, floor, interleave, ratio
+from attnpass.tuner.tiles import study
 
-SHAPES = [(4, 16, n, d) for n in (512, 2048, 8192) for d in (64, 128)]
+TINY = "--tiny" in sys.argv
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16
+WIDTH, TOKENS = (64, 64) if TINY else (2048, 16384)
+"""Heads times head dim, and batch times tokens: as FlashAttention's benchmarks have them."""
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+Runs = dict[str, Callable[[], Any]]
 
 
-def draw(shape, dtype):
-    return [torch.randn(shape, device="cuda", dtype=dtype) for _ in range(3)]
+def timed(runs: Runs, rounds: int = 30) -> dict[str, Any]:
+    """Median milliseconds of each run that works, and its speed-up over the first, run twice."""
+    fails: dict[str, str] = {}
+    for name in list(runs):
+        try:
+            runs[name]()
+        except Exception as error:
+            fails[name] = (str(error) or repr(error)).strip().splitlines()[0][:160]
+            del runs[name]
+    names = list(runs)
+    stopwatch = events() if DEVICE == "cuda" else None
+    series = [runs[names[0]], *runs.values()]
+    again, *times = interleave(series, rounds=3 if TINY else rounds, stopwatch=stopwatch)
+    out: dict[str, Any] = {"floor": floor(times[0], again), "fails": fails}
+    for name, row in zip(names, times, strict=True):
+        out[name] = {"ms": statistics.median(row), **ratio(times[0], row).as_dict()}
+    return out
 
 
-def check() -> list[dict]:
-    """Relative errors against float64 at small sizes, every h, causal and not."""
+def heads(b: int, n: int, h: int, d: int, grad: bool = False) -> list[Tensor]:
+    """q, k, v as a projection leaves them."""
+    x = (torch.randn(b, n, h, d, device=DEVICE, dtype=DTYPE) for _ in range(3))
+    return [y.transpose(1, 2).requires_grad_(grad) for y in x]
+
+
+def sdpa(backend: SDPBackend, *args: Any, **more: Any) -> Tensor:
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(*args, **more)
+
+
+def terms(q: Tensor, n: int, h: str) -> tuple[Tensor, Tensor]:
+    """Offset and gain per head of a form at its start, for n keys."""
+    values = (0.0, 1 / n) if h == "relu" else (-math.log(n), 1.0)
+    offset, gain = (q.new_full((1, q.shape[1], 1, 1), x, dtype=torch.float32) for x in values)
+    return offset, gain
+
+
+def tiles(d: int) -> list[Tile]:
+    """The default tiles of both directions; small ones where there is no GPU."""
+    if DEVICE == "cpu":
+        return [Tile(block_m=16, block_n=16)] * 2
+    return [default_tile(DEVICE, d, x, DTYPE) for x in ("forward", "backward")]
+
+
+def ours(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Tensor:
+    """The kernel with the terms that a form has."""
+    rest = (q.shape[3] ** -0.5, h, causal, tiles(q.shape[3])[0].as_list())
+    return triton_launch.pointwise(q, k, v, None, None, None, *terms(q, k.shape[2], h), *rest)
+
+
+def trained(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Tensor:
+    """The same as the operator with its backward."""
+    both = [t.as_list() for t in tiles(q.shape[3])]
+    rest = (q.shape[3] ** -0.5, h, causal, *both)
+    return ops.pointwise(q, k, v, None, None, None, *terms(q, k.shape[2], h), *rest)
+
+
+def check(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> float:
+    """Relative error of some rows of the first heads against float64.
+
+    Raises:
+        SystemExit: the kernel is wrong.
+    """
+    with torch.no_grad():
+        got = ours(q, k, v, h, causal)[:1, :2]
+    q, k, v = q[:1, :2], k[:1, :2], v[:1, :2]
+    n = k.shape[2]
+    rows = torch.linspace(0, n - 1, 64, device=DEVICE).round().long().unique()
+    at = torch.arange(n, device=DEVICE)
+    keep = at <= rows[:, None] if causal else at[None] >= 0
+    given = (q[:, :, rows], k, v, None, keep, None, *terms(q, n, h))
+    exact = h.removesuffix("_tanh")
+    want = reference.pointwise(*given, scale=q.shape[3] ** -0.5, h=exact, causal=False)
+    error = float((got[:, :, rows].double() - want).norm() / want.norm())
+    # the hardware's tanh is wrong by 2^-12 of 1 where a weight is 1/n
+    allowed = ALLOWED["bfloat16"] if h == exact else max(0.02, n * 2**-11)
+    if not error <= allowed:
+        raise SystemExit(f"{h} {tuple(q.shape)} causal={causal}: relative error {error:.2g}")
+    return error
+
+
+def cells() -> list[tuple[int, int, int, int, bool]]:
+    """Batch, tokens, heads, head dim, causal."""
+    sizes = (32, 64) if TINY else (512, 1024, 2048, 4096, 8192, 16384, 32768)
+    return [
+        (max(1, TOKENS // n), n, WIDTH // d, d, causal)
+        for d in ((16,) if TINY else (64, 128))
+        for causal in (False, True)
+        for n in sizes
+    ]
+
+
+def flops(cell: tuple[int, int, int, int, bool], products: int) -> float:
+    b, n, h, d, causal = cell
+    return products * 2.0 * b * h * n * n * d / (2 if causal else 1)
+
+
+def rivals(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Runs:
+    """Every SDPA backend, FlexAttention and triton-sigmoid, where they are to be had."""
+    runs: Runs = {
+        name: functools.partial(sdpa, backend, q, k, v, is_causal=causal)
+        for name, backend in BACKENDS.items()
+    }
+    if not TINY:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        mask = None
+        if causal:
+            mask = create_block_mask(
+                lambda b, h, t, s: t >= s, None, None, q.shape[2], k.shape[2], device=DEVICE
+            )
+        flex = torch.compile(flex_attention, dynamic=False)
+        runs["flex"] = functools.partial(flex, q, k, v, block_mask=mask)
+    with suppress(ImportError):
+        from triton_sigmoid import sigmoid_attention
+
+        last = [x.transpose(1, 2) for x in (q, k, v)]
+        runs["triton-sigmoid"] = functools.partial(sigmoid_attention, *last, is_causal=causal)
+    return runs
+
+
+def part_kernels() -> list[dict[str, Any]]:
+    """Forward."""
     rows = []
-    for dtype, allowed in ((torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)):
-        for h in reference.H_FUNCTIONS:
-            for causal in (False, True):
-                q, k, v = draw((2, 3, 130, 64), dtype)
-                offset = torch.full((1, 1, 1, 1), -4.9, device="cuda")
-                tile = default_tile("cuda", 64).as_list()
-                given = (q, k, v, None, None, None, offset, None)
-                got = triton_launch.pointwise(*given, 0.125, h, causal, tile)
-                want = reference.pointwise(*given, scale=0.125, h=h, causal=causal)
-                rows.append(compare(f"pointwise {h}", dtype, causal, got, want, allowed))
-        for causal in (False, True):
-            q, k, v = draw((2, 3, 130, 64), dtype)
-            tile = default_tile("cuda", 64).as_list()
-            got = triton_launch.hydra(q, k, v, None, None, causal, 1e-6, tile)
-            want = reference.hydra(q, k, v, None, causal=causal, eps=1e-6)
-            rows.append(compare("hydra", dtype, causal, got, want, allowed))
+    for cell in cells():
+        b, n, h, d, causal = cell
+        q, k, v = heads(b, n, h, d)
+        runs, errors = rivals(q, k, v, causal), {}
+        for name in ("sigmoid", "sigmoid_tanh", "relu"):
+            errors[name] = check(q, k, v, name, causal)
+            runs[name] = functools.partial(ours, q, k, v, name, causal)
+        rows.append(row(cell, timed(runs), 2, errors=errors, tile=tiles(d)[0].as_dict()))
     return rows
 
 
-def compare(name, dtype, causal, got, want, allowed) -> dict:
-    error = float((got.double() - want).norm() / want.norm())
-    if not error <= allowed:
-        raise SystemExit(f"{name} {dtype} causal={causal}: relative error {error:.2g} > {allowed}")
-    return {"kernel": name, "dtype": str(dtype), "causal": causal, "error": error}
+def gradients(run: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> Any:
+    """One forward and its backward; the output may have heads after tokens."""
+    out = run()
+    return torch.autograd.grad(
+        out if out.shape == grad.shape else out.transpose(1, 2), inputs, grad
+    )
 
 
-def measure(shape, causal) -> dict:
-    q, k, v = draw(shape, torch.bfloat16)
-    n, d = shape[2:]
-    tile = default_tile("cuda", d).as_list()
-    offset = torch.full((1, 1, 1, 1), -float(torch.tensor(float(n)).log()), device="cuda")
+def part_backward() -> list[dict[str, Any]]:
+    """Forward and backward together."""
+    rows = []
+    for cell in cells():
+        b, n, h, d, causal = cell
+        q, k, v = inputs = heads(b, n, h, d, grad=True)
+        grad, runs = heads(b, n, h, d)[0], rivals(q, k, v, causal)
+        for name in ("sigmoid", "relu"):
+            runs[name] = functools.partial(trained, q, k, v, name, causal)
+        both = {k: functools.partial(gradients, run, inputs, grad) for k, run in runs.items()}
+        rows.append(row(cell, timed(both, 20), 7, tile=tiles(d)[1].as_dict()))
+    return rows
 
-    def sdpa():
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
 
-    def pointwise(h):
-        given = (q, k, v, None, None, None, offset, None)
-        return lambda: triton_launch.pointwise(*given, d**-0.5, h, causal, tile)
+def row(cell: Any, found: dict[str, Any], products: int, **more: Any) -> dict[str, Any]:
+    """One line of results with TFLOP/s."""
+    for value in found.values():
+        if isinstance(value, dict) and "ms" in value:
+            value["tflops"] = flops(cell, products) / value["ms"] / 1e9
+    out = dict(zip(("batch", "n", "heads", "d", "causal"), cell, strict=True)) | more | found
+    told = {k: round(x["tflops"]) for k, x in found.items() if isinstance(x, dict) and "ms" in x}
+    print(cell, told, found["fails"] or "", flush=True)
+    return out
 
-    def hydra():
-        return triton_launch.hydra(q, k, v, None, None, causal, 1e-6, tile)
 
-    runs = [sdpa, sdpa, pointwise("sigmoid"), pointwise("relu"), hydra]
-    times = interleave(runs, rounds=50, warmup=10, synchronise=torch.cuda.synchronize)
-    base = times[0]
+def part_hydra() -> list[dict[str, Any]]:
+    """GB/s of what hydra must move, over those of a copy; and what inductor makes of it."""
+    rows = []
+    for n, count in ((64, 2),) if TINY else ((4096, 12), (16384, 16), (65536, 16), (262144, 16)):
+        for causal in (False, True):
+            q, k, v = heads(1, n, count, 16 if TINY else 64)
+            gain, tile = torch.ones(1, count, 1, q.shape[3], device=DEVICE), Tile()
+            given = (q, k, v, None, gain, causal, 1e-6, tile.as_list())
+            want = reference.hydra(q, k, v, None, gain, causal=causal, eps=1e-6)
+            error = float((triton_launch.hydra(*given).double() - want).norm() / want.norm())
+            if not error <= ALLOWED["bfloat16"]:
+                raise SystemExit(f"hydra {n} causal={causal}: relative error {error:.2g}")
+            source = torch.randn(2 * q.numel(), device=DEVICE).to(DTYPE)
+            target, module = (
+                torch.empty_like(source),
+                forms.Hydra(count, q.shape[3], causal=causal),
+            )
+            runs: Runs = {
+                "copy": functools.partial(target.copy_, source),
+                "hydra": functools.partial(triton_launch.hydra, *given),
+                "hydra backward": functools.partial(triton_launch.hydra_backward, q, *given),
+            }
+            if not TINY:
+                module = forms.Hydra(count, q.shape[3], causal=causal).to(DEVICE)
+                compiled = torch.compile(module, dynamic=False)
+                runs["inductor"] = functools.partial(compiled, q, k, v)
+            with torch.no_grad():
+                found = timed(runs)
+            size = 2 * source.numel() * source.element_size() / 1e6
+            # the backward reads q, k, v, grad twice and writes three
+            moved = {"copy": 1.0, "hydra": 1.0, "inductor": 1.0, "hydra backward": 11 / 4}
+            for name, factor in moved.items():
+                if name in found:
+                    found[name]["gb_per_s"] = factor * size / found[name]["ms"]
+            share = found["hydra"]["gb_per_s"] / found["copy"]["gb_per_s"]
+            rows.append({"n": n, "heads": count, "causal": causal, "error": error, **found})
+            print(n, count, causal, f"{share:.0%} of copy", found["fails"] or "", flush=True)
+    return rows
+
+
+def part_phi() -> list[dict[str, Any]]:
+    """SkipAt's Phi by inductor, its linear layers alone, and a copy of its input."""
+    rows = []
+    for batch, side, width in ((1, 4, 32),) if TINY else ((256, 14, 384), (16, 64, 384)):
+        torch._dynamo.reset()
+        x = torch.randn(batch, side * side, width, device=DEVICE, dtype=DTYPE)
+        whole = forms.SkipAt(width, r=1.0, grid=(side, side)).to(DEVICE, DTYPE)
+        linears = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width)).to(DEVICE, DTYPE)
+        target, ready = torch.empty_like(x), (lambda m: m) if TINY else torch.compile
+        runs: Runs = {
+            "phi": functools.partial(ready(whole), x),
+            "linear layers alone": functools.partial(ready(linears), x),
+            "copy": functools.partial(target.copy_, x),
+        }
+        rows.append({"batch": batch, "n": side * side, "width": width, **timed(runs)})
+        print(rows[-1], flush=True)
+    return rows
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(self.first(x)).unflatten(-1, (3, self.count, -1))
+        q, k, v = (y.transpose(1, 2) for y in qkv.unbind(2))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self.out(y)
+        return x + self.down(F.gelu(self.up(self.second(x))))
+
+
+def part_models() -> list[dict[str, Any]]:
+    """Whole encoders: eager SDPA, inductor, and attnpass with one form in every layer."""
+    sizes = [
+        ("ViT-S", 384, 6, (px // 16) ** 2 + 1, max(1, 65536 // (px * px // 256)))
+        for px in (224, 384, 512, 1024)
+    ]
+    sizes += [(f"ViT-B{x[0][5:]}", 768, 12, x[3], x[4]) for x in sizes]
+    sizes += [("encoder", 768, 12, n, max(1, 32768 // n)) for n in (512, 2048, 8192)]
+    rows = []
+    for name, width, count, n, batch in [("tiny", 32, 2, 20, 1)] if TINY else sizes:
+        torch._dynamo.reset()
+        layers = [Block(width, count) for _ in range(2 if TINY else 12)]
+        model = nn.Sequential(*layers).to(DEVICE, DTYPE).eval()
+        x = torch.randn(batch, n, width, device=DEVICE, dtype=DTYPE)
+        inner = {"inner": "eager"} if TINY else {}
+        inductor = model if TINY else torch.compile(model)
+        runs: Runs = {"inductor": functools.partial(inductor, x)}
+        runs["eager"] = functools.partial(model, x)
+        for form in ("sigmoid", "relu", "hydra"):
+            options = {"form": form, "strict": True, **inner}
+            compiled = torch.compile(model, backend="attnpass", options=options)
+            runs[form] = functools.partial(compiled, x)
+        with torch.no_grad():
+            found = timed(runs)
+        rows.append({"model": name, "width": width, "tokens": n, "batch": batch, **found})
+        told = {
+            k: round(v["median"], 2) for k, v in found.items() if isinstance(v, dict) and "ms" in v
+        }
+        print(name, n, told, found["fails"] or "", flush=True)
+    return rows
+
+
+def part_tiles() -> list[dict[str, Any]]:
+    """What the search finds beyond the default tiles, at one large size."""
+    rows = []
+    for d in (64, 128):
+        for direction in ("forward", "backward"):
+            shape = Shape.parse(f"1,{WIDTH // d},8192,8192,{d}", dtype="bfloat16", device=DEVICE)
+            found = study(replace(shape, direction=direction), trials=24)
+            print(found["class"], found["tile"], found["gain"]["median"], flush=True)
+            rows.append(found)
+    return rows
+
+
+def ceilings() -> dict[str, float]:
+    """Copy bandwidth in GB/s (read and written) and TFLOP/s of a large bfloat16 product."""
+    n, m = (2**16, 64) if TINY else (2**30, 8192)
+    source = torch.randn(n, device=DEVICE).to(DTYPE)
+    target = torch.empty_like(source)
+    a, b = (torch.randn(m, m, device=DEVICE).to(DTYPE) for _ in range(2))
+    found = timed({"copy": lambda: target.copy_(source), "product": lambda: a @ b})
     return {
-        "shape": shape,
-        "causal": causal,
-        "sdpa_ms": sorted(base)[25],
-        "floor": floor(base, times[1]),
-        "over_sdpa": {
-            name: ratio(base, series).as_dict()
-            for name, series in zip(("sigmoid", "relu", "hydra"), times[2:], strict=True)
-        },
+        "copy_gb_per_s": 2 * source.numel() * source.element_size() / found["copy"]["ms"] / 1e6,
+        "product_tflops": 2 * m**3 / found["product"]["ms"] / 1e9,
     }
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """TFLOP/s over tokens."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = sorted({(r["d"], r["causal"]) for r in rows})
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(5 * len(kinds), 4), squeeze=False)
+    for (d, causal), axis in zip(kinds, axes[0], strict=True):
+        mine = [r for r in rows if (r["d"], r["causal"]) == (d, causal)]
+        names = dict.fromkeys(
+            k for r in mine for k, x in r.items() if isinstance(x, dict) and "tflops" in x
+        )
+        for name in names:
+            points = [(r["n"], r[name]["tflops"]) for r in mine if name in r]
+            axis.semilogx(*zip(*points, strict=True), "o-", label=name)
+        axis.set_title(f"head dim {d}{', causal' if causal else ''}"), axis.set_xlabel("tokens")
+    axes[0][0].set_ylabel("TFLOP/s"), axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    row = {
-        "command": "benchmarks/gpu.sh",
+    out, part = Path(sys.argv[1]), sys.argv[2]
+    torch.manual_seed(0)
+    with torch.set_grad_enabled(part in ("backward", "tiles")):
+        rows = globals()[f"part_{part}"]()
+    found = {
+        "command": f"benchmarks/gpu.sh {part}",
         "date": time.strftime("%Y-%m-%d"),
-        "device": environment.device("cuda"),
+        "device": environment.device(DEVICE),
         "versions": environment.versions(),
-        "correct": check(),
-        "forward": [measure(s, c) for s in SHAPES for c in (False, True)],
+        "kernels": environment.kernels_digest(),
+        "ceilings": ceilings(),
+        "rows": rows,
     }
-    Path(sys.argv[1]).write_text(json.dumps(row, indent=1) + "\n")
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    if part in ("kernels", "backward") and not TINY:
+        plot(rows, out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,13 @@ def _blocks(n: int, block: int) -> int:
     return -(-n // block)
 
 
+def _constant(form: Any) -> Any:
+    """A form as a compiled kernel takes it: older compilers see plain fields as no constants."""
+    if triton.knobs.runtime.interpret:
+        return form
+    return type(form)(*map(triton.language.constexpr, form))
+
+
 def _capability() -> int:
     """80 for sm80 and so on; 0 where kernels run without an NVIDIA GPU."""
     if triton.knobs.runtime.interpret:
@@ -180,7 +187,7 @@ def pointwise(
         scale,
         window,
         tiles,
-        form,
+        _constant(form),
         **call.options,
     )
     return out
@@ -229,7 +236,7 @@ def pointwise_backward(
             dgain,
             *strides,
             dq.stride(),
-            *(t, s, heads, heads // groups, scale, call.window, form),
+            *(t, s, heads, heads // groups, scale, call.window, _constant(form)),
             **call.options,
         )
     if b * groups * s:
@@ -244,7 +251,7 @@ def pointwise_backward(
             *strides,
             dk.stride(),
             dv.stride(),
-            *(t, s, groups, heads // groups, scale, call.window, form),
+            *(t, s, groups, heads // groups, scale, call.window, _constant(form)),
             **call.options,
         )
     dbias = (
@@ -290,7 +297,7 @@ def _bias_gradient(
         call.window,
         shape[2] == 1,
         shape[3] == 1,
-        call.form,
+        _constant(call.form),
         **call.options,
     )
     return found.view(bias.shape)
@@ -344,7 +351,7 @@ class _Tokens:
         strides = (x.stride(), y.stride(), self.keep_st)
         hydra_triton.hydra_sums[grid](
             *(x, y, keep, out, *strides, x.shape[2], steps, eps),
-            self.form,
+            _constant(self.form),
             keys and self.form.keep,
             **self.options,
         )
@@ -384,7 +391,7 @@ def hydra(
     strides = (q.stride(), k.stride(), v.stride(), call.keep_st, before_st, out.stride())
     hydra_triton.hydra_apply[grid](
         *(q, k, v, call.keep, call.gain, before, out, *strides, q.shape[2], steps, eps),
-        call.form._replace(causal=causal),
+        _constant(call.form._replace(causal=causal)),
         **call.options,
     )
     return out
@@ -418,14 +425,14 @@ def hydra_backward(
         dgain = torch.empty((call.b, grid[0], call.features), device=q.device)
     hydra_triton.hydra_queries[grid](
         *(*inputs, before, dq, dgain, *strides, before_st, dq.stride(), q.shape[2], steps, eps),
-        form,
+        _constant(form),
         **call.options,
     )
     grid, steps = call.grid(k)
     outputs = (dk.stride(), dv.stride())
     hydra_triton.hydra_keys[grid](
         *(*inputs, after, dk, dv, *strides, after_st, *outputs, k.shape[2], steps, eps),
-        form,
+        _constant(form),
         **call.options,
     )
     if dgain is None or gain is None:

@@ -12,6 +12,7 @@ from tolerance import GRADIENT, assert_near
 from attnpass import Plan, convert, forms
 from attnpass.errors import OptionError
 from attnpass.forms import Hydra, Pointwise, SkipAt, Softmax, build, default_length
+from attnpass.kernels import cpu
 from attnpass.kernels.tile import Tile
 from attnpass.legality import Traits, legality
 from attnpass.site import FORMS, AttentionSite, Decline
@@ -722,6 +723,7 @@ def test_options_of_another_form_are_unknown():
 @pytest.mark.parametrize(
     ("form", "options"),
     [
+        ("sigmoid", {"approximate": "fast"}),
         ("sigmoid", {"L": 0}),
         ("sigmoid", {"L": ""}),
         ("relu", {"L": 0.0}),
@@ -739,6 +741,25 @@ def test_options_of_another_form_are_unknown():
 def test_values_out_of_range(form, options):
     with pytest.raises(OptionError, match="expected .* got "):
         build(form, site(), options)
+
+
+def test_the_approximate_sigmoid_is_the_same_module_but_for_the_operator(monkeypatch):
+    given = []
+    monkeypatch.setattr(cpu, "pointwise", spied(given, cpu.pointwise))
+    at = site(kv_heads=H)
+    q, k, v = torch.randn(3, 2, H, 40, D).bfloat16()
+    outs = [build("sigmoid", at, {"approximate": x})(q, k, v) for x in ("none", "tanh")]
+    assert given == ["sigmoid", "sigmoid_tanh"]
+    # a CPU computes both exactly
+    assert torch.equal(*outs)
+
+
+def spied(given, right):
+    def spy(*args):
+        given.append(args[9])
+        return right(*args)
+
+    return spy
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,33 @@
+"""The GPU benchmark itself runs: at sizes that show nothing about speed, under the interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_kernels.py"
+
+
+@pytest.mark.parametrize(
+    ("part", "names"),
+    [
+        ("kernels", {"flash", "sigmoid", "sigmoid_tanh", "relu"}),
+        ("backward", {"flash", "sigmoid", "relu"}),
+        ("hydra", {"copy", "hydra", "hydra backward"}),
+        ("phi", {"phi", "copy"}),
+        ("models", {"inductor", "sigmoid", "relu", "hydra"}),
+    ],
+)
+def test_every_part_writes_its_result(part, names, tmp_path):
+    path = tmp_path / "out.json"
+    command = [sys.executable, str(SCRIPT), str(path), part, "--tiny"]
+    subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
+    found = json.loads(path.read_text())
+    assert found["ceilings"]["copy_gb_per_s"] > 0
+    for row in found["rows"]:
+        assert all(row[name]["ms"] > 0 for name in names)
