@@ -17,6 +17,8 @@ SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 22
 TMA = (90, 100, 103, 110)
 """Where keys and values can come by the tensor memory accelerator to asynchronous matrix units."""
 
+REST = 2048
+
 REGISTERS = {2: 224, 4: 64}
 """Of the 255 of a thread: what sums and scores may take, per bytes of an entry.
 
@@ -41,16 +43,16 @@ def power(n: int) -> int:
 def shared_bytes(tile: Tile, d: int, dv: int, size: int, direction: str, sm: int) -> int:
     """Shared memory of the largest kernel of a direction; ``size``: bytes of an entry.
 
-    What a program owns lies there once, what its loop reads once per stage; the matrix units of
-    sm90 read there themselves, others leave one stage to the registers. float32 scores, which no
-    matrix unit takes, pass through it.
+    What a program owns lies there once, what its loop reads once per stage, and barriers and
+    vectors in ``REST``. The matrix units of sm90 read there themselves; others leave one stage to
+    the registers, and scores may pass through it on their way to the second product.
     """
     d, dv = power(d), power(dv)
     owned = tile.block_m * (d if direction == "forward" else d + dv)
     asynchronous = sm in TMA and size == 2 and tile.block_m >= 64
     held = tile.stages if asynchronous else max(1, tile.stages - 1)
-    scores = tile.block_m * tile.block_n if size == 4 else 0
-    return (owned + held * tile.block_n * (d + dv) + scores) * size
+    scores = 0 if asynchronous else tile.block_m * tile.block_n
+    return (owned + held * tile.block_n * (d + dv) + scores) * size + REST
 
 
 def registers(tile: Tile, d: int, dv: int, direction: str) -> int:
@@ -85,9 +87,8 @@ def default(d: int, dv: int, size: int, direction: str, sm: int) -> Tile:
     With descriptors where there are any, which save a third of the registers.
     """
     tma, forward = int(sm in TMA and size == 2), direction == "forward"
-    room = 160 if tma else 96 if forward else 128
-    if size == 4:
-        room = 24 if forward else 48
+    rooms = {(2, True): (160, 144), (2, False): (96, 128), (4, False): (24, 48)}
+    room = rooms[size, bool(tma)][0 if forward else 1]
     for m, n, warps in SIZES:
         tile = Tile(block_m=m, block_n=n, warps=warps, stages=2, descriptors=tma)
         why = refusal(tile, d, dv, size, direction, sm)

@@ -14,7 +14,7 @@ ATEN_SCORES = 1024 * 1024
 ATEN_SMALL = 32 * 32
 """The same against the C++ kernel: there the cost of a call decides."""
 
-CAUSAL_TOKENS = 128
+HYDRA_TOKENS = 128
 """From so many tokens on the C++ kernel of causal hydra beats what a compiler makes of cumsum."""
 
 
@@ -46,13 +46,16 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
 def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:
     """The tile of hydra for ``q [B, H, T, d]``.
 
-    Plain ATen, which the compiler fuses with what is around it, but for causal sums: there the
-    C++ kernel reads less.
+    On a CPU plain ATen, which the compiler fuses with what is around it, but for causal sums:
+    there the C++ kernel reads less. On a GPU the kernel wherever there is more than a few tokens:
+    it reads every input once, plain ATen k and q twice.
     """
     if tile is not None:
         return tile
     narrow = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    if not causal or q.device.type != "cpu" or not narrow:
+    if not narrow or not statically_known_true(q.shape[2] >= HYDRA_TOKENS):
         return Tile("aten")
-    long = statically_known_true(q.shape[2] >= CAUSAL_TOKENS)
-    return default_tile("cpu", q.shape[3]) if long and has_kernel("hydra") else Tile("aten")
+    if q.device.type == "cuda":
+        return Tile()
+    fused = causal and q.device.type == "cpu" and has_kernel("hydra")
+    return default_tile("cpu", q.shape[3]) if fused else Tile("aten")

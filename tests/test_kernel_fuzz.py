@@ -1,4 +1,4 @@
-"""Random calls of the CPU kernels, any shape, stride, mask, tile and threads, against float64."""
+"""Random calls of the kernels, any shape, stride, mask, tile and threads, against float64."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnpass.kernels import cpu, reference
+from attnpass.kernels import cpu, reference, triton_launch
+from attnpass.kernels.tile import Tile
 
 NAMES = ("q", "k", "v", "bias", "keep", "tau", "offset", "gain")
 ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
@@ -19,8 +20,8 @@ ALLOWED = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 3e-3}
 class Draw:
     """Random call arguments from one seed."""
 
-    def __init__(self, seed: int) -> None:
-        self.pick = random.Random(seed)
+    def __init__(self, seed: int, most: int = 300) -> None:
+        self.pick, self.most = random.Random(seed), most
         torch.manual_seed(seed)
 
     def often(self, share: float = 0.5) -> bool:
@@ -47,7 +48,7 @@ class Draw:
         return tuple(n if self.often(0.6) else 1 for n in shape)
 
     def length(self) -> int:
-        few, many = self.pick.randint(1, 40), self.pick.randint(1, 300)
+        few, many = self.pick.randint(1, 40), self.pick.randint(1, self.most)
         return self.pick.choice([0, 1, 2, few, few, many])
 
     def call(self) -> tuple[dict[str, Tensor | None], Tensor, tuple, torch.dtype]:
@@ -107,14 +108,52 @@ def test_random_calls(seed):
         found = cpu.pointwise_backward(grad, *tensors.values(), scale, h, causal, tile, True)
     finally:
         torch.set_num_threads(before)
+    compare(tensors, grad, (scale, h, causal), dtype, out, found)
+
+
+def compare(tensors, grad, rest, dtype, out, found, more=None):
+    """Forward and gradients against float64; ``more``: another bias and mask on top."""
+    scale, h, causal = rest
     wide = {
         n: x if x is None or x.dtype == torch.bool else x.detach().double().requires_grad_()
         for n, x in tensors.items()
     }
-    want = reference.pointwise(*wide.values(), scale=scale, h=h, causal=causal)
+    bias, keep = more or (None, None)
+    bias = wide["bias"] if bias is None else bias if wide["bias"] is None else wide["bias"] + bias
+    keep = wide["keep"] if keep is None else keep if wide["keep"] is None else wide["keep"] & keep
+    given = wide | {"bias": bias, "keep": keep}
+    want = reference.pointwise(*given.values(), scale=scale, h=h, causal=causal)
     assert far(out, want.detach()) <= ALLOWED[dtype]
     leaves = {n: x for n, x in wide.items() if x is not None and n != "keep"}
     wanted = torch.autograd.grad(want, list(leaves.values()), grad.double())
     got = dict(zip([n for n in NAMES if n != "keep"], found, strict=True))
     for name, gradient in zip(leaves, wanted, strict=True):
         assert far(got[name], gradient) <= 6 * ALLOWED[dtype], name
+
+
+@pytest.mark.skipif(not triton_launch.triton.knobs.runtime.interpret, reason="tensors of a CPU")
+@pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
+@pytest.mark.parametrize("seed", range(30))
+def test_random_calls_of_triton(seed):
+    draw = Draw(1000 + seed, most=70)
+    tensors, grad, (scale, h, causal, _), dtype = draw.call()
+    q, k = tensors["q"], tensors["k"]
+    (b, heads, t, _), s = q.shape, k.shape[2]
+    window = draw.pick.choice([0, 0, 1, 5, 20])
+    slopes = torch.rand(heads) if draw.often(0.3) else None
+    lengths = torch.randint(0, s + 1, (b,)) if draw.often(0.3) else None
+    tile = Tile(
+        block_m=draw.pick.choice([16, 32]),
+        block_n=draw.pick.choice([16, 32]),
+        descriptors=draw.pick.choice([0, 1]),
+        persistent=draw.pick.choice([0, 1]),
+    ).as_list()
+    given = (*tensors.values(), scale, h, causal, tile)
+    out = triton_launch.pointwise(*given, slopes, lengths, window)
+    found = triton_launch.pointwise_backward(grad, *given, True, slopes, lengths, window)
+    at = torch.arange(t)[:, None] - torch.arange(s)
+    keep = at.abs() < window if window else torch.ones(t, s, dtype=torch.bool)
+    if lengths is not None:
+        keep = keep & (torch.arange(s) < lengths.view(-1, 1, 1, 1))
+    bias = None if slopes is None else -slopes.double().view(-1, 1, 1) * at.abs()
+    compare(tensors, grad, (scale, h, causal), dtype, out, found, (bias, keep))

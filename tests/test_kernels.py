@@ -12,10 +12,12 @@ import torch
 from problems import CASES, POSITIONS, Case, Problem
 from tolerance import GRADIENT, assert_near
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnpass import forms
-from attnpass.kernels import aten, cpu, ops, reference, tiled
+from attnpass.kernels import aten, cpu, gpu, ops, reference, tiled
 from attnpass.kernels.select import ATEN_SCORES, ATEN_SMALL, choose, choose_hydra
 from attnpass.kernels.tile import IMPLEMENTATIONS, ShapeClass, Tile, default_tile, space
 
@@ -537,6 +539,36 @@ def test_the_choice_does_not_break_a_graph():
         assert torch.equal(compiled(q, q, q), module(q, q, q))
 
 
+# --- on a GPU that is not here ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_on_a_gpu_a_graph_holds_the_operators_with_its_tiles(dtype, monkeypatch):
+    monkeypatch.setattr(gpu, "capability", lambda: 90)
+    h, d = 2, 64
+    with FakeTensorMode():
+        q = torch.empty(1, h, 200, d, device="cuda", dtype=dtype)
+        for module, name in (
+            (forms.Pointwise(h, h, d, h="sigmoid", trainable=False), "pointwise"),
+            (forms.Hydra(h, d, trainable=False), "hydra"),
+            (forms.Hydra(h, d, causal=True, trainable=False), "hydra"),
+        ):
+            graph = make_fx(module)(q, q, q).graph
+            (call,) = (n for n in graph.nodes if str(n.target).startswith("attnpass."))
+            assert str(call.target) == f"attnpass.{name}.default"
+            if name == "pointwise":
+                tiles = [default_tile("cuda", d, x, dtype).as_list() for x in BOTH]
+                assert [list(x) for x in call.args[11:13]] == tiles
+                assert tiles[0] == gpu.default(d, d, 2, "forward", 90).as_list()
+
+
+def test_on_a_gpu_few_tokens_of_hydra_are_left_to_the_compiler():
+    with FakeTensorMode():
+        q = torch.empty(1, 2, 16, 64, device="cuda")
+        assert choose_hydra(q, True, None) == Tile("aten")
+        assert choose_hydra(q.double(), True, None) == Tile("aten")
+
+
 # --- measured tiles ---------------------------------------------------------------------------
 
 
@@ -627,9 +659,3 @@ def test_the_space_holds_the_default(device, direction):
     for name, choices in space(device).items():
         assert default[name] in choices
         assert len(set(choices)) == len(choices) > 1
-
-
-@pytest.mark.parametrize(("d", "blocks"), [(64, (128, 128)), (128, (128, 64)), (256, (64, 64))])
-def test_gpu_defaults_are_those_of_flash_attention_2(d, blocks):
-    tile = default_tile("cuda", d)
-    assert (tile.block_m, tile.block_n, tile.warps) == (*blocks, 4)

@@ -70,6 +70,6 @@ def test_the_estimates_follow_the_compiler(compiled):
             if not largest:
                 continue
             shared = max(r["shared"] for r in largest)
-            # barriers and vectors of the rows come on top
-            assert 0 <= shared - largest[0]["estimated shared"] <= 4096
+            # never too little, or a default tile would not start; scores may not be there
+            assert shared <= largest[0]["estimated shared"] <= 1.75 * shared
             assert max(r["registers"] for r in largest) >= largest[0]["estimated registers"]
