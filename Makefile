@@ -29,7 +29,7 @@ types: .venv/ready
 	$(BIN)/mypy
 
 tests: .venv/models
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test: .venv/models lint types tests
 
