@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Capture": "capture",
+    "calibrate": "recover",
     "convert": "plain",
     "explain": "plain",
     "find_sites": "plain",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     )
     from attnpass.plain import convert, explain, find_sites
     from attnpass.plan import Plan
+    from attnpass.recover import calibrate
     from attnpass.report import Report, compiled_report, reset_report
     from attnpass.site import AttentionSite, Decline
     from attnpass.task import Task, load_task

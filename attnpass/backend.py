@@ -283,9 +283,11 @@ class _Graph:
     def _modules(self, plan: Plan, names: dict[str, str]) -> dict[str, nn.Module]:
         """The graph's site names to the modules of one layer."""
         out = {}
-        for region in self.regions:
+        for region, positions in zip(self.regions, self.positions, strict=True):
             site = replace(region.site, name=names[region.site.name])
-            module = plan.module(site, strict=self.options.strict, tiles=self.tiles)
+            device = self.inputs[positions[0]].device if positions else None
+            strict = self.options.strict
+            module = plan.module(site, strict=strict, tiles=self.tiles, device=device)
             if module is not None:
                 out[region.site.name] = module
         return out

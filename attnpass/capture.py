@@ -262,7 +262,15 @@ class Capture:
             self.choose(lambda site: None)
             return {}
         _unknown(plan, {s.name for s in self.sites}, strict)
-        modules = self.choose(lambda site: plan.module(site, strict=strict))
+        at = {
+            name: given[0].device
+            for _, layer in self.layers
+            for name, given in layer.parameters.items()
+            if given
+        }
+        modules = self.choose(
+            lambda site: plan.module(site, strict=strict, device=at.get(site.name))
+        )
         return {name: plan.sites[name].form for name in modules}
 
     def choose(self, chosen: Chooser) -> dict[str, nn.Module]:

@@ -163,9 +163,16 @@ class Plan:
         return self
 
     def module(
-        self, site: AttentionSite, *, strict: bool = False, tiles: Tiles | None = None
+        self,
+        site: AttentionSite,
+        *,
+        strict: bool = False,
+        tiles: Tiles | None = None,
+        device: torch.device | None = None,
     ) -> nn.Module | None:
         """The form's module for ``site``, sharing this plan's parameters; None: stays softmax.
+
+        The parameters are brought to ``device``, that of the site's projections.
 
         An entry that is missing, does not fit, is illegal there, or has parameters of other
         shapes gives None with one warning; ``strict`` raises instead.
@@ -182,6 +189,7 @@ class Plan:
                 entry.form, site, entry.options, trainable=self.trainable, tiles=tiles
             )
             self._share(module, site)
+            self._move(site.name, device)
         except (PlanError, OptionError) as error:
             _loud(PlanError(f"{error}; {site.name} stays softmax"), strict)
             return None
@@ -221,6 +229,14 @@ class Plan:
                 )
             parent, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(parent), leaf, values[name])
+
+    def _move(self, site: str, device: torch.device | None) -> None:
+        """Bring a site's parameters to a device; they stay the objects an optimiser knows."""
+        for parameter in self.values[site].values():
+            if device is not None and parameter.device != device:
+                parameter.data = parameter.data.to(device)
+                if parameter.grad is not None:
+                    parameter.grad = parameter.grad.to(device)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The forms' parameters, for an optimiser."""

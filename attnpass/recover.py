@@ -8,7 +8,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,11 +18,21 @@ from torch import Tensor, fx, nn
 
 from attnpass import forms
 from attnpass.capture import Capture, Graph, Layer
+from attnpass.errors import OptionError
 from attnpass.forms import Hydra, Pointwise, SkipAt
 from attnpass.plan import Plan
 
 ITEMS = 32
 """Items per site that are kept for fitting."""
+
+ROOM = 8
+"""Items of a sample whose logits are looked at."""
+
+ROWS = 256
+"""Query rows whose logits are held at a time."""
+
+LOGITS = 200_000
+"""Logits of a head that its quantiles are taken of."""
 
 TEMPERATURES = (0.0, 0.25, 0.5)
 SHIFTS = (-0.5, 0.0, 0.5)
@@ -147,7 +157,36 @@ def _watch(graph: Graph, layer: Layer, out: Observed) -> Any:
     return run
 
 
-def calibrate(capture: Capture, plan: Plan, observed: Observed) -> dict[str, float]:
+def calibrate(
+    model: nn.Module,
+    plan: Plan,
+    inputs: Sequence[tuple[Any, ...]],
+    *,
+    allow: Collection[str] = (),
+) -> dict[str, float]:
+    """Fit every converted site of ``plan`` in place, from unlabelled batches; no training.
+
+    Args:
+        model: the original model, in the mode in which it will run. It is not changed.
+        plan: of this model. inputs: batches, each the positional arguments of a call; up to
+            ``ITEMS`` items are used. allow: what the caller accepts (``site.ALLOW``).
+
+    Returns:
+        Per converted site ``|form - softmax|^2 / |softmax|^2`` over the attention's output.
+
+    Raises:
+        OptionError: no inputs. CaptureError: the model cannot be captured.
+        PlanError: an entry of the plan does not fit the model.
+    """
+    batches = list(inputs)
+    if not batches:
+        raise OptionError("expected at least one batch of inputs to calibrate on, got none")
+    capture = Capture(model, allow=allow).trace(*batches[0])
+    capture.use(plan, strict=True)
+    return fit_sites(capture, plan, observe(capture, batches))
+
+
+def fit_sites(capture: Capture, plan: Plan, observed: Observed) -> dict[str, float]:
     """Fit every converted site of ``plan`` in place; returns the relative error left per site.
 
     The error is ``|form - softmax|^2 / |softmax|^2`` over the observed outputs.
@@ -155,12 +194,12 @@ def calibrate(capture: Capture, plan: Plan, observed: Observed) -> dict[str, flo
     errors = {}
     with torch.no_grad():
         for site in capture.sites:
-            module = plan.module(site)
-            if module is None:
-                continue
-            errors[site.name] = fit(
-                module, observed.samples.get(site.name, []), observed.blocks.get(site.name, [])
-            )
+            samples = observed.samples.get(site.name, [])
+            blocks = observed.blocks.get(site.name, [])
+            seen = [s.q.device for s in samples] + [z.device for z, _, _ in blocks]
+            module = plan.module(site, device=seen[0] if seen else None)
+            if module is not None:
+                errors[site.name] = fit(module, samples, blocks)
     return errors
 
 
@@ -185,7 +224,7 @@ def _moments(
     module: nn.Module, samples: Sequence[Sample], dims: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """``sum out * form`` and ``sum form^2`` over ``dims`` of all samples, in float64."""
-    dot = power = torch.zeros(())
+    dot = power = samples[0].q.new_zeros((), dtype=torch.float64)
     for s in samples:
         y = module(s.q, s.k, s.v, s.bias, s.keep).double()
         dot = dot + (s.out.double() * y).nan_to_num().sum(dims)
@@ -233,51 +272,82 @@ def _key_sums(s: Sample) -> tuple[Tensor, Tensor]:
     if s.keep is not None and s.keep.dim() == 4 and s.keep.shape[1:3] == (1, 1):
         weight = s.keep.expand(k.shape[0], -1, -1, -1).transpose(-1, -2).double()  # [B, 1, S, 1]
         return (k * weight).sum((0, 2)), weight.sum()
-    return k.sum((0, 2)), torch.tensor(float(k.shape[0] * k.shape[2]))
+    return k.sum((0, 2)), k.new_tensor(k.shape[0] * k.shape[2])
 
 
 def _candidates(module: Pointwise, samples: Sequence[Sample]) -> Iterator[tuple[float, Tensor]]:
     """Pairs of log tau and ``b [H]``; the first is the closed form of the paper's identity."""
-    logits = [_logits(module, s) for s in samples]
+    assert module.b is not None
     if module.h == "sigmoid":
-        # sigma(s - LSE) = p / (1 + p): b is the mean of log L - LSE over non-empty rows
-        for log_tau in TEMPERATURES:
-            rows = [torch.logsumexp(x * math.exp(log_tau), -1) for x, _ in logits]
-            offset = [length.log() - r for (_, length), r in zip(logits, rows, strict=True)]
-            start = torch.stack([_row_mean(o) for o in offset]).mean(0)
+        for log_tau, start in zip(TEMPERATURES, _starts(module, samples), strict=True):
             for shift in SHIFTS:
                 yield log_tau, (start + shift).to(torch.float32)
         return
-    flat = torch.cat([x.transpose(0, 1).flatten(1)[:, ::7] for x, _ in logits], dim=1)
     for quantile in QUANTILES:
-        at = torch.stack(
-            [torch.quantile(h[torch.isfinite(h)][:1_000_000].float(), quantile) for h in flat]
-        )
-        yield 0.0, -at
-    yield 0.0, torch.zeros(flat.shape[0])
+        values = [torch.quantile(x, quantile) for x in _some_logits(module, samples)]
+        yield 0.0, -torch.stack(values)
+    yield 0.0, torch.zeros_like(module.b)
 
 
-def _row_mean(x: Tensor) -> Tensor:
-    """Mean over batch and rows per head, empty rows left out: ``[B, H, T]`` -> ``[H]``."""
-    ok = torch.isfinite(x)
-    return x.masked_fill(~ok, 0.0).sum((0, 2)) / ok.sum((0, 2)).clamp_min(1)
+def _starts(module: Pointwise, samples: Sequence[Sample]) -> list[Tensor]:
+    """Per temperature ``b [H]``, the mean of log L - LSE over non-empty rows.
+
+    sigma(s - LSE) = p / (1 + p) is the softmax weight p where that is small.
+    """
+    total = [torch.zeros((), dtype=torch.float64) for _ in TEMPERATURES]
+    count = torch.zeros(())
+    for s in samples:
+        for x, length in _logits(module, s):
+            full = torch.isfinite(x).any(-1)  # [b, H, m]
+            count = count.to(x.device) + full.sum((0, 2))
+            for i, log_tau in enumerate(TEMPERATURES):
+                row = length.log() - torch.logsumexp(x * math.exp(log_tau), -1)
+                total[i] = total[i].to(x.device) + row.masked_fill(~full, 0.0).double().sum((0, 2))
+    return [t / count.clamp_min(1) for t in total]
 
 
-def _logits(module: Pointwise, s: Sample) -> tuple[Tensor, Tensor]:
-    """Logits ``[b, H, T, S]`` of a few items, -inf where masked, and L broadcast to rows."""
-    q, k = s.q[:8].float(), s.k[:8].float()
+def _some_logits(module: Pointwise, samples: Sequence[Sample]) -> list[Tensor]:
+    """Up to ``LOGITS`` finite logits of every head."""
+    found: list[list[Tensor]] = []
+    shapes = [(min(s.q.shape[0], ROOM), s.q.shape[1], s.q.shape[2], s.k.shape[2]) for s in samples]
+    step = sum(b * t * n for b, _, t, n in shapes) // LOGITS + 1
+    for s in samples:
+        for x, _ in _logits(module, s):
+            # an odd step does not meet the same few keys again and again
+            found.append([y[y > -math.inf] for y in x.transpose(0, 1).flatten(1)[:, :: step | 1]])
+    heads = [torch.cat(x) for x in zip(*found, strict=True)]
+    return [x if x.numel() else x.new_zeros(1) for x in heads]
+
+
+def _logits(module: Pointwise, s: Sample) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits ``[b, H, m, S]`` of a few items, -inf where masked, and L broadcast to rows.
+
+    In blocks of m rows, so that never more than some ``ROWS * S`` are held.
+    """
+    q, k = s.q[:ROOM].float(), s.k[:ROOM].float()
     if module.k0 is not None:
         k = k - module.k0.unsqueeze(1)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    x = q @ k.transpose(-1, -2) * module.scale
-    if s.bias is not None:
-        x = x + (s.bias[:8] if s.bias.shape[0] > 1 else s.bias).float()
-    keep = s.keep if s.keep is None or s.keep.shape[0] == 1 else s.keep[:8]
-    if keep is not None:
-        x = x.masked_fill(~keep, -math.inf)
-    if module.causal:
-        x = x.masked_fill(~torch.ones(x.shape[-2:], dtype=torch.bool).tril(), -math.inf)
-    return x, module._length(q, k, keep).squeeze(-1)
+    bias, keep = (_four(x) for x in (s.bias, s.keep))
+    length = module._length(q, k, keep).squeeze(-1)
+    for i in range(0, q.shape[2], ROWS):
+        rows = slice(i, i + ROWS)
+        x = q[:, :, rows] @ k.transpose(-1, -2) * module.scale
+        if bias is not None:
+            x = x + (bias if bias.shape[2] == 1 else bias[:, :, rows]).float()
+        if keep is not None:
+            x = x.masked_fill(~(keep if keep.shape[2] == 1 else keep[:, :, rows]), -math.inf)
+        if module.causal:
+            t = torch.arange(i, i + x.shape[2], device=x.device).unsqueeze(1)
+            x = x.masked_fill(torch.arange(x.shape[3], device=x.device) > t, -math.inf)
+        yield x, length if length.shape[2] == 1 else length[:, :, rows]
+
+
+def _four(x: Tensor | None) -> Tensor | None:
+    """A bias or mask with all four axes, of the first few items."""
+    if x is None:
+        return None
+    return x.view((1,) * (4 - x.dim()) + x.shape)[:ROOM]
 
 
 def _fit_skipat(module: SkipAt, blocks: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> float:
@@ -286,7 +356,7 @@ def _fit_skipat(module: SkipAt, blocks: Sequence[tuple[Tensor, Tensor, Tensor | 
         return math.nan
     if module.hidden:
         module.eca.weight.zero_()
-        gram, right = torch.zeros(()), torch.zeros(())
+        gram = right = blocks[0][0].new_zeros((), dtype=torch.float64)
         for z, y, keep in blocks:
             mask = None if keep is None else keep[:, 0, 0, :, None]
             p = module.prefix
@@ -295,7 +365,11 @@ def _fit_skipat(module: SkipAt, blocks: Sequence[tuple[Tensor, Tensor, Tensor | 
             x = torch.cat([x, torch.ones_like(x[..., :1])], -1).flatten(0, 1).double()
             gram = gram + x.T @ x
             right = right + x.T @ (2 * y[:, p:].flatten(0, 1).double())
-        ridge = RIDGE * gram.diagonal().mean() * torch.eye(gram.shape[0], dtype=gram.dtype)
+        ridge = (
+            RIDGE
+            * gram.diagonal().mean()
+            * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+        )
         solved = torch.linalg.solve(gram + ridge, right)  # [rD + 1, D]
         module.down.weight.copy_(solved[:-1].T)
         module.down.bias.copy_(solved[-1])

@@ -17,7 +17,7 @@ import torch
 from attnpass import Capture, Plan
 from attnpass.errors import CaptureError, OptionError, TaskError
 from attnpass.plan import assign
-from attnpass.recover import calibrate, observe
+from attnpass.recover import fit_sites, observe
 from attnpass.store import Store
 from attnpass.task import load_task
 from attnpass.tuner.ablation import Ablated
@@ -230,7 +230,7 @@ def test_calibration_brings_every_site_nearer_to_softmax(form, options):
             out = capture(*task.example)
         return float((out - expected).norm())
 
-    errors = calibrate(capture, fitted, observed)
+    errors = fit_sites(capture, fitted, observed)
     assert set(errors) == {n for n, e in fitted.sites.items() if e.form == form}
     assert all(0 <= e < 1 for e in errors.values())
     assert distance(fitted) < distance(start)

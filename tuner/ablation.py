@@ -6,10 +6,10 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor, nn
 
-from attnpass.kernels.tile import Tiles
 from attnpass.plan import Entry, Plan
 from attnpass.site import AttentionSite
 
@@ -42,9 +42,7 @@ class Ablated(Plan):
         """The ablation of these sites."""
         return cls({s.name: Entry("hydra", {}, s.fits()) for s in sites})
 
-    def module(
-        self, site: AttentionSite, *, strict: bool = False, tiles: Tiles | None = None
-    ) -> nn.Module | None:
+    def module(self, site: AttentionSite, **options: Any) -> nn.Module | None:
         """``Touch`` where any form but softmax is legal."""
         free = any(no is None for form, no in site.legal.items() if form != "softmax")
         return Touch() if free else None

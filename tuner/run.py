@@ -24,7 +24,7 @@ from attnpass import environment
 from attnpass.capture import Capture
 from attnpass.errors import CaptureError, MeasureError, TaskError
 from attnpass.plan import Entry, Plan, assign
-from attnpass.recover import calibrate, observe
+from attnpass.recover import fit_sites, observe
 from attnpass.report import Report
 from attnpass.store import Store, now
 from attnpass.task import load_task
@@ -329,7 +329,7 @@ class Run:
                 form, options = CHOICES[choice]
                 entries, _ = assign(self.sites, form, options)
                 plan = Plan(entries).initialise(self.sites)
-                self.fit[choice] = calibrate(self.capture, plan, observed)
+                self.fit[choice] = fit_sites(self.capture, plan, observed)
                 for site, values in plan.values.items():
                     self.library[site, choice] = values
                 step(choice)
