@@ -111,6 +111,37 @@ def roundtrip(task: str, as_json: bool, db: str | None) -> Any:
 
 @main.command()
 @click.argument("task")
+@click.option("--least", default=0.8, show_default=True, help="CKA from which a layer repeats.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Write both matrices to this PNG.",
+)
+@options
+def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | None) -> Any:
+    """How alike the layers are (CKA), and which of them skipat might leave out."""
+    from attnpass.task import load_task
+    from attnpass.tuner.cka import similarities
+    from attnpass.tuner.show import cka_picture, cka_table
+
+    if not -1 <= least <= 1:
+        raise OptionError(f"expected --least from -1 to 1, got {least}")
+    found = similarities(load_task(task), least)
+    if picture is not None:
+        found["picture"] = str(cka_picture(found, picture))
+
+    def show(console: Console) -> None:
+        for which in ("Z", "A"):
+            console.print(cka_table(found, which))
+        names = ", ".join(found["suggested"]) or "none"
+        console.print(f"like the layer before by {least} or more: {names}", markup=False)
+
+    return found, show, 0
+
+
+@main.command()
+@click.argument("task")
 @click.option("--effort", default="quick", show_default=True, help="quick or full.")
 @click.option(
     "--max-drop",

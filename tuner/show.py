@@ -166,12 +166,11 @@ def sensitivity_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def picture(result: Mapping[str, Any], path: Path) -> Path:
-    """The front as a PNG: speed-up against held-out score, both with their intervals.
+def _pyplot() -> Any:
+    """Matplotlib without a screen.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed.
-        PlanError: the file cannot be written.
+        MissingDependencyError: it is not installed.
     """
     try:
         import matplotlib
@@ -182,6 +181,58 @@ def picture(result: Mapping[str, Any], path: Path) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def cka_table(found: Mapping[str, Any], which: str) -> Table:
+    """CKA between layers: ``Z``, the blocks' outputs, or ``A``, the first token's attention."""
+    what = {"Z": "block outputs", "A": "attention of the first token"}[which]
+    table = Table(title=f"CKA of {what} ({found['task']})", title_justify="left")
+    table.add_column("layer")
+    for i in range(len(found["sites"])):
+        table.add_column(str(i), justify="right")
+    for i, (name, row) in enumerate(zip(found["sites"], found[which], strict=True)):
+        table.add_row(f"{i} {name}", *("-" if x is None else f"{x:.2f}" for x in row))
+    return table
+
+
+def cka_picture(found: Mapping[str, Any], path: Path) -> Path:
+    """Both matrices as a PNG; what SkipAt may leave out is marked.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        PlanError: the file cannot be written.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5), dpi=120)
+    for axis, which in zip(axes, ("Z", "A"), strict=True):
+        values = [[float("nan") if x is None else x for x in row] for row in found[which]]
+        image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis")
+        axis.set_title(f"CKA of {which}"), axis.set_xlabel("layer"), axis.set_ylabel("layer")
+        for i, name in enumerate(found["sites"]):
+            if name in found["suggested"]:
+                axis.plot(i, i, "rs", markersize=5, fillstyle="none")
+        figure.colorbar(image, ax=axis, fraction=0.045)
+    figure.tight_layout()
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise PlanError(
+            f"expected to write the picture to {path}, got: {error}; choose another file"
+        ) from error
+    finally:
+        pyplot.close(figure)
+    return path
+
+
+def picture(result: Mapping[str, Any], path: Path) -> Path:
+    """The front as a PNG: speed-up against held-out score, both with their intervals.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        PlanError: the file cannot be written.
+    """
+    pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
     rows = [r for r in result["front"] if r["held_out"] and r["latency"].get("ratio")]
     for row in rows:

@@ -1,0 +1,109 @@
+"""CKA between layers: against its definition, and on models whose layers are known to repeat."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from test_cli import TINY, run
+
+from attnpass import Task
+from attnpass.errors import CaptureError, MeasureError
+from attnpass.task import load_task
+from attnpass.tuner.cka import cka, similarities
+from attnpass.tuner.digits import DigitsViT, correct
+
+
+def spelled(x, y):
+    """The same by the four sums of the unbiased estimator, over distinct items."""
+    n = x.shape[0]
+    k, m = (a.flatten(1).double() @ a.flatten(1).double().T for a in (x, y))
+
+    def hsic(k, m):
+        total = 0.0
+        ij = [(i, j) for i in range(n) for j in range(n) if i != j]
+        total += sum(k[i, j] * m[i, j] for i, j in ij) / (n * (n - 1))
+        four = [
+            k[i, j] * m[q, r]
+            for i, j in ij
+            for q in range(n)
+            for r in range(n)
+            if len({i, j, q, r}) == 4
+        ]
+        three = [k[i, j] * m[i, q] for i, j in ij for q in range(n) if q not in (i, j)]
+        total += sum(four) / math.perm(n, 4) - 2 * sum(three) / math.perm(n, 3)
+        return float(total)
+
+    return hsic(k, m) / math.sqrt(hsic(k, k) * hsic(m, m))
+
+
+def test_it_is_the_unbiased_estimate():
+    x, y = torch.randn(7, 3, 2), torch.randn(7, 5)
+    assert cka(x, y) == pytest.approx(spelled(x, y), abs=1e-9)
+
+
+def test_rotation_scale_and_shift_change_nothing_and_noise_has_none():
+    x = torch.randn(200, 8)
+    turned = 3 * x @ torch.linalg.qr(torch.randn(8, 8))[0] + 5
+    assert cka(x, turned) == pytest.approx(1, abs=1e-5)
+    assert abs(cka(x, torch.randn(200, 8))) < 0.1
+
+
+def test_few_items_are_refused():
+    with pytest.raises(MeasureError, match="expected at least 4 items to compare layers, got 3"):
+        cka(torch.randn(3, 2), torch.randn(3, 2))
+
+
+def repeating() -> Task:
+    """The last three of four blocks have the same weights."""
+    torch.manual_seed(0)
+    model = DigitsViT(dim=16, depth=4, heads=2).eval()
+    for block in model.blocks[2:]:
+        block.load_state_dict(model.blocks[1].state_dict())
+    images = torch.rand(16, 1, 32, 32)
+    with torch.no_grad():
+        labels = model(images).argmax(-1)
+    return Task("repeating", model, (images[:2],), [(images,)], [((images,), labels)], correct)
+
+
+def test_matrices_are_symmetric_with_one_on_the_diagonal():
+    found = similarities(load_task(TINY))
+    n = len(found["sites"])
+    assert found["sites"] == [f"blocks.{i}.attn" for i in range(3)]
+    for which in ("Z", "A"):
+        matrix = found[which]
+        for i in range(n):
+            assert matrix[i][i] == pytest.approx(1)
+            for j in range(n):
+                assert matrix[i][j] == pytest.approx(matrix[j][i])
+
+
+def test_layers_that_repeat_are_suggested():
+    task = repeating()
+    found = similarities(task, least=0.9)
+    alike = {name for i, name in enumerate(found["sites"]) if i and found["Z"][i][i - 1] >= 0.9}
+    assert set(found["suggested"]) == alike
+    assert {"blocks.2.attn", "blocks.3.attn"} <= alike
+    assert similarities(task, least=1.0)["suggested"] == []
+
+
+def test_a_model_with_one_block_has_nothing_to_compare():
+    task = load_task(TINY)
+    task.model = DigitsViT(dim=16, depth=1, heads=2).eval()
+    with pytest.raises(CaptureError, match="at least two attention blocks"):
+        similarities(task)
+
+
+def test_the_command(tmp_path):
+    path = tmp_path / "cka.png"
+    done = run("cka", TINY, "--json", "--picture", str(path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["Z"]) == len(found["A"]) == len(found["sites"]) == 3
+    assert path.read_bytes().startswith(b"\x89PNG")
+    table = run("cka", TINY)
+    assert "CKA of block outputs" in table.stdout and "like the layer before" in table.stdout
+    bad = run("cka", TINY, "--least", "2")
+    assert bad.returncode == 1 and "expected --least from -1 to 1, got 2.0" in bad.stderr
