@@ -221,9 +221,10 @@ class Pointwise(nn.Module):
         """L as float32, broadcastable to ``[B, H, T, 1]``, at least 1."""
         t, s = q.shape[2], k.shape[2]
         if isinstance(self.length, (int, float)):
-            return torch.full((1, 1, 1, 1), float(self.length), device=q.device)
+            value = float(self.length)
+            return torch.full((1, 1, 1, 1), value, dtype=torch.float32, device=q.device)
         if self.length == "keys" or (keep is None and not self.causal):
-            one = torch.ones((1, 1, 1, 1), device=q.device)
+            one = torch.ones((1, 1, 1, 1), dtype=torch.float32, device=q.device)
             return one * torch.sym_max(s, 1)  # type: ignore[no-any-return]
         if keep is None:
             rows = torch.arange(1, t + 1, device=q.device, dtype=torch.float32)

@@ -14,7 +14,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,6 @@ from attnpass.kernels import ops, reference, triton_launch
 from attnpass.kernels.tile import Tile, default_tile
 from attnpass.tuner.calls import ALLOWED, Shape
 from attnpass.tuner.latency import events, floor, interleave, ratio
-from attnpass.tuner.tiles import study
 
 TINY = "--tiny" in sys.argv
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,17 +89,16 @@ def tiles(d: int) -> list[Tile]:
     return [default_tile(DEVICE, d, x, DTYPE) for x in ("forward", "backward")]
 
 
-def ours(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Tensor:
+def ours(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Callable[[], Tensor]:
     """The kernel with the terms that a form has."""
-    rest = (q.shape[3] ** -0.5, h, causal, tiles(q.shape[3])[0].as_list())
-    return triton_launch.pointwise(q, k, v, None, None, None, *terms(q, k.shape[2], h), *rest)
+    given = (q, k, v, None, None, None, *terms(q, k.shape[2], h), q.shape[3] ** -0.5, h, causal)
+    return functools.partial(triton_launch.pointwise, *given, tiles(q.shape[3])[0].as_list())
 
 
-def trained(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Tensor:
+def trained(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Callable[[], Tensor]:
     """The same as the operator with its backward."""
-    both = [t.as_list() for t in tiles(q.shape[3])]
-    rest = (q.shape[3] ** -0.5, h, causal, *both)
-    return ops.pointwise(q, k, v, None, None, None, *terms(q, k.shape[2], h), *rest)
+    given = (q, k, v, None, None, None, *terms(q, k.shape[2], h), q.shape[3] ** -0.5, h, causal)
+    return functools.partial(ops.pointwise, *given, *(t.as_list() for t in tiles(q.shape[3])))
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> float:
@@ -110,7 +108,7 @@ def check(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> float:
         SystemExit: the kernel is wrong.
     """
     with torch.no_grad():
-        got = ours(q, k, v, h, causal)[:1, :2]
+        got = ours(q, k, v, h, causal)()[:1, :2]
     q, k, v = q[:1, :2], k[:1, :2], v[:1, :2]
     n = k.shape[2]
     rows = torch.linspace(0, n - 1, 64, device=DEVICE).round().long().unique()
@@ -145,6 +143,7 @@ def flops(cell: tuple[int, int, int, int, bool], products: int) -> float:
 
 def rivals(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Runs:
     """Every SDPA backend, FlexAttention and triton-sigmoid, where they are to be had."""
+    torch._dynamo.reset()  # or FlexAttention is left uncompiled after eight shapes
     runs: Runs = {
         name: functools.partial(sdpa, backend, q, k, v, is_causal=causal)
         for name, backend in BACKENDS.items()
@@ -167,18 +166,16 @@ def rivals(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Runs:
     return runs
 
 
-def part_kernels() -> list[dict[str, Any]]:
+def part_kernels() -> Iterator[dict[str, Any]]:
     """Forward."""
-    rows = []
     for cell in cells():
         b, n, h, d, causal = cell
         q, k, v = heads(b, n, h, d)
         runs, errors = rivals(q, k, v, causal), {}
         for name in ("sigmoid", "sigmoid_tanh", "relu"):
             errors[name] = check(q, k, v, name, causal)
-            runs[name] = functools.partial(ours, q, k, v, name, causal)
-        rows.append(row(cell, timed(runs), 2, errors=errors, tile=tiles(d)[0].as_dict()))
-    return rows
+            runs[name] = ours(q, k, v, name, causal)
+        yield row(cell, timed(runs), 2, errors=errors, tile=tiles(d)[0].as_dict())
 
 
 def gradients(run: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> Any:
@@ -189,18 +186,37 @@ def gradients(run: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> 
     )
 
 
-def part_backward() -> list[dict[str, Any]]:
+def check_gradients(causal: bool, d: int) -> float:
+    """The largest relative error of q, k, v gradients at a small size, against float64.
+
+    Raises:
+        SystemExit: the kernels are wrong.
+    """
+    inputs = heads(1, 48 if TINY else 300, 2, d, grad=True)
+    grad, n = torch.randn_like(inputs[0]), inputs[0].shape[2]
+    found = torch.autograd.grad(trained(*inputs, "sigmoid", causal)(), inputs, grad)
+    q, k, v = wide = [x.detach().double().requires_grad_() for x in inputs]
+    given = (q, k, v, None, None, None, *terms(q, n, "sigmoid"))
+    want = reference.pointwise(*given, scale=d**-0.5, h="sigmoid", causal=causal)
+    wanted = torch.autograd.grad(want, wide, grad.double())
+    pairs = zip(found, wanted, strict=True)
+    error = max(float((g.double() - w).norm() / w.norm()) for g, w in pairs)
+    if not error <= ALLOWED["bfloat16"]:
+        raise SystemExit(f"gradients, head dim {d}, causal={causal}: relative error {error:.2g}")
+    return error
+
+
+def part_backward() -> Iterator[dict[str, Any]]:
     """Forward and backward together."""
-    rows = []
     for cell in cells():
         b, n, h, d, causal = cell
         q, k, v = inputs = heads(b, n, h, d, grad=True)
         grad, runs = heads(b, n, h, d)[0], rivals(q, k, v, causal)
+        error = check_gradients(causal, d)
         for name in ("sigmoid", "relu"):
-            runs[name] = functools.partial(trained, q, k, v, name, causal)
+            runs[name] = trained(q, k, v, name, causal)
         both = {k: functools.partial(gradients, run, inputs, grad) for k, run in runs.items()}
-        rows.append(row(cell, timed(both, 20), 7, tile=tiles(d)[1].as_dict()))
-    return rows
+        yield row(cell, timed(both, 20), 7, error=error, tile=tiles(d)[1].as_dict())
 
 
 def row(cell: Any, found: dict[str, Any], products: int, **more: Any) -> dict[str, Any]:
@@ -214,9 +230,9 @@ def row(cell: Any, found: dict[str, Any], products: int, **more: Any) -> dict[st
     return out
 
 
-def part_hydra() -> list[dict[str, Any]]:
+def part_hydra() -> Iterator[dict[str, Any]]:
     """GB/s of what hydra must move, over those of a copy; and what inductor makes of it."""
-    rows = []
+    torch._dynamo.reset()
     for n, count in ((64, 2),) if TINY else ((4096, 12), (16384, 16), (65536, 16), (262144, 16)):
         for causal in (False, True):
             q, k, v = heads(1, n, count, 16 if TINY else 64)
@@ -237,7 +253,8 @@ def part_hydra() -> list[dict[str, Any]]:
                 "hydra backward": functools.partial(triton_launch.hydra_backward, q, *given),
             }
             if not TINY:
-                module = forms.Hydra(count, q.shape[3], causal=causal).to(DEVICE)
+                plain = Tile("aten")
+                module = forms.Hydra(count, q.shape[3], causal=causal, tile=plain).to(DEVICE)
                 compiled = torch.compile(module, dynamic=False)
                 runs["inductor"] = functools.partial(compiled, q, k, v)
             with torch.no_grad():
@@ -249,14 +266,12 @@ def part_hydra() -> list[dict[str, Any]]:
                 if name in found:
                     found[name]["gb_per_s"] = factor * size / found[name]["ms"]
             share = found["hydra"]["gb_per_s"] / found["copy"]["gb_per_s"]
-            rows.append({"n": n, "heads": count, "causal": causal, "error": error, **found})
             print(n, count, causal, f"{share:.0%} of copy", found["fails"] or "", flush=True)
-    return rows
+            yield {"n": n, "heads": count, "causal": causal, "error": error, **found}
 
 
-def part_phi() -> list[dict[str, Any]]:
+def part_phi() -> Iterator[dict[str, Any]]:
     """SkipAt's Phi by inductor, its linear layers alone, and a copy of its input."""
-    rows = []
     for batch, side, width in ((1, 4, 32),) if TINY else ((256, 14, 384), (16, 64, 384)):
         torch._dynamo.reset()
         x = torch.randn(batch, side * side, width, device=DEVICE, dtype=DTYPE)
@@ -268,9 +283,9 @@ def part_phi() -> list[dict[str, Any]]:
             "linear layers alone": functools.partial(ready(linears), x),
             "copy": functools.partial(target.copy_, x),
         }
-        rows.append({"batch": batch, "n": side * side, "width": width, **timed(runs)})
-        print(rows[-1], flush=True)
-    return rows
+        found = {"batch": batch, "n": side * side, "width": width, **timed(runs)}
+        print(found, flush=True)
+        yield found
 
 
 class Block(nn.Module):
@@ -289,7 +304,7 @@ class Block(nn.Module):
         return x + self.down(F.gelu(self.up(self.second(x))))
 
 
-def part_models() -> list[dict[str, Any]]:
+def part_models() -> Iterator[dict[str, Any]]:
     """Whole encoders: eager SDPA, inductor, and attnpass with one form in every layer."""
     sizes = [
         ("ViT-S", 384, 6, (px // 16) ** 2 + 1, max(1, 65536 // (px * px // 256)))
@@ -297,7 +312,6 @@ def part_models() -> list[dict[str, Any]]:
     ]
     sizes += [(f"ViT-B{x[0][5:]}", 768, 12, x[3], x[4]) for x in sizes]
     sizes += [("encoder", 768, 12, n, max(1, 32768 // n)) for n in (512, 2048, 8192)]
-    rows = []
     for name, width, count, n, batch in [("tiny", 32, 2, 20, 1)] if TINY else sizes:
         torch._dynamo.reset()
         layers = [Block(width, count) for _ in range(2 if TINY else 12)]
@@ -313,24 +327,27 @@ def part_models() -> list[dict[str, Any]]:
             runs[form] = functools.partial(compiled, x)
         with torch.no_grad():
             found = timed(runs)
-        rows.append({"model": name, "width": width, "tokens": n, "batch": batch, **found})
         told = {
             k: round(v["median"], 2) for k, v in found.items() if isinstance(v, dict) and "ms" in v
         }
         print(name, n, told, found["fails"] or "", flush=True)
-    return rows
+        yield {"model": name, "width": width, "tokens": n, "batch": batch, **found}
 
 
-def part_tiles() -> list[dict[str, Any]]:
-    """What the search finds beyond the default tiles, at one large size."""
-    rows = []
-    for d in (64, 128):
-        for direction in ("forward", "backward"):
-            shape = Shape.parse(f"1,{WIDTH // d},8192,8192,{d}", dtype="bfloat16", device=DEVICE)
-            found = study(replace(shape, direction=direction), trials=24)
-            print(found["class"], found["tile"], found["gain"]["median"], flush=True)
-            rows.append(found)
-    return rows
+def part_tiles() -> Iterator[dict[str, Any]]:
+    """What the search finds beyond the default tiles, at one large size; goes on where it was."""
+    from attnpass.store import Store
+    from attnpass.tuner.progress import Voice
+    from attnpass.tuner.tiles import tune
+
+    with Store() as store:
+        for d in (64, 128):
+            for direction in ("forward", "backward"):
+                size = f"1,{WIDTH // d},8192,8192,{d}"
+                shape = Shape.parse(size, dtype="bfloat16", device=DEVICE)
+                found = tune([replace(shape, direction=direction)], store, Voice(True), trials=24)
+                print(found[0]["class"], found[0]["tile"], found[0]["gain"]["median"], flush=True)
+                yield found[0]
 
 
 def ceilings() -> dict[str, float]:
@@ -370,10 +387,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    out, part = Path(sys.argv[1]), sys.argv[2]
+    out, part, rows = Path(sys.argv[1]), sys.argv[2], list[dict[str, Any]]()
     torch.manual_seed(0)
-    with torch.set_grad_enabled(part in ("backward", "tiles")):
-        rows = globals()[f"part_{part}"]()
     found = {
         "command": f"benchmarks/gpu.sh {part}",
         "date": time.strftime("%Y-%m-%d"),
@@ -383,7 +398,10 @@ def main() -> None:
         "ceilings": ceilings(),
         "rows": rows,
     }
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    with torch.set_grad_enabled(part in ("backward", "tiles")):
+        for one in globals()[f"part_{part}"]():
+            rows.append(one)
+            out.write_text(json.dumps(found, indent=1) + "\n")
     if part in ("kernels", "backward") and not TINY:
         plot(rows, out.with_suffix(".png"))
 

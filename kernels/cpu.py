@@ -70,8 +70,8 @@ def library(name: str) -> Any:
 def refusal(name: str, *tensors: Tensor | None) -> str | None:
     """Why the kernel ``name`` cannot serve these tensors, or None."""
     for x in tensors:
-        if x is not None and x.dtype not in TYPES:
-            return f"{x.dtype} is computed by plain torch operations"
+        if x is not None and (x.dtype not in TYPES or x.device.type != "cpu"):
+            return f"{x.dtype} on {x.device} is computed by plain torch operations"
     found = library(name)
     return found if isinstance(found, str) else None
 

@@ -11,6 +11,9 @@ import torch
 
 from attnpass.kernels.tile import Tile
 
+LEAST = 80
+"""The least compute capability that the Triton kernels serve; below, plain torch does."""
+
 SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99}
 """KiB of shared memory that one program may have, per compute capability."""
 

@@ -121,13 +121,13 @@ def hydra_sums(
     k, v, keep, sums, k_st, v_st, keep_st, N, steps, eps, F: tl.constexpr, KEEP: tl.constexpr
 ):
     """``sums [B, chunks, H * D]``: ``k^ * v`` summed over the tokens of a chunk (2209.07484)."""
-    chunk, b = tl.program_id(0), tl.program_id(1)
+    b, chunk = tl.program_id(0), tl.program_id(1)
     total = tl.zeros([F.block], dtype=tl.float32)
     for step in tl.range(0, steps):
         start = (chunk * steps + step) * F.rows
         x = _products(k, v, keep, k_st, v_st, keep_st, b, start, N, eps, F, KEEP)
         total += tl.sum(x, axis=0)
-    _put_features(sums, b, chunk, tl.num_programs(0), total, F)
+    _put_features(sums, b, chunk, tl.num_programs(1), total, F)
 
 
 @triton.jit
@@ -151,7 +151,7 @@ def hydra_apply(
     F: tl.constexpr,
 ):
     """``out = gain q^ * total``; ``before`` is the total, or what precedes a causal chunk."""
-    chunk, b = tl.program_id(0), tl.program_id(1)
+    b, chunk = tl.program_id(0), tl.program_id(1)
     before_chunk = _features(before, b, chunk, before_st, F)
     g = 1.0
     if F.gain:
@@ -191,7 +191,7 @@ def hydra_queries(
     F: tl.constexpr,
 ):
     """dq, and a chunk's share ``[B, chunks, H * D]`` of dgain."""
-    chunk, b = tl.program_id(0), tl.program_id(1)
+    b, chunk = tl.program_id(0), tl.program_id(1)
     before_chunk = _features(before, b, chunk, before_st, F)
     g = 1.0
     if F.gain:
@@ -210,7 +210,7 @@ def hydra_queries(
             share += tl.sum(d * unit, axis=0)
         _store(dq, dq_st, b, start, T, _unit_gradient(d * g, unit, r, above), F)
     if F.gain:
-        _put_features(dgain, b, chunk, tl.num_programs(0), share, F)
+        _put_features(dgain, b, chunk, tl.num_programs(1), share, F)
 
 
 @triton.jit
@@ -238,7 +238,7 @@ def hydra_keys(
     F: tl.constexpr,
 ):
     """Dk and dv; ``after`` is the sum of ``q^ * grad``, or what follows a causal chunk."""
-    chunk, b = tl.program_id(0), tl.program_id(1)
+    b, chunk = tl.program_id(0), tl.program_id(1)
     after_chunk = _features(after, b, chunk, after_st, F)
     g = 1.0
     if F.gain:

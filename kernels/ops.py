@@ -14,15 +14,18 @@ from torch import Tensor
 from attnpass.kernels.tiled import heads_last
 
 
-def _implementation(q: Tensor) -> Any:
-    """The module that computes on the device of ``q``."""
-    if q.device.type == "cuda":
+def _run(name: str, q: Tensor, *args: Any) -> Any:
+    """The function ``name`` of the module that computes on the device of ``q``."""
+    from attnpass.kernels import gpu
+
+    if q.device.type == "cuda" and gpu.capability() >= gpu.LEAST:
         from attnpass.kernels import triton_launch
 
-        return triton_launch
+        with torch.cuda.device_of(q):  # kernels start on the current device
+            return getattr(triton_launch, name)(*args)
     from attnpass.kernels import cpu
 
-    return cpu
+    return getattr(cpu, name)(*args)
 
 
 @torch.library.custom_op("attnpass::pointwise", mutates_args=())
@@ -62,7 +65,8 @@ def pointwise(
         lengths: ``[B]`` int; only the first ``lengths[b]`` keys of an item are kept.
         window: keep only ``|t - s| < window``; 0: all.
     """
-    return _implementation(q).pointwise(  # type: ignore[no-any-return]
+    return _run(  # type: ignore[no-any-return]
+        *("pointwise", q),
         *(q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile),
         *(slopes, lengths, window),
     )
@@ -94,7 +98,8 @@ def pointwise_backward(
     window: int = 0,
 ) -> list[Tensor]:
     """Gradients of q, k, v, bias, tau, offset, gain; an empty tensor where there is none."""
-    return _implementation(q).pointwise_backward(  # type: ignore[no-any-return]
+    return _run(  # type: ignore[no-any-return]
+        *("pointwise_backward", q),
         *(grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, needs_bias),
         *(slopes, lengths, window),
     )
@@ -148,7 +153,7 @@ def hydra(
         causal: cumulative sum (T = S).
         eps: floor of the squared norm over all H*d features. tile: ``Tile.as_list()``.
     """
-    return _implementation(q).hydra(q, k, v, keep, gain, causal, eps, tile)  # type: ignore[no-any-return]
+    return _run("hydra", q, q, k, v, keep, gain, causal, eps, tile)  # type: ignore[no-any-return]
 
 
 @hydra.register_fake
@@ -169,7 +174,7 @@ def hydra_backward(
     tile: list[int],
 ) -> list[Tensor]:
     """Gradients of q, k, v, gain; an empty tensor where there is none."""
-    return _implementation(q).hydra_backward(grad, q, k, v, keep, gain, causal, eps, tile)  # type: ignore[no-any-return]
+    return _run("hydra_backward", q, grad, q, k, v, keep, gain, causal, eps, tile)  # type: ignore[no-any-return]
 
 
 @hydra_backward.register_fake

@@ -16,11 +16,12 @@ import triton.language as tl
 class Form(NamedTuple):
     """What one kernel is compiled for: a constant of every function here.
 
-    ``unit``: h takes ``unit`` times the logit. ``windowed`` to ``lengths``: which terms there are.
+    ``unit``: h takes ``unit`` times the logit. ``windowed`` to ``lengths``: which terms there are;
+    ``offset`` and ``gain`` are 1 with one value per head, 2 with one per row.
     ``d``, ``dv``: head dims, padded to ``block_d``, ``block_dv``. ``precision``: of float32
     products. ``big``: offsets within a block pass 2^31. ``device``: an NVIDIA GPU from sm80 on;
     elsewhere (the interpreter) bfloat16 is widened and there is no assembly. ``m``,
-    ``n``: rows and columns of a block.
+    ``n``, ``warps``: rows, columns and warps of a block.
     ``descriptors``: blocks of a loop come by the tensor memory accelerator. ``persistent``: a
     program takes every num_programs-th tile, else one.
     """
@@ -32,8 +33,8 @@ class Form(NamedTuple):
     bias: bool
     keep: bool
     tau: bool
-    offset: bool
-    gain: bool
+    offset: int
+    gain: int
     slopes: bool
     lengths: bool
     d: int
@@ -45,12 +46,14 @@ class Form(NamedTuple):
     device: bool
     m: int
     n: int
+    warps: int
     descriptors: bool
     persistent: bool
 
 
 # Two sigmoids of x = -log2(e) * logit by three special functions instead of four: 1/a and 1/b are
-# b/(ab) and a/(ab). Beyond 2^-62 the weight stays there. ``min.NaN`` lets a NaN pass.
+# b/(ab) and a/(ab). Beyond 2^-62 the weight stays there. ``min.NaN`` lets a NaN pass, to both:
+# what is not kept must be set to a number before.
 _SIGMOID = tl.constexpr(
     """{
     .reg .f32 a, b, r;
@@ -72,7 +75,8 @@ _SIGMOID = tl.constexpr(
 def activation(x, F: tl.constexpr):
     """``h`` of the logit ``x / F.unit``, in float32."""
     if F.h == "sigmoid":
-        if F.device:
+        # a thread with one weight has no second
+        if F.device and F.m * F.n >= 64 * F.warps:
             p = tl.inline_asm_elementwise(
                 _SIGMOID, "=f,=f,f,f", [x], dtype=tl.float32, is_pure=True, pack=2
             )
@@ -194,6 +198,37 @@ def _vector(x, start, step, N, BLOCK: tl.constexpr):
     """Entries ``[start, start + BLOCK)`` of a vector with a stride; zero from N on."""
     i = start + tl.arange(0, BLOCK)
     return tl.load(x + i.to(tl.int64) * step, mask=i < N, other=0.0)
+
+
+@triton.jit
+def _term(
+    x,
+    st,
+    b,
+    head,
+    start,
+    N,
+    KIND: tl.constexpr,
+    BLOCK: tl.constexpr,
+    AXIS: tl.constexpr,
+):
+    """A value of the head, or of its rows ``[start, start + BLOCK)`` along ``AXIS`` of two."""
+    at = _head(x, st, b, head)
+    if KIND == 1:
+        return tl.load(at)
+    elif AXIS == 0:
+        return _vector(at, start, st[2], N, BLOCK)[:, None]
+    else:
+        return _vector(at, start, st[2], N, BLOCK)[None, :]
+
+
+@triton.jit
+def _seen(x, start, limit, CHECK: tl.constexpr, F: tl.constexpr):
+    """Rows of keys or values with zeros from ``limit`` on: what lies there may be anything."""
+    if CHECK and F.lengths:
+        i = start + tl.arange(0, F.n)
+        x = tl.where((i < limit)[:, None], x, 0.0)
+    return x
 
 
 @triton.jit
@@ -353,8 +388,7 @@ def pointwise_forward(
         by = _scale(tau, slopes, head, scale, F)
         row_offset = 0.0
         if F.offset:
-            at = _head(offset, offset_st, b, head)
-            row_offset = _vector(at, first, offset_st[2], T, F.m)[:, None] * F.unit
+            row_offset = _term(offset, offset_st, b, head, first, T, F.offset, F.m, 0) * F.unit
         limit = _limit(lengths, b, S, F)
         parts = _visible(first, tl.minimum(first + F.m, T) - 1, limit, window, F)
         k_at, v_at = _head(k, k_st, b, g), _head(v, v_st, b, g)
@@ -377,31 +411,34 @@ def pointwise_forward(
                     x, kept = _logits(
                         product, t, s, by, bias_at, bias_st, keep_at, keep_st, T, limit, window, F
                     )
-                    p = activation(x + row_offset, F)
+                    x += row_offset
                     if which != 1 or (F.bias or F.keep):
-                        p = tl.where(kept, p, 0.0)
+                        p = tl.where(kept, activation(tl.where(kept, x, 0.0), F), 0.0)
+                    else:
+                        p = activation(x, F)
                     v_block = _next(
                         v_at, v_desc, v_st, b, g, start, S, F.dv, F.n, F.block_dv, which != 1, F
                     )
+                    v_block = _seen(v_block, start, limit, which != 1, F)
                     total = _dot(p.to(v_block.dtype), v_block, total, F)
         if F.gain:
-            at = _head(gain, gain_st, b, head)
-            total *= _vector(at, first, gain_st[2], T, F.m)[:, None]
+            total *= _term(gain, gain_st, b, head, first, T, F.gain, F.m, 0)
         _store(_head(out, out_st, b, head), out_st, first, T, F.dv, F.block_dv, F.m, total)
 
 
 @triton.jit
 def _gradients(x, dp, kept, row_offset, row_gain, CHECK: tl.constexpr, F: tl.constexpr):
-    """Weights p, and the gradient of the logits, from logits and the gradient of the weights.
-
-    CHECK: some may not be kept.
-    """
+    """Weights p, their gradient and that of the logits, where kept; CHECK: some may not be."""
     x += row_offset
-    p = activation(x, F)
-    ds = slope(x, p, F) * dp * row_gain
     if CHECK or (F.bias or F.keep):
-        p, ds = tl.where(kept, p, 0.0), tl.where(kept, ds, 0.0)
-    return p, ds
+        x, dp = tl.where(kept, x, 0.0), tl.where(kept, dp, 0.0)
+        p = activation(x, F)
+        ds = tl.where(kept, slope(x, p, F) * dp * row_gain, 0.0)
+        p = tl.where(kept, p, 0.0)
+    else:
+        p = activation(x, F)
+        ds = slope(x, p, F) * dp * row_gain
+    return p, dp, ds
 
 
 @triton.jit
@@ -458,11 +495,9 @@ def pointwise_queries(
     by = _scale(tau, slopes, head, scale, F)
     row_offset, row_gain = 0.0, 1.0
     if F.offset:
-        at = _head(offset, offset_st, b, head)
-        row_offset = _vector(at, first, offset_st[2], T, F.m)[:, None] * F.unit
+        row_offset = _term(offset, offset_st, b, head, first, T, F.offset, F.m, 0) * F.unit
     if F.gain:
-        at = _head(gain, gain_st, b, head)
-        row_gain = _vector(at, first, gain_st[2], T, F.m)[:, None]
+        row_gain = _term(gain, gain_st, b, head, first, T, F.gain, F.m, 0)
     limit = _limit(lengths, b, S, F)
     parts = _visible(first, tl.minimum(first + F.m, T) - 1, limit, window, F)
     k_at, v_at = _head(k, k_st, b, g), _head(v, v_st, b, g)
@@ -491,13 +526,14 @@ def pointwise_queries(
                 x, kept = _logits(
                     product, t, s, by, bias_at, bias_st, keep_at, keep_st, T, limit, window, F
                 )
-                p, ds = _gradients(x, dp, kept, row_offset, row_gain, which != 1, F)
+                p, dp, ds = _gradients(x, dp, kept, row_offset, row_gain, which != 1, F)
                 if F.offset:
                     sum_ds += tl.sum(ds, axis=1)
                 if F.gain:
                     sum_p += tl.sum(p * dp, axis=1)
                 if F.tau:
                     sum_x += tl.sum(ds * x, axis=1)
+                k_block = _seen(k_block, start, limit, which != 1, F)
                 total = _dot(ds.to(k_block.dtype), k_block, total, F)
     at = _head(dq, dq_st, b, head)
     by_scale, added, far = by
@@ -604,11 +640,12 @@ def pointwise_keys(
                         t = (start + tl.arange(0, F.m))[None, :]
                         row_offset, row_gain = 0.0, 1.0
                         if F.offset:
-                            at = _head(offset, offset_st, b, head)
-                            row_offset = _vector(at, start, offset_st[2], T, F.m)[None, :] * F.unit
+                            row_offset = _term(
+                                offset, offset_st, b, head, start, T, F.offset, F.m, 1
+                            )
+                            row_offset *= F.unit
                         if F.gain:
-                            at = _head(gain, gain_st, b, head)
-                            row_gain = _vector(at, start, gain_st[2], T, F.m)[None, :]
+                            row_gain = _term(gain, gain_st, b, head, start, T, F.gain, F.m, 1)
                         product = _dot(k_block, tl.trans(q_block), None, F)  # [N, M]
                         dp = _dot(v_block, tl.trans(g_block), None, F)  # [N, M]
                         x, kept = _logits(
@@ -626,7 +663,7 @@ def pointwise_keys(
                             F,
                         )
                         check: tl.constexpr = which != 1 or F.lengths
-                        p, ds = _gradients(x, dp, kept, row_offset, row_gain, check, F)
+                        p, dp, ds = _gradients(x, dp, kept, row_offset, row_gain, check, F)
                         p = (p * row_gain).to(g_block.dtype)
                         v_total = _dot(p, g_block, v_total, F)
                         ds = (ds * (by[0] / F.unit)).to(q_block.dtype)
@@ -700,11 +737,9 @@ def pointwise_bias(
         by = _scale(tau, slopes, head, scale, F)
         row_offset, row_gain = 0.0, 1.0
         if F.offset:
-            at = _head(offset, offset_st, b, head)
-            row_offset = _vector(at, first, offset_st[2], T, F.m)[:, None] * F.unit
+            row_offset = _term(offset, offset_st, b, head, first, T, F.offset, F.m, 0) * F.unit
         if F.gain:
-            at = _head(gain, gain_st, b, head)
-            row_gain = _vector(at, first, gain_st[2], T, F.m)[:, None]
+            row_gain = _term(gain, gain_st, b, head, first, T, F.gain, F.m, 0)
         keep_at = keep
         if F.keep:
             keep_at = _head(keep, keep_st, b, head)
@@ -724,7 +759,7 @@ def pointwise_bias(
             window,
             F,
         )
-        p, ds = _gradients(x, dp, kept, row_offset, row_gain, True, F)
+        p, dp, ds = _gradients(x, dp, kept, row_offset, row_gain, True, F)
         total += ds * (by[1] / F.unit)
     i, j = row * F.m + tl.arange(0, F.m), column * F.n + tl.arange(0, F.n)
     at = dbias + tl.cast(own, tl.int64) * ROWS * COLUMNS

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from attnpass.kernels import gpu
 from attnpass.kernels.tile import Tile, default_tile
 
 ATEN_SCORES = 1024 * 1024
@@ -36,6 +37,8 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
     for tile in tiles:
         if tile is not None and (tile.implementation == "fused" or wide):
             return tile
+    if q.device.type == "cuda" and q.dtype == torch.float64:
+        return Tile("aten")  # the kernels sum in float32
     fast = q.device.type == "cpu" and q.dtype == torch.float32 and has_kernel("pointwise")
     few = ATEN_SMALL if fast else ATEN_SCORES
     if wide and statically_known_true(q.shape[2] * k.shape[2] <= few):
@@ -55,7 +58,7 @@ def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:
     narrow = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
     if not narrow or not statically_known_true(q.shape[2] >= HYDRA_TOKENS):
         return Tile("aten")
-    if q.device.type == "cuda":
+    if q.device.type == "cuda" and gpu.capability() >= gpu.LEAST:
         return Tile()
     fused = causal and q.device.type == "cpu" and has_kernel("hydra")
     return default_tile("cpu", q.shape[3]) if fused else Tile("aten")

@@ -36,6 +36,19 @@ def _spread(x: Tensor | None, shape: tuple[int, ...]) -> tuple[Tensor | None, St
     return wide, wide.stride()
 
 
+def _tf32() -> bool:
+    """Whether torch multiplies float32 in TensorFloat-32, by its newer or its older setting."""
+    setting = getattr(torch.backends.cuda.matmul, "fp32_precision", "none")
+    if setting not in ("none", "ieee"):
+        return bool(setting == "tf32")
+    return setting == "none" and bool(torch.backends.cuda.matmul.allow_tf32)
+
+
+def _kind(x: Tensor | None) -> int:
+    """0: there is none; 1: one value per head; 2: one per row."""
+    return 0 if x is None else 1 if x.stride(2) == 0 or x.shape[2] == 1 else 2
+
+
 def _blocks(n: int, block: int) -> int:
     return -(-n // block)
 
@@ -75,6 +88,7 @@ class _Call:
         slopes: Tensor | None,
         lengths: Tensor | None,
         window: int,
+        *more: Tensor,
     ) -> None:
         (b, heads, t, d), (g, s), dv = q.shape, k.shape[1:3], v.shape[3]
         self.b, self.heads, self.groups, self.t, self.s = b, heads, g, t, s
@@ -89,8 +103,7 @@ class _Call:
         self.slopes = None if slopes is None else slopes.float()
         self.lengths = None if lengths is None else lengths.int()
         self.scale, self.window = scale, window
-        tf32 = q.device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
-        furthest = max(abs(x.stride(2)) for x in (q, k, v)) * max(tile[:2])
+        furthest = max(abs(x.stride(2)) for x in (q, k, v, *more)) * max(tile[:2])
         self.form = Form(
             h=h,
             unit=UNIT.get(h, 1.0),
@@ -99,19 +112,20 @@ class _Call:
             bias=bias is not None,
             keep=keep is not None,
             tau=tau is not None,
-            offset=offset is not None,
-            gain=gain is not None,
+            offset=_kind(self.offset),
+            gain=_kind(self.gain),
             slopes=slopes is not None,
             lengths=lengths is not None,
             d=d,
             dv=dv,
             block_d=power(d),
             block_dv=power(dv),
-            precision="tf32" if tf32 else "ieee",
+            precision="tf32" if q.device.type == "cuda" and _tf32() else "ieee",
             big=furthest >= 2**30,
             device=_capability() >= 80,
             m=tile[0],
             n=tile[1],
+            warps=tile[2],
             descriptors=False,
             persistent=bool(tile[6]),
         )
@@ -214,7 +228,7 @@ def pointwise_backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v, bias, tau, offset, gain; see ``ops.pointwise_backward``."""
     given = (bias, keep, tau, offset, gain, scale, h, causal, tile, slopes, lengths, window)
-    call = _Call(q, k, v, *given)
+    call = _Call(q, k, v, *given, grad)
     b, heads, t, s, groups = call.b, call.heads, call.t, call.s, call.groups
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     blocks = _blocks(t, tile[0])
@@ -338,15 +352,17 @@ class _Tokens:
         )
 
     def grid(self, x: Tensor) -> tuple[tuple[int, int], int]:
-        """Chunks by items for the tokens of ``x``, and the steps of a chunk."""
+        """Items by chunks for the tokens of ``x``, and the steps of a chunk."""
         blocks = _blocks(x.shape[2], self.form.rows)
         steps = max(1, blocks * self.b // (4 * _programs(x)))
-        return (_blocks(blocks, steps), self.b), steps
+        return (self.b, _blocks(blocks, steps)), steps
 
     def sums(self, x: Tensor, y: Tensor, eps: float, *, keys: bool) -> Tensor:
         """``[B, chunks, H * D]``: the sum of ``x^ * y`` per chunk."""
         grid, steps = self.grid(x)
-        out = torch.empty((self.b, grid[0], self.features), device=self.device)
+        out = torch.empty(
+            (self.b, grid[1], self.features), dtype=torch.float32, device=self.device
+        )
         keep = self.keep if keys else None
         strides = (x.stride(), y.stride(), self.keep_st)
         hydra_triton.hydra_sums[grid](
@@ -422,7 +438,7 @@ def hydra_backward(
     grid, steps = call.grid(q)
     dgain = None
     if gain is not None:
-        dgain = torch.empty((call.b, grid[0], call.features), device=q.device)
+        dgain = torch.empty((call.b, grid[1], call.features), dtype=torch.float32, device=q.device)
     hydra_triton.hydra_queries[grid](
         *(*inputs, before, dq, dgain, *strides, before_st, dq.stride(), q.shape[2], steps, eps),
         _constant(form),

@@ -562,11 +562,25 @@ def test_on_a_gpu_a_graph_holds_the_operators_with_its_tiles(dtype, monkeypatch)
                 assert tiles[0] == gpu.default(d, d, 2, "forward", 90).as_list()
 
 
+def test_on_an_older_gpu_plain_torch_runs(monkeypatch):
+    monkeypatch.setattr(gpu, "capability", lambda: 75)
+    calls = []
+    monkeypatch.setattr(tiled, "pointwise", lambda *a: calls.append(a) or a[0])
+    with FakeTensorMode():
+        q = torch.empty(1, 2, 200, 64, device="cuda", dtype=torch.float16)
+        terms = (*[None] * 5, 0.1, "relu", False, Tile().as_list())
+        ops._run("pointwise", q, q, q, q, *terms, None, None, 0)
+        assert choose_hydra(q, True, None) == Tile("aten")
+    assert len(calls) == 1
+
+
 def test_on_a_gpu_few_tokens_of_hydra_are_left_to_the_compiler():
     with FakeTensorMode():
         q = torch.empty(1, 2, 16, 64, device="cuda")
         assert choose_hydra(q, True, None) == Tile("aten")
         assert choose_hydra(q.double(), True, None) == Tile("aten")
+        long = torch.empty(1, 2, 3000, 64, device="cuda", dtype=torch.float64)
+        assert choose(long, long) == Tile("aten")
 
 
 # --- measured tiles ---------------------------------------------------------------------------

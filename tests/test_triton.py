@@ -17,7 +17,7 @@ from tolerance import GRADIENT, assert_near
 
 import attnpass
 from attnpass.kernels import reference, triton_launch
-from attnpass.kernels.tile import Tile
+from attnpass.kernels.tile import Tile, default_tile
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 SCALE = 0.6
@@ -60,9 +60,10 @@ def padded(x):
         return None
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
     fill = True if x.dtype == torch.bool else math.nan
-    buffer = torch.full([x.shape[i] + 2 for i in order], fill, dtype=x.dtype, device=DEVICE)
+    # 8 entries: what is aligned to 16 bytes stays so, as descriptors want it
+    buffer = torch.full([x.shape[i] + 16 for i in order], fill, dtype=x.dtype, device=DEVICE)
     for i in range(x.dim()):
-        buffer = buffer.narrow(i, 1, x.shape[order[i]])
+        buffer = buffer.narrow(i, 8, x.shape[order[i]])
     view = buffer.permute([order.index(i) for i in range(x.dim())])
     view.copy_(x.detach())
     return view
@@ -158,27 +159,63 @@ TILES = {
 }
 
 
+@pytest.fixture
+def described(monkeypatch):
+    """Per launch that may take descriptors, whether it had them."""
+    used = []
+    for name in ("pointwise_forward", "pointwise_queries", "pointwise_keys"):
+
+        class Spy:
+            def __init__(self, kernel, at):
+                self.kernel, self.at = kernel, at
+
+            def __getitem__(self, grid):
+                def launch(*args, **options):
+                    used.append(args[self.at] is not None)
+                    return self.kernel[grid](*args, **options)
+
+                return launch
+
+        at = 10 if name == "pointwise_forward" else 11
+        monkeypatch.setattr(triton_launch, name, Spy(getattr(triton_launch, name), at))
+    return used
+
+
 @pytest.mark.parametrize("tile", TILES)
 @pytest.mark.parametrize("causal", [False, True])
-def test_tiles(tile, causal):
+def test_tiles(tile, causal, described):
     case = Case(b=2, h=4, g=2, t=37, s=37, d=8, dv=16, keep=(1, 1, 37, 37), causal=causal)
     check(case.but(tile=tuple(TILES[tile].as_list()), transposed=True, empty_row=True), "gelu")
+    assert described == [bool(TILES[tile].descriptors)] * 3
 
 
 @pytest.mark.parametrize("d", [5, 8])
-def test_descriptors_only_where_hardware_takes_them(d, monkeypatch):
-    used = []
-    kernel = triton_launch.pointwise_forward
+def test_descriptors_only_where_hardware_takes_them(d, described):
+    case = Case(b=1, t=20, s=20, d=d, dv=d, tile=tuple(TILES["descriptors"].as_list()))
+    check(case, "relu")
+    assert described == [d * 4 % 16 == 0] * 3
 
-    class Spy:
-        def __getitem__(self, grid):
-            return lambda *a, **k: (used.append(a[10] is not None), kernel[grid](*a, **k))
 
-    monkeypatch.setattr(triton_launch, "pointwise_forward", Spy())
-    q, k, v = (x.to(DEVICE) for x in torch.randn(3, 1, 2, 20, d))
-    tile = TILES["descriptors"].as_list()
-    triton_launch.pointwise(q, k, v, *[None] * 5, SCALE, "relu", False, tile)
-    assert used == [d * 4 % 16 == 0]
+@pytest.mark.parametrize("tile", ["tall", "descriptors"])
+def test_what_lies_beyond_the_lengths_is_never_read(tile):
+    case = Case(
+        b=2, t=21, s=40, d=8, dv=8, lengths=(19, 33), offset=(1, 2, 1, 1), gain=(1, 2, 1, 1)
+    )
+    p = problems.problem(case)
+    inputs, positions = on_device(p)
+    rest = (SCALE, "sigmoid", False, TILES[tile].as_list())
+    grad = p.grad.to(DEVICE)
+
+    def run():
+        out = triton_launch.pointwise(*inputs, *rest, *positions)
+        return [out, *triton_launch.pointwise_backward(grad, *inputs, *rest, False, *positions)]
+
+    clean = run()
+    for x in inputs[1:3]:
+        for b, n in enumerate(case.lengths):
+            x[b, :, n:] = math.nan
+    for got, want in zip(run(), clean, strict=True):
+        assert torch.equal(got, want)
 
 
 def test_addresses_beyond_two_to_the_31():
@@ -209,6 +246,7 @@ def test_the_same_bits_in_every_run():
     p.offset, p.gain = (torch.randn(1, 4, 37, 1) for _ in range(2))
     inputs, _ = on_device(p)
     rest = (SCALE, "gelu", True, list(TILE))
+    assert triton_launch._Call(*inputs, *rest, None, None, 0).form.offset == 2
     runs = [
         [
             triton_launch.pointwise(*inputs, *rest),
@@ -392,6 +430,38 @@ class Attention(torch.nn.Module):
         q, k, v = (y.transpose(1, 2) for y in self.qkv(x).unflatten(-1, (3, 4, 16)).unbind(2))
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         return out.transpose(1, 2).flatten(2)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("name", ["full", "causal", "window", "grouped", "lengths"])
+def test_default_tiles(name, d, dtype, described):
+    changes = {
+        "full": {},
+        "causal": {"causal": True, "s": 300},
+        "window": {"window": 70, "causal": True, "s": 300},
+        "grouped": {"h": 4, "g": 2},
+        "lengths": {"lengths": (270, 100)},
+    }[name]
+    case = Case(b=2, h=2, g=2, t=300, s=270, d=d, dv=d, offset=(1, 1, 1, 1), transposed=True)
+    case = case.but(tile=tuple(default_tile(DEVICE, d, "backward", dtype).as_list()), **changes)
+    check(case, "sigmoid", dtype, compute=dtype)
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert described == [True] * 3
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_the_last_bit_of_causal_rows_does_not_depend_on_later_keys(dtype):
+    q, k, v = torch.randn(3, 1, 2, 300, 64, device=DEVICE).to(dtype)
+    tile = default_tile(DEVICE, 64, dtype=dtype).as_list()
+    after = []
+    for size in (1.0, 1e3):
+        changed = [torch.cat([x[:, :, :201], x[:, :, 201:] * size], 2) for x in (k, v)]
+        args = (q, *changed, *[None] * 5, 0.125, "sigmoid", True, tile)
+        after.append(triton_launch.pointwise(*args)[:, :, :201])
+    assert torch.equal(*after)
 
 
 @on_a_gpu
