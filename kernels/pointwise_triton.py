@@ -713,14 +713,16 @@ def pointwise_bias(
     """One block of dbias ``[.., OWN_HEADS, ROWS, COLUMNS]``: the sum over what shares it.
 
     ITEMS and HEADS share it, and ``t_blocks x s_blocks`` blocks of scores; each is 1 where the
-    bias has entries of its own.
+    bias has entries of its own. The programs of the second axis take turns at what is shared, and
+    leave a sum each: ``[programs, .., OWN_HEADS, ROWS, COLUMNS]``.
     """
     rows, columns = tl.cdiv(ROWS, F.m), tl.cdiv(COLUMNS, F.n)
     tile = tl.program_id(0)
     column, row = tile % columns, tile // columns % rows
     own = tile // columns // rows
     total = tl.zeros([F.m, F.n], dtype=tl.float32)
-    for share in tl.range(0, ITEMS * HEADS * t_blocks * s_blocks):
+    shares = ITEMS * HEADS * t_blocks * s_blocks
+    for share in tl.range(tl.program_id(1), shares, tl.num_programs(1)):
         s_block, t_block = share % s_blocks, share // s_blocks % t_blocks
         pair = share // s_blocks // t_blocks
         b, head = own // OWN_HEADS + pair // HEADS, own % OWN_HEADS + pair % HEADS
@@ -762,7 +764,8 @@ def pointwise_bias(
         p, dp, ds = _gradients(x, dp, kept, row_offset, row_gain, True, F)
         total += ds * (by[1] / F.unit)
     i, j = row * F.m + tl.arange(0, F.m), column * F.n + tl.arange(0, F.n)
-    at = dbias + tl.cast(own, tl.int64) * ROWS * COLUMNS
+    each = tl.num_programs(0) // (rows * columns)
+    at = dbias + tl.cast(tl.program_id(1) * each + own, tl.int64) * ROWS * COLUMNS
     if ONE_ROW and ONE_COLUMN:
         tl.store(at, tl.sum(tl.sum(total, axis=1), axis=0))
     elif ONE_ROW:

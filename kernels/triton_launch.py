@@ -284,16 +284,19 @@ def pointwise_backward(
 def _bias_gradient(
     call: _Call, bias: Tensor, inputs: tuple[Any, ...], strides: tuple[Strides, ...]
 ) -> Tensor:
-    """The bias' gradient in float32, of its shape; what shares an entry is summed in a program."""
+    """The bias' gradient in float32, of its shape."""
     shape = (1,) * (4 - bias.dim()) + bias.shape
     m, n = call.tile[:2]
-    found = torch.zeros(shape, dtype=torch.float32, device=bias.device)
-    if found.numel() == 0 or 0 in (call.b, call.heads, call.t, call.s):
-        return found.view(bias.shape)
+    if bias.numel() == 0 or 0 in (call.b, call.heads, call.t, call.s):
+        return torch.zeros(bias.shape, dtype=torch.float32, device=bias.device)
     full = (call.b, call.heads, call.t, call.s)
     shared = [1 if own == size else size for own, size in zip(shape, full, strict=True)]
-    blocks = _blocks(shape[2], m) * _blocks(shape[3], n)
-    pointwise_bias[(shape[0] * shape[1] * blocks,)](
+    tiles = shape[0] * shape[1] * _blocks(shape[2], m) * _blocks(shape[3], n)
+    shares = shared[0] * shared[1] * _blocks(shared[2], m) * _blocks(shared[3], n)
+    # a bias that much is shared of has few tiles of its own: several programs for each
+    parts = max(1, min(shares, 4 * _programs(bias) // tiles))
+    found = torch.empty((parts, *shape), dtype=torch.float32, device=bias.device)
+    pointwise_bias[(tiles, parts)](
         *inputs,
         found,
         *strides,
@@ -314,7 +317,7 @@ def _bias_gradient(
         _constant(call.form),
         **call.options,
     )
-    return found.view(bias.shape)
+    return found.sum(0).view(bias.shape)
 
 
 def _programs(q: Tensor) -> int:
