@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attnpass.kernels import hydra_triton, tiled
@@ -160,6 +161,23 @@ class _Call:
         return self.form._replace(descriptors=True), tuple(found)
 
 
+_TIGHT: set[tuple[Any, ...]] = set()
+"""Kernels and forms that fit the GPU with one pipeline stage alone."""
+
+
+def _start(kernel: Any, grid: tuple[int, ...], call: _Call, *args: Any) -> None:
+    """Launch a kernel, with one stage where the tile's do not fit: a bias takes room as well."""
+    key = (kernel, call.form)
+    for stages in (1,) if key in _TIGHT else (call.options["num_stages"], 1):
+        try:
+            kernel[grid](*args, **{**call.options, "num_stages": stages})
+            return
+        except OutOfResources:
+            if stages == 1:
+                raise
+            _TIGHT.add(key)
+
+
 def pointwise(
     q: Tensor,
     k: Tensor,
@@ -185,7 +203,10 @@ def pointwise(
     call = _Call(q, k, v, *given)
     form, descriptors = call.described(k, v)
     tiles = _blocks(call.t, tile[0]) * call.b * call.heads
-    pointwise_forward[(min(tiles, _programs(q)) if tile[6] else tiles,)](
+    _start(
+        pointwise_forward,
+        (min(tiles, _programs(q)) if tile[6] else tiles,),
+        call,
         q,
         k,
         v,
@@ -202,7 +223,6 @@ def pointwise(
         window,
         tiles,
         _constant(form),
-        **call.options,
     )
     return out
 
@@ -241,7 +261,10 @@ def pointwise_backward(
     strides = (grad.stride(), *call.strides)
     if b * heads * blocks:
         form, descriptors = call.described(k, v)
-        pointwise_queries[(b * heads * blocks,)](
+        _start(
+            pointwise_queries,
+            (b * heads * blocks,),
+            call,
             *inputs,
             *descriptors,
             dq,
@@ -251,13 +274,15 @@ def pointwise_backward(
             *strides,
             dq.stride(),
             *(t, s, heads, heads // groups, scale, call.window, _constant(form)),
-            **call.options,
         )
     if b * groups * s:
         # a tile's rows are what a program owns: here keys, in steps of queries
         form, descriptors = call.described(q, grad)
         form = form._replace(m=tile[1], n=tile[0])
-        pointwise_keys[(b * groups * _blocks(s, tile[0]),)](
+        _start(
+            pointwise_keys,
+            (b * groups * _blocks(s, tile[0]),),
+            call,
             *inputs,
             *descriptors,
             dk,
@@ -266,7 +291,6 @@ def pointwise_backward(
             dk.stride(),
             dv.stride(),
             *(t, s, groups, heads // groups, scale, call.window, _constant(form)),
-            **call.options,
         )
     dbias = (
         _bias_gradient(call, bias, inputs, strides) if needs_bias and bias is not None else None
@@ -296,7 +320,10 @@ def _bias_gradient(
     # a bias that much is shared of has few tiles of its own: several programs for each
     parts = max(1, min(shares, 4 * _programs(bias) // tiles))
     found = torch.empty((parts, *shape), dtype=torch.float32, device=bias.device)
-    pointwise_bias[(tiles, parts)](
+    _start(
+        pointwise_bias,
+        (tiles, parts),
+        call,
         *inputs,
         found,
         *strides,
@@ -315,7 +342,6 @@ def _bias_gradient(
         shape[2] == 1,
         shape[3] == 1,
         _constant(call.form),
-        **call.options,
     )
     return found.sum(0).view(bias.shape)
 

@@ -14,6 +14,7 @@ import torch
 import triton
 from problems import CASES, POSITIONS, Case
 from tolerance import GRADIENT, assert_near
+from triton.runtime.errors import OutOfResources
 
 import attnpass
 from attnpass.kernels import reference, triton_launch
@@ -216,6 +217,31 @@ def test_what_lies_beyond_the_lengths_is_never_read(tile):
             x[b, :, n:] = math.nan
     for got, want in zip(run(), clean, strict=True):
         assert torch.equal(got, want)
+
+
+def test_a_tile_without_room_runs_with_one_stage(monkeypatch):
+    stages, right = [], triton_launch.pointwise_forward
+
+    class Tight:
+        def __getitem__(self, grid):
+            def launch(*args, **options):
+                stages.append(options["num_stages"])
+                if options["num_stages"] > 1:
+                    raise OutOfResources(120_000, 101_376, "shared memory")
+                return right[grid](*args, **options)
+
+            return launch
+
+    monkeypatch.setattr(triton_launch, "pointwise_forward", Tight())
+    monkeypatch.setattr(triton_launch, "_TIGHT", set())
+    q, k, v = (x.to(DEVICE) for x in torch.randn(3, 1, 2, 20, 8))
+    rest = (*[None] * 5, SCALE, "relu", False)
+    tile = Tile(block_m=16, block_n=16, stages=3).as_list()
+    first = triton_launch.pointwise(q, k, v, *rest, tile)
+    # the second call knows
+    again = triton_launch.pointwise(q, k, v, *rest, tile)
+    assert torch.equal(first, again)
+    assert stages == [3, 1, 1]
 
 
 def test_addresses_beyond_two_to_the_31():
