@@ -87,7 +87,7 @@ SIZES = ((128, 128, 8), (128, 64, 8), (64, 64, 8), (64, 32, 8), (32, 32, 8), (32
 def default(d: int, dv: int, size: int, direction: str, sm: int) -> Tile:
     """The tile used where nothing was measured: the largest of few that compiles without spills.
 
-    With descriptors where there are any, which save a third of the registers.
+    With descriptors where there are any, which save a quarter of the registers.
     """
     tma, forward = int(sm in TMA and size == 2), direction == "forward"
     rooms = {(2, True): (160, 144), (2, False): (96, 128), (4, False): (24, 48)}
