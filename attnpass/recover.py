@@ -365,12 +365,8 @@ def _fit_skipat(module: SkipAt, blocks: Sequence[tuple[Tensor, Tensor, Tensor | 
             x = torch.cat([x, torch.ones_like(x[..., :1])], -1).flatten(0, 1).double()
             gram = gram + x.T @ x
             right = right + x.T @ (2 * y[:, p:].flatten(0, 1).double())
-        ridge = (
-            RIDGE
-            * gram.diagonal().mean()
-            * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-        )
-        solved = torch.linalg.solve(gram + ridge, right)  # [rD + 1, D]
+        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+        solved = torch.linalg.solve(gram, right)  # [rD + 1, D]
         module.down.weight.copy_(solved[:-1].T)
         module.down.bias.copy_(solved[-1])
     left = sum(

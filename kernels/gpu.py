@@ -21,6 +21,7 @@ TMA = (90, 100, 103, 110)
 """Where keys and values can come by the tensor memory accelerator to asynchronous matrix units."""
 
 REST = 2048
+"""Bytes of shared memory for barriers and vectors, at most."""
 
 REGISTERS = {2: 224, 4: 64}
 """Of the 255 of a thread: what sums and scores may take, per bytes of an entry.

@@ -51,7 +51,7 @@ def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:
 
     On a CPU plain ATen, which the compiler fuses with what is around it, but for causal sums:
     there the C++ kernel reads less. On a GPU the kernel wherever there is more than a few tokens:
-    it reads every input once, plain ATen k and q twice.
+    it reads every input once, plain ATen k and q twice (counted, not measured).
     """
     if tile is not None:
         return tile

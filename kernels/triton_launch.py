@@ -14,7 +14,7 @@ from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attnpass.kernels import hydra_triton, tiled
-from attnpass.kernels.gpu import power
+from attnpass.kernels.gpu import LEAST, power
 from attnpass.kernels.pointwise_triton import (
     Form,
     pointwise_bias,
@@ -93,10 +93,10 @@ class _Call:
     ) -> None:
         (b, heads, t, d), (g, s), dv = q.shape, k.shape[1:3], v.shape[3]
         self.b, self.heads, self.groups, self.t, self.s = b, heads, g, t, s
-        self.q, self.k, self.v, self.tile = q, k, v, tile
-        self.bias, self.bias_st = _spread(bias, (b, heads, t, s))
+        self.tile = tile
+        added, added_st = _spread(bias, (b, heads, t, s))
         flags = None if keep is None else keep.view(torch.uint8)
-        self.keep, self.keep_st = _spread(flags, (b, heads, t, s))
+        kept, kept_st = _spread(flags, (b, heads, t, s))
         row = (b, heads, t, 1)
         self.offset, self.offset_st = _spread(None if offset is None else offset.float(), row)
         self.gain, self.gain_st = _spread(None if gain is None else gain.float(), row)
@@ -123,7 +123,7 @@ class _Call:
             block_dv=power(dv),
             precision="tf32" if q.device.type == "cuda" and _tf32() else "ieee",
             big=furthest >= 2**30,
-            device=_capability() >= 80,
+            device=_capability() >= LEAST,
             m=tile[0],
             n=tile[1],
             warps=tile[2],
@@ -131,8 +131,8 @@ class _Call:
             persistent=bool(tile[6]),
         )
         scalars = (self.tau, self.offset, self.gain, self.slopes, self.lengths)
-        self.terms = (self.bias, self.keep, *scalars)
-        masks = (self.bias_st, self.keep_st)
+        self.terms = (added, kept, *scalars)
+        masks = (added_st, kept_st)
         self.strides = (q.stride(), k.stride(), v.stride(), *masks, self.offset_st, self.gain_st)
         self.options = {
             "num_warps": tile[2],
@@ -166,14 +166,18 @@ _TIGHT: set[tuple[Any, ...]] = set()
 
 
 def _start(kernel: Any, grid: tuple[int, ...], call: _Call, *args: Any) -> None:
-    """Launch a kernel, with one stage where the tile's do not fit: a bias takes room as well."""
+    """Launch a kernel, with one stage where a bias, which no estimate knows, leaves no more room.
+
+    Raises:
+        OutOfResources: a tile that does not fit by itself.
+    """
     key = (kernel, call.form)
     for stages in (1,) if key in _TIGHT else (call.options["num_stages"], 1):
         try:
             kernel[grid](*args, **{**call.options, "num_stages": stages})
             return
         except OutOfResources:
-            if stages == 1:
+            if stages == 1 or not call.form.bias:
                 raise
             _TIGHT.add(key)
 

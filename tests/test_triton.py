@@ -23,8 +23,7 @@ from attnpass.kernels.tile import Tile, default_tile
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 SCALE = 0.6
 H = tuple(reference.H_FUNCTIONS)
-SMALL = Tile(block_m=16, block_n=16)
-TILE = tuple(SMALL.as_list())
+TILE = tuple(Tile(block_m=16, block_n=16).as_list())
 LOW = (torch.float16, torch.bfloat16)
 # a Triton dot needs blocks of 16: sizes around that, where no tile divides
 SIZES = {
@@ -235,8 +234,11 @@ def test_a_tile_without_room_runs_with_one_stage(monkeypatch):
     monkeypatch.setattr(triton_launch, "pointwise_forward", Tight())
     monkeypatch.setattr(triton_launch, "_TIGHT", set())
     q, k, v = (x.to(DEVICE) for x in torch.randn(3, 1, 2, 20, 8))
-    rest = (*[None] * 5, SCALE, "relu", False)
     tile = Tile(block_m=16, block_n=16, stages=3).as_list()
+    with pytest.raises(OutOfResources):  # a search must see it
+        triton_launch.pointwise(q, k, v, *[None] * 5, SCALE, "relu", False, tile)
+    stages.clear()
+    rest = (torch.zeros(20, 20, device=DEVICE), *[None] * 4, SCALE, "relu", False)
     first = triton_launch.pointwise(q, k, v, *rest, tile)
     # the second call knows
     again = triton_launch.pointwise(q, k, v, *rest, tile)
@@ -247,7 +249,6 @@ def test_a_tile_without_room_runs_with_one_stage(monkeypatch):
 def test_addresses_beyond_two_to_the_31():
     # one item every 2^31 + 64 entries of memory that is never touched between them
     apart, (h, t, d) = 2**31 + 64, (2, 17, 16)
-    memory = torch.empty(0, dtype=torch.float16, device=DEVICE)
     torch.use_deterministic_algorithms(False)
     memory = torch.empty(apart + h * t * d, dtype=torch.float16, device=DEVICE)
     q, k, v = torch.randn(3, 2, h, t, d).half()
@@ -286,12 +287,11 @@ def test_the_same_bits_in_every_run():
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("logits", [1, 8])
-def test_the_hardware_tanh_is_the_same_function(logits):
+def test_the_hardware_tanh_is_the_same_function():
     # under the interpreter tanh is exact; on a GPU it is wrong by 2^-11
     case = Case(t=19, s=21, tau=True, offset=(1, 2, 1, 1), tile=TILE)
     terms = 1.0 if DEVICE == "cpu" else 2**-11 / 2e-6
-    check(case, "sigmoid_tanh", terms=terms * logits)
+    check(case, "sigmoid_tanh", terms=terms)
 
 
 @pytest.mark.parametrize("h", ["sigmoid", "relu", "gelu"])
@@ -351,7 +351,7 @@ def check_hydra(b=2, h=2, t=6, s=6, d=4, causal=False, masked=None, dtype=torch.
     q, k, v, grad = heads(t), heads(s), heads(s), heads(t)
     gain = torch.randn(1, h, 1, d, generator=draw) if more.get("gain", True) else None
     keep = None if masked is None else torch.rand(masked, 1, 1, s, generator=draw) < 0.6
-    if keep is not None:
+    if masked == 2:
         keep[-1] = False
     tile = more.get("tile", TILE)
     got = hydra(q, k, v, keep, causal, tile=tile, gain=gain)
@@ -360,7 +360,7 @@ def check_hydra(b=2, h=2, t=6, s=6, d=4, causal=False, masked=None, dtype=torch.
     want = reference.hydra(*leaves[:3], keep, wide, causal=causal, eps=1e-6)
     assert got.dtype == dtype
     assert_near(got, want)
-    if keep is not None:
+    if masked == 2:
         assert bool((got[-1] == 0).all())
     inputs = [padded(x) for x in (grad, q, k, v, keep)]
     moved = None if gain is None else gain.to(DEVICE)
@@ -376,7 +376,7 @@ def check_hydra(b=2, h=2, t=6, s=6, d=4, causal=False, masked=None, dtype=torch.
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("masked", [None, 1, 2])
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("t", [1, 37])
+@pytest.mark.parametrize("t", [1, 16, 37])
 def test_hydra(t, causal, masked, transposed):
     check_hydra(t=t, s=t, causal=causal, masked=masked, transposed=transposed)
 
@@ -402,7 +402,7 @@ def test_hydra_computes_low_precision_inputs_in_float32(causal, dtype):
 def test_hydra_across_chunks(causal, warps):
     # 64 features in blocks of 16 to 64 tokens, several blocks a chunk
     tile = Tile(warps=warps).as_list()
-    check_hydra(b=1, h=4, t=1100, s=1100, d=16, causal=causal, masked=1, tile=tile)
+    check_hydra(b=2, h=4, t=1100, s=1100, d=16, causal=causal, masked=2, tile=tile)
 
 
 def test_hydra_of_zero_vectors_is_zero():
@@ -416,6 +416,8 @@ def test_hydra_of_one_feature_has_no_gradient_of_q():
     # the norm of a number is its size: what is left of dq is rounding
     x = torch.randn(3, 1, 1, 20, 1)
     q, k, v = (padded(y) for y in x)
+    want = reference.hydra(*x, None, causal=False, eps=1e-6)
+    assert_near(hydra(*x, None, False), want)
     dq = triton_launch.hydra_backward(q, q, k, v, None, None, False, 1e-6, list(TILE))[0]
     assert float(dq.abs().max()) <= 1e-5 * float((x[0] * x[2]).abs().sum() / x[0].abs().min())
 
