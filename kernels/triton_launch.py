@@ -15,13 +15,12 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attnpass.kernels import hydra_triton, tiled
 from attnpass.kernels.gpu import LEAST, power
-from attnpass.kernels.pointwise_triton import (
-    Form,
+from attnpass.kernels.pointwise_backward_triton import (
     pointwise_bias,
-    pointwise_forward,
     pointwise_keys,
     pointwise_queries,
 )
+from attnpass.kernels.pointwise_triton import Form, pointwise_forward
 
 UNIT = {"sigmoid": -1.4426950408889634, "sigmoid_tanh": 0.5}
 """What h takes its logit times, where not 1: ``exp2`` wants base 2, ``tanh`` half."""
