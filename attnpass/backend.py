@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 from torch._guards import TracingContext
 
 from attnpass import report as reports
-from attnpass.capture import weight_inputs
+from attnpass.capture import relative_path, weight_inputs
+from attnpass.delta import Delta
 from attnpass.environment import kernel_context
 from attnpass.errors import AttnpassError, PlanError
 from attnpass.handoff import misread
@@ -108,6 +109,7 @@ class _Graph:
         placeholders = self.normal.graph.find_nodes(op="placeholder")
         at = {node: i for i, node in enumerate(placeholders)}
         self.positions = [[at[n] for n in r.parameters] for r in self.regions]
+        self.paths = [relative_path(n) for n in placeholders]
         self.report = Report([r.site for r in self.regions], list(self.matches.declined), graphs=1)
 
     @property
@@ -147,11 +149,14 @@ class _Graph:
             identity = self._parameters(plan, names)
             if identity is None:
                 continue
-            modules = self._modules(plan, names)
-            key = tuple((m, _signature(modules[m])) for m in sorted(modules))
+            modules, deltas = self._modules(plan, names)
+            key = (
+                *((m, _signature(modules[m])) for m in sorted(modules)),
+                *((i, _signature(d)) for i, d in sorted(deltas.items())),
+            )
             if key not in variants:
-                variants[key] = self._variant(modules)
-            out.add(variants[key], modules, identity)
+                variants[key] = self._variant(modules, deltas)
+            out.add(variants[key], modules, deltas, identity)
             forms = {n: plan.sites[n].form for m, n in names.items() if m in modules}
             self.report.rewritten |= forms
         self.report.plan = plan.hash
@@ -280,17 +285,28 @@ class _Graph:
         ]
         log.warning("%s: %s", ", ".join(own), hint)
 
-    def _modules(self, plan: Plan, names: dict[str, str]) -> dict[str, nn.Module]:
-        """The graph's site names to the modules of one layer."""
-        out = {}
+    def _modules(
+        self, plan: Plan, names: dict[str, str]
+    ) -> tuple[dict[str, nn.Module], dict[int, Delta]]:
+        """The graph's site names to the modules of one layer, and what is added to which input."""
+        found: dict[str, nn.Module] = {}
+        deltas: dict[int, Delta] = {}
         for region, positions in zip(self.regions, self.positions, strict=True):
-            site = replace(region.site, name=names[region.site.name])
+            own, name = region.site.name, names[region.site.name]
+            prefix = f"{name}." if own == "root" else name.removesuffix(own)
+            at = {prefix + path: i for i, path in enumerate(self.paths) if path}
             device = self.inputs[positions[0]].device if positions else None
-            strict = self.options.strict
-            module = plan.module(site, strict=strict, tiles=self.tiles, device=device)
+            module = plan.module(
+                replace(region.site, name=name),
+                strict=self.options.strict,
+                tiles=self.tiles,
+                device=device,
+                weights={path: self.inputs[i] for path, i in at.items()},
+            )
             if module is not None:
-                out[region.site.name] = module
-        return out
+                found[own] = module
+                deltas |= {at[path]: d for path, d in plan.deltas.get(name, {}).items()}
+        return found, deltas
 
     def _parameters(self, plan: Plan, names: dict[str, str]) -> list[tuple[int, Any]] | None:
         """Input positions with weak references to the parameters that this layer has there.
@@ -309,43 +325,61 @@ class _Graph:
             found += [(i, weakref.ref(p)) for i, p in zip(positions, values, strict=True)]
         return found
 
-    def _variant(self, modules: dict[str, nn.Module]) -> Compiled:
-        """The graph with ``modules``, compiled; takes the inputs and then their parameters."""
+    def _variant(self, modules: dict[str, nn.Module], deltas: dict[int, Delta]) -> Compiled:
+        """The graph with ``modules``, compiled; takes the inputs and then their parameters.
+
+        Where gradients are on, ``deltas`` are added to the inputs inside, and their parameters
+        come last; else the inputs are taken with what is added to them.
+        """
         if not modules:
             return self._inner(self.original, self.inputs, modules)
         gm = rewrite(self.normal, self.regions, modules)
-        values = _values(modules)
-        flat = list(values.values())
-        _make_static(flat)
+        inside = deltas if torch.is_grad_enabled() else {}
+        values = _values(modules, inside)
+        _make_static(list(values.values()))
 
         def run(*inputs: Any) -> Any:
             given = dict(zip(values, inputs[len(self.inputs) :], strict=True))
             forms = gm.get_submodule(FORMS_ATTRIBUTE)
             own = _by_position(gm, given, modules)
+            weights = list(inputs[: len(self.inputs)])
+            for i, delta in inside.items():
+                parts = {name: x for (at, name), x in given.items() if at == i}
+                with torch.nn.utils.stateless._reparametrize_module(delta, parts):
+                    weights[i] = delta.add(weights[i])
             with torch.nn.utils.stateless._reparametrize_module(forms, own):
-                return Opened(gm).run(*inputs[: len(self.inputs)])
+                return Opened(gm).run(*weights)
 
-        everything = [*self.inputs, *flat]
+        everything = [*self.inputs, *values.values()]
         traced = retrace(run, self.original, everything)
         return self._inner(unfold(traced), everything, modules)
 
 
-def _values(modules: Mapping[str, nn.Module]) -> dict[tuple[str, str], nn.Parameter]:
-    """Every parameter of the modules, by site and name, in a fixed order."""
+def _values(
+    modules: Mapping[str, nn.Module], deltas: Mapping[int, Delta]
+) -> dict[tuple[str | int, str], nn.Parameter]:
+    """Every parameter of the modules, by site and name, then of the deltas, in a fixed order."""
+    owners: list[tuple[str | int, nn.Module]] = [*sorted(modules.items()), *sorted(deltas.items())]
     return {
-        (site, name): value
-        for site in sorted(modules)
-        for name, value in sorted(modules[site].named_parameters())
+        (at, name): value
+        for at, owner in owners
+        for name, value in sorted(owner.named_parameters())
     }
 
 
 def _by_position(
-    gm: fx.GraphModule, given: Mapping[tuple[str, str], Tensor], modules: Mapping[str, nn.Module]
+    gm: fx.GraphModule,
+    given: Mapping[tuple[str | int, str], Tensor],
+    modules: Mapping[str, nn.Module],
 ) -> dict[str, Tensor]:
     """The same values under the names that the rewritten graph's forms have."""
     forms: Any = gm.get_submodule(FORMS_ATTRIBUTE)
     where = {id(module): key for key, module in forms.items()}
-    return {f"{where[id(modules[site])]}.{name}": value for (site, name), value in given.items()}
+    return {
+        f"{where[id(modules[at])]}.{name}": value
+        for (at, name), value in given.items()
+        if isinstance(at, str)
+    }
 
 
 def _signature(module: nn.Module) -> tuple[Any, ...]:
@@ -375,21 +409,34 @@ class _Dispatch:
 
     def __init__(self, fallback: Compiled, checked: bool) -> None:
         self.fallback, self.checked = fallback, checked
-        self.layers: list[tuple[list[tuple[int, Any]], Compiled, list[Tensor]]] = []
+        self.layers: list[tuple[list[tuple[int, Any]], Compiled]] = []
         self.warned = False
 
     def add(
-        self, variant: Compiled, modules: Mapping[str, nn.Module], identity: list[tuple[int, Any]]
+        self,
+        variant: Compiled,
+        modules: Mapping[str, nn.Module],
+        deltas: Mapping[int, Delta],
+        identity: list[tuple[int, Any]],
     ) -> None:
-        self.layers.append((identity, variant, list(_values(modules).values())))
+        """One more layer. A graph compiled with gradients adds ``deltas`` itself."""
+        inside = torch.is_grad_enabled()
+        values = list(_values(modules, deltas if inside else {}).values())
+
+        def call(*args: Any) -> Any:
+            if deltas and not inside:
+                args = tuple(deltas[i](x) if i in deltas else x for i, x in enumerate(args))
+            return variant(*args, *values)
+
+        self.layers.append((identity, call))
 
     def callable(self) -> Compiled:
         return self.__call__
 
     def __call__(self, *args: Any) -> Any:
-        for identity, variant, values in self.layers:
+        for identity, run in self.layers:
             if not self.checked or all(args[i] is ref() for i, ref in identity):
-                return variant(*args, *values)
+                return run(*args)
         if not self.warned:
             self.warned = True
             log.warning(

@@ -10,14 +10,16 @@ from __future__ import annotations
 import itertools
 import logging
 import types
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from attnpass.delta import Delta
 from attnpass.errors import CaptureError
 from attnpass.match import Matches, match, plain_path
 from attnpass.normalize import NormalizeError, normalize
@@ -44,8 +46,11 @@ def weight_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> set[fx.Node]:
     }
 
 
-Chooser = Callable[[AttentionSite], nn.Module | None]
-"""What runs at a site; None leaves it as it is."""
+Chooser = Callable[[AttentionSite, Mapping[str, Tensor]], nn.Module | None]
+"""What runs at a site, given its graph's weights by path; None leaves it as it is."""
+
+Changes = Callable[[str], Mapping[str, Delta]]
+"""What is added, at a site that is rewritten, to which weights of the model."""
 
 
 @dataclass
@@ -55,12 +60,24 @@ class Layer:
     Attributes:
         regions: the graph's regions, sites named by their path in the whole model.
         parameters: site name to its projection parameters.
+        projections: site name to the paths of these and of the output projection's.
         active: what runs now.
+        weights: the parameters among the inputs, by their path in the model.
+        positions: where among the inputs they are.
+        deltas: position to what is added there now.
     """
 
     regions: list[Region]
     parameters: dict[str, list[Any]]
+    projections: dict[str, list[str]]
     active: Callable[..., Any]
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+    deltas: dict[int, Delta] = field(default_factory=dict)
+
+    def given(self, inputs: Sequence[Any]) -> list[Any]:
+        """The inputs that ``active`` takes: weights with what is added to them."""
+        return [self.deltas[i](x) if i in self.deltas else x for i, x in enumerate(inputs)]
 
 
 class Graph:
@@ -83,7 +100,10 @@ class Graph:
         placeholders = self.normal.graph.find_nodes(op="placeholder")
         at = {node: i for i, node in enumerate(placeholders)}
         self._own = [[at[n] for n in r.parameters] for r in self.matches.regions]
-        self._relative = {at[n]: _relative(n) for r in self.matches.regions for n in r.parameters}
+        self._output = [[at[n] for n in r.output] for r in self.matches.regions]
+        self._relative = {
+            at[n]: relative_path(n) for r in self.matches.regions for n in r.parameters
+        }
         self.identity = sorted(self._relative)
         self.owner = owner
         self.layers: dict[tuple[int, ...], Layer] = {}
@@ -94,14 +114,20 @@ class Graph:
         key = tuple(id(inputs[i]) for i in self.identity)
         if key not in self.layers:
             prefix = self._prefix(inputs)
-            regions, parameters = [], {}
-            for region, own in zip(self.matches.regions, self._own, strict=True):
+            regions, parameters, projections = [], {}, {}
+            paths = self.owner.paths
+            at = {paths[id(x)]: i for i, x in enumerate(inputs) if id(x) in paths}
+            known = {i: path for path, i in at.items()}
+            rows = zip(self.matches.regions, self._own, self._output, strict=True)
+            for region, own, output in rows:
                 given = [inputs[i] for i in own]
                 name = self.owner.name(prefix, region.site, given)
                 regions.append(replace(region, site=replace(region.site, name=name)))
                 parameters[name] = given
-            self.layers[key] = Layer(regions, parameters, self.normal)
-            self.use(self.layers[key], self.owner.chosen)
+                projections[name] = [known[i] for i in (*own, *output) if i in known]
+            weights = {path: inputs[i] for path, i in at.items()}
+            self.layers[key] = Layer(regions, parameters, projections, self.normal, weights, at)
+            self.use(self.layers[key], self.owner.chosen, self.owner.changes)
         return self.layers[key]
 
     def _prefix(self, inputs: Sequence[Any]) -> str:
@@ -112,19 +138,25 @@ class Graph:
                 return full[: -len(relative) - 1]
         return ""
 
-    def use(self, layer: Layer, chosen: Chooser) -> dict[str, nn.Module]:
+    def use(self, layer: Layer, chosen: Chooser, changes: Changes) -> dict[str, nn.Module]:
         """Run the modules that ``chosen`` gives for a layer's own sites from now on."""
-        found = {r.site.name: chosen(r.site) for r in layer.regions}
+        found = {r.site.name: chosen(r.site, layer.weights) for r in layer.regions}
         modules = {name: module for name, module in found.items() if module is not None}
         layer.active = rewrite(self.normal, layer.regions, modules) if modules else self.normal
+        layer.deltas = {
+            layer.positions[path]: delta
+            for name in modules
+            for path, delta in changes(name).items()
+        }
         return modules
 
     def __call__(self, *inputs: Any) -> Any:
         """The outputs of what runs now."""
-        return self.layer(inputs).active(*inputs)
+        layer = self.layer(inputs)
+        return layer.active(*(layer.given(inputs) if layer.deltas else inputs))
 
 
-def _relative(node: fx.Node) -> str:
+def relative_path(node: fx.Node) -> str:
     """A parameter's path below the module that the graph's paths start from, ``""`` unknown."""
     source = getattr(node, "_dynamo_source", None)
     name = getattr(source, "name", "")
@@ -147,7 +179,8 @@ class Capture:
         self.model, self.allow = model, tuple(allow)
         self.graphs: list[Graph] = []
         self.paths = {id(p): n for n, p in reversed(list(model.named_parameters()))}
-        self.chosen: Chooser = lambda site: None
+        self.chosen: Chooser = lambda site, weights: None
+        self.changes: Changes = lambda name: {}
         self._names: dict[tuple[Any, ...], str] = {}
         self._keep = False
         self.calls = 0
@@ -259,7 +292,7 @@ class Capture:
             PlanError: with ``strict``, an entry that does not fit.
         """
         if plan is None:
-            self.choose(lambda site: None)
+            self.choose(lambda site, weights: None)
             return {}
         _unknown(plan, {s.name for s in self.sites}, strict)
         at = {
@@ -269,16 +302,19 @@ class Capture:
             if given
         }
         modules = self.choose(
-            lambda site: plan.module(site, strict=strict, device=at.get(site.name))
+            lambda site, weights: plan.module(
+                site, strict=strict, device=at.get(site.name), weights=weights
+            ),
+            lambda name: plan.deltas.get(name, {}),
         )
         return {name: plan.sites[name].form for name in modules}
 
-    def choose(self, chosen: Chooser) -> dict[str, nn.Module]:
+    def choose(self, chosen: Chooser, changes: Changes = lambda name: {}) -> dict[str, nn.Module]:
         """Run what ``chosen`` gives for every site of every graph; returns it by site name."""
-        self.chosen = chosen
+        self.chosen, self.changes = chosen, changes
         found: dict[str, nn.Module] = {}
         for graph, layer in self.layers:
-            found |= graph.use(layer, chosen)
+            found |= graph.use(layer, chosen, changes)
         return found
 
     @property
@@ -286,9 +322,21 @@ class Capture:
         """Every layer met so far with its graph."""
         return [(graph, layer) for graph in self.graphs for layer in graph.layers.values()]
 
+    def projections(self) -> dict[str, dict[str, Tensor]]:
+        """Per site the weights of its q, k, v and output projections, by path in the model.
+
+        A weight that more than one site uses is no site's own and left out.
+        """
+        found: dict[str, dict[str, Tensor]] = {}
+        for _, layer in self.layers:
+            for site, paths in layer.projections.items():
+                found.setdefault(site, {}).update({p: layer.weights[p] for p in paths})
+        uses = Counter(path for own in found.values() for path in own)
+        return {s: {p: w for p, w in own.items() if uses[p] == 1} for s, own in found.items()}
+
     def use_modules(self, modules: dict[str, nn.Module]) -> None:
         """Run ``modules`` (site name to module) from now on, the same in every graph."""
-        self.choose(lambda site: modules.get(site.name))
+        self.choose(lambda site, weights: modules.get(site.name))
 
     def record(self, *args: Any, **kwargs: Any) -> Any:
         """Run once and keep every graph's inputs and outputs in ``graph.last``."""

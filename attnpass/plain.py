@@ -138,12 +138,14 @@ class Converted(nn.Module):
         super().__init__()
         assert graph.last is not None
         inputs, outputs = graph.last
-        active = graph.layer(inputs).active
+        layer = graph.layer(inputs)
+        active = layer.active
         assert isinstance(active, fx.GraphModule)
         leaves, self._in_spec = pytree.tree_flatten(given)
         self._plain = [None if isinstance(x, Tensor) else (x,) for x in leaves]
         self._twins = _twins(leaves)
         self.graph_module = active
+        self.deltas = nn.ModuleDict({str(i): delta for i, delta in layer.deltas.items()})
         symbols = [n.meta.get("val") for n in graph.normal.graph.find_nodes(op="placeholder")]
         self._sources: list[tuple[str, Any]] = []
         state = {
@@ -236,6 +238,8 @@ class Converted(nn.Module):
                 " convert with different tensors"
             )
         inputs = [self._fetch(kind, what, leaves) for kind, what in self._sources]
+        for i, delta in self.deltas.items():
+            inputs[int(i)] = delta.add(inputs[int(i)])  # type: ignore[operator]
         outputs = self.graph_module(*inputs)
         out = [
             outputs[w] if k == "output" else leaves[w] if k == "argument" else w

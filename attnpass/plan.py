@@ -5,13 +5,14 @@ Loading never unpickles. A plan fits a site by name and structure; what does not
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import hashlib
 import json
 import logging
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from attnpass import forms
+from attnpass.delta import Delta
 from attnpass.errors import OptionError, PlanError
 from attnpass.kernels.tile import Tile, Tiles
 from attnpass.site import FORMS, AttentionSite, Decline
@@ -101,6 +103,7 @@ class Plan:
     Attributes:
         sites: site name to ``Entry``, every site of the model, unconverted ones as ``softmax``.
         values: site name to the form's parameters by name.
+        deltas: site name to what is added to the model's weights, by their path in the model.
         tiles: launch parameters, per device they were measured on: see ``add_tiles``.
         measured: numbers taken with this plan. made_by: versions and command.
         owners: site name to its projection parameters, where the model is known: its identity.
@@ -112,6 +115,7 @@ class Plan:
     def __init__(self, sites: dict[str, Entry]) -> None:
         self.sites = sites
         self.values: dict[str, dict[str, nn.Parameter]] = {}
+        self.deltas: dict[str, dict[str, Delta]] = {}
         self.tiles: dict[str, Any] = {}
         self.measured: dict[str, Any] = {}
         self.made_by: dict[str, Any] = {}
@@ -169,13 +173,15 @@ class Plan:
         strict: bool = False,
         tiles: Tiles | None = None,
         device: torch.device | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> nn.Module | None:
         """The form's module for ``site``, sharing this plan's parameters; None: stays softmax.
 
-        The parameters are brought to ``device``, that of the site's projections.
+        The parameters are brought to ``device``, that of the site's projections. ``weights`` are
+        those of the site's graph, by their path in the model.
 
-        An entry that is missing, does not fit, is illegal there, or has parameters of other
-        shapes gives None with one warning; ``strict`` raises instead.
+        An entry that is missing, does not fit, is illegal there, or has parameters or deltas of
+        other shapes gives None with one warning; ``strict`` raises instead.
 
         Raises:
             PlanError: with ``strict``, as above.
@@ -189,6 +195,7 @@ class Plan:
                 entry.form, site, entry.options, trainable=self.trainable, tiles=tiles
             )
             self._share(module, site)
+            self._check_deltas(site.name, weights)
             self._move(site.name, device)
         except (PlanError, OptionError) as error:
             _loud(PlanError(f"{error}; {site.name} stays softmax"), strict)
@@ -230,32 +237,71 @@ class Plan:
             parent, _, leaf = name.rpartition(".")
             setattr(module.get_submodule(parent), leaf, values[name])
 
+    def _check_deltas(self, site: str, weights: Mapping[str, Tensor] | None) -> None:
+        """Every weight that the plan changes at a site is there, and of the right shape."""
+        for path, delta in self.deltas.get(site, {}).items():
+            got = None if weights is None else weights.get(path)
+            if weights is not None and (got is None or not delta.fits(got)):
+                found = "none" if got is None else f"shape {tuple(got.shape)}"
+                raise PlanError(f"expected the weight {path} that the plan changes, got {found}")
+
     def _move(self, site: str, device: torch.device | None) -> None:
         """Bring a site's parameters to a device; they stay the objects an optimiser knows."""
-        for parameter in self.values[site].values():
+        deltas = (p for d in self.deltas.get(site, {}).values() for p in d.parameters())
+        for parameter in (*self.values[site].values(), *deltas):
             if device is not None and parameter.device != device:
                 parameter.data = parameter.data.to(device)
                 if parameter.grad is not None:
                     parameter.grad = parameter.grad.to(device)
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The forms' parameters, for an optimiser."""
+        """The forms' parameters, then the deltas', for an optimiser."""
         for values in self.values.values():
             yield from values.values()
+        for deltas in self.deltas.values():
+            for delta in deltas.values():
+                yield from delta.parameters()
 
     def attach(self, model: nn.Module) -> Plan:
         """Register the parameters in ``model`` as ``attnpass_plan``; returns the plan.
 
         They are then in ``model.parameters()``, its state dict and under DDP.
         """
-        sites = {
+        sites: dict[str, nn.Module] = {
             site.replace(".", "/"): nn.ParameterDict(
                 {k.replace(".", "/"): v for k, v in own.items()}
             )
             for site, own in self.values.items()
         }
+        for site, deltas in self.deltas.items():
+            for path, delta in deltas.items():
+                sites[f"{site}|{path}".replace(".", "/")] = delta
         model.add_module("attnpass_plan", nn.ModuleDict(sites))
         return self
+
+    def merge_into(self, model: nn.Module) -> Plan:
+        """Add the deltas to the weights of ``model``, in place; returns the plan without them.
+
+        This plan still belongs to the weights as they were; the one that is returned, which shares
+        the forms' parameters, to the merged ones. What was measured still holds for it.
+
+        Raises:
+            PlanError: a weight is missing or of another shape; the model is then unchanged.
+        """
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        wanted = [(p, d) for deltas in self.deltas.values() for p, d in deltas.items()]
+        for path, delta in wanted:
+            if path not in weights or not delta.fits(weights[path]):
+                got = tuple(weights[path].shape) if path in weights else "none"
+                raise PlanError(f"expected the weight {path} that the plan changes, got {got}")
+        with torch.no_grad():
+            for path, delta in wanted:
+                weight = weights[path]
+                weight.copy_(copy.deepcopy(delta).to(weight.device).add(weight))
+        merged = Plan({name: replace(e, weights="") for name, e in self.sites.items()})
+        for name in ("values", "tiles", "measured", "made_by", "trainable"):
+            setattr(merged, name, getattr(self, name))
+        return merged
 
     def own(self, site: AttentionSite, parameters: Iterable[Tensor]) -> None:
         """Remember which projection parameters make ``site``; voids numbers of other weights."""
@@ -321,6 +367,10 @@ class Plan:
             values = self.values.get(name, {})
             h.update(" ".join(sorted(values)).encode())
             h.update(digest_weights(values[k] for k in sorted(values)).encode())
+            for path, delta in sorted(self.deltas.get(name, {}).items()):
+                kinds = sorted(delta.named_parameters())
+                h.update(" ".join((path, *(k for k, _ in kinds))).encode())
+                h.update(digest_weights(p for _, p in kinds).encode())
         return h.hexdigest()[:16]
 
     @property
@@ -347,12 +397,19 @@ class Plan:
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameter values under ``site|name``, as they are stored."""
-        return {
-            f"{site}|{name}": value.detach().cpu().contiguous()
+        """Values under ``site|name``, deltas under ``site|weight|part``, as they are stored."""
+        found = {
+            f"{site}|{name}": value
             for site, values in self.values.items()
             for name, value in values.items()
         }
+        found |= {
+            f"{site}|{path}|{name}": value
+            for site, deltas in self.deltas.items()
+            for path, delta in deltas.items()
+            for name, value in delta.named_parameters()
+        }
+        return {k: v.detach().cpu().contiguous() for k, v in found.items()}
 
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (JSON) and, beside it, the parameters as safetensors.
@@ -428,13 +485,22 @@ class Plan:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise PlanError(f"expected the plan's parameters at {path}, got: {error}") from error
+        changes: dict[tuple[str, str], dict[str, Tensor]] = {}
         for key, value in tensors.items():
-            site, _, name = key.partition("|")
+            site, *weight, name = key.split("|")
             if site not in self.sites:
                 raise PlanError(f"expected parameters of the plan's sites in {path}, got {site}")
             if not value.is_floating_point():
                 raise PlanError(f"expected float parameters in {path}, got {value.dtype} at {key}")
-            self.values.setdefault(site, {})[name] = nn.Parameter(value)
+            if weight:
+                changes.setdefault((site, "|".join(weight)), {})[name] = value
+            else:
+                self.values.setdefault(site, {})[name] = nn.Parameter(value)
+        for (site, at), parts in changes.items():
+            try:
+                self.deltas.setdefault(site, {})[at] = Delta.of(parts)
+            except ValueError as error:
+                raise PlanError(f"{error} at {site}|{at} in {path}") from error
 
     def constant(self) -> Plan:
         """The same plan with constants instead of parameters, where it has none yet."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,8 @@ from attnpass.capture import Capture, Graph, Layer
 from attnpass.errors import OptionError
 from attnpass.forms import Hydra, Pointwise, SkipAt
 from attnpass.plan import Plan
+from attnpass.region import Region
+from attnpass.watch import Seen, watching
 
 ITEMS = 32
 """Items per site that are kept for fitting."""
@@ -87,20 +88,6 @@ class _Recorder(nn.Module):
         return out
 
 
-class _Watcher(fx.Interpreter):
-    """Runs a graph and keeps the values of some nodes."""
-
-    def __init__(self, gm: fx.GraphModule, nodes: set[fx.Node]) -> None:
-        super().__init__(gm)
-        self.nodes, self.seen = nodes, dict[fx.Node, Tensor]()
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n in self.nodes:
-            self.seen[n] = value
-        return value
-
-
 def observe(capture: Capture, batches: Sequence[tuple[Any, ...]]) -> Observed:
     """Run the original model on ``batches`` and keep up to ``ITEMS`` items per site."""
     out = Observed()
@@ -117,7 +104,7 @@ def observe(capture: Capture, batches: Sequence[tuple[Any, ...]]) -> Observed:
             capture.use_modules(recorders)
             capture(*batch)
             capture.use_modules({})
-            with _watching(capture, out):
+            with watching(capture, _blocks, lambda _, layer, seen: _keep_blocks(out, layer, seen)):
                 capture(*batch)
             taken = max(
                 (sum(x.q.shape[0] for x in s) for s in out.samples.values()), default=ITEMS
@@ -126,35 +113,26 @@ def observe(capture: Capture, batches: Sequence[tuple[Any, ...]]) -> Observed:
     return out
 
 
-@contextmanager
-def _watching(capture: Capture, out: Observed) -> Iterator[None]:
-    """While active, block outputs of every graph that runs are added to ``out``."""
-    for graph, layer in capture.layers:
-        layer.active = _watch(graph, layer, out)
-    try:
-        yield
-    finally:
-        capture.use_modules({})
+def _pairs(layer: Layer) -> list[tuple[Region, fx.Node, fx.Node]]:
+    """Regions with the previous block output and their own."""
+    return [
+        (r, r.previous.block_out, r.block_out)
+        for r in layer.regions
+        if r.previous is not None and r.previous.block_out is not None and r.block_out is not None
+    ]
 
 
-def _watch(graph: Graph, layer: Layer, out: Observed) -> Any:
-    pairs = [(r, r.previous) for r in layer.regions if r.previous is not None]
-    nodes = {n for pair in pairs for r in pair if (n := r.block_out) is not None}
+def _blocks(graph: Graph, layer: Layer) -> set[str]:
+    return {node.name for _, *pair in _pairs(layer) for node in pair}
 
-    def run(*inputs: Any) -> Any:
-        watcher = _Watcher(graph.normal, nodes)
-        result = watcher.run(*inputs)
-        for region, previous in pairs:
-            assert region.block_out is not None and previous.block_out is not None
-            found = out.blocks.setdefault(region.site.name, [])
-            samples = out.samples.get(region.site.name, [])
-            keep = samples[len(found)].keep if len(found) < len(samples) else None
-            if sum(z.shape[0] for z, _, _ in found) < ITEMS:
-                z, y = watcher.seen[previous.block_out], watcher.seen[region.block_out]
-                found.append((z.detach().clone(), y.detach().clone(), keep))
-        return result
 
-    return run
+def _keep_blocks(out: Observed, layer: Layer, seen: Seen) -> None:
+    for region, z, y in _pairs(layer):
+        found = out.blocks.setdefault(region.site.name, [])
+        samples = out.samples.get(region.site.name, [])
+        keep = samples[len(found)].keep if len(found) < len(samples) else None
+        if sum(x.shape[0] for x, _, _ in found) < ITEMS:
+            found.append((seen[z.name].detach().clone(), seen[y.name].detach().clone(), keep))
 
 
 def calibrate(

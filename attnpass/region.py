@@ -56,6 +56,7 @@ class Region:
         tokens: provenance of the query axis.
         previous: the region whose block output skipat reuses.
         parameters: placeholders of the projections that feed the site.
+        output: placeholders of the output projection, up to ``block_out``.
     """
 
     site: AttentionSite
@@ -71,6 +72,7 @@ class Region:
     tokens: Axis = ()
     previous: Region | None = None
     parameters: tuple[fx.Node, ...] = ()
+    output: tuple[fx.Node, ...] = ()
 
 
 class Reader(LogitsReader):
@@ -269,7 +271,7 @@ class Reader(LogitsReader):
         if expr(s) != expr(v.node.meta["val"].shape[v.permutation[-2]]):
             raise Refuse("AXIS_UNPROVEN", "keys and values differ in length", self.anchor)
         kind = "self" if self.rows == self.columns else "class" if t == 1 else "cross"
-        block = self._block_out(out)
+        block, output = self._block_out(out)
         weights = self._weights([q.node, k.node, v.node])
         grid, prefix = _grid(self.rows)
         site = AttentionSite(
@@ -324,6 +326,7 @@ class Reader(LogitsReader):
             self.rows,
             None,
             weights,
+            output,
         )
 
     def _swallows(self, fill: float | None) -> bool:
@@ -331,28 +334,29 @@ class Reader(LogitsReader):
         dtype = self.anchor.args[0].meta["val"].dtype  # type: ignore[union-attr]
         return fill is None or fill <= torch.finfo(dtype).min
 
-    def _block_out(self, out: Operand) -> fx.Node | None:
-        """The projected output ``[B, T, D]``, token axis in the middle, else None."""
-        node, projected = out.node, False
-        found = None
+    def _block_out(self, out: Operand) -> tuple[fx.Node | None, tuple[fx.Node, ...]]:
+        """The projected output ``[B, T, D]`` and its projection's parameters, else None."""
+        node, found = out.node, None
+        projection: tuple[fx.Node, ...] = ()
         while len(node.users) == 1:
-            node = next(iter(node.users))
+            before, node = node, next(iter(node.users))
             name = op_name(node)
-            if name in ("linear", "addmm") and not projected:
-                projected = True
+            if name in ("linear", "addmm") and not projection:
+                others = [n for n in node.all_input_nodes if n is not before]
+                projection = self._weights(others) or tuple(others)
             elif name not in _TO_BLOCK_OUT:
                 break
             axes = self.axes.get(node, ())
             if (
-                projected
+                projection
                 and len(axes) == 3
                 and axes[1] == self.rows
                 and kinds(axes[2]) == {"feature"}
             ):
                 found = node
-        return (
-            found if found is not None and isinstance(found.meta["val"].shape[-1], int) else None
-        )
+        if found is None or not isinstance(found.meta["val"].shape[-1], int):
+            return None, ()
+        return found, tuple(n for n in projection if n in self.parameters)
 
     def _weights(self, roots: list[fx.Node]) -> tuple[fx.Node, ...]:
         """Parameters of the projections that make q, k and v, in order of first use."""

@@ -49,7 +49,7 @@ LAYERS = [
     },
     {"kernels"},
     {"forms"},
-    {"plan"},
+    {"delta", "plan"},
     {"rewrite"},
     {
         "capture",
@@ -60,6 +60,8 @@ LAYERS = [
         "plain",
         "task",
         "recover",
+        "watch",
+        "distil",
         "environment",
     },
     {"tuner"},

@@ -1,0 +1,115 @@
+"""What a plan adds to a weight of the model: W + delta, the model's own W untouched."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Delta(nn.Module):
+    """``weight -> weight + delta``, the delta full or of low rank ``left @ right``.
+
+    With gradients the sum is computed at every call, so that both the weight and the delta are
+    trained; without, it is kept in one buffer until either changes. A change that is hidden from
+    autograd (``weight.data.copy_``) is not seen.
+
+    Args:
+        shape: of the weight. rank: of the delta, where that is fewer numbers; ``None`` is full.
+        seed: of the random ``right``; ``left`` starts at 0, so that the delta does.
+    """
+
+    full: nn.Parameter | None
+    left: nn.Parameter | None
+    right: nn.Parameter | None
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        rank: int | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        rows, columns = (
+            (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+        )
+        self.full = self.left = self.right = None
+        if rank is None or rank * (rows + columns) >= rows * columns:
+            self.full = nn.Parameter(torch.zeros(shape, device=device))
+        else:
+            random = torch.randn(rank, columns, generator=torch.Generator().manual_seed(seed))
+            self.left = nn.Parameter(torch.zeros(rows, rank, device=device))
+            self.right = nn.Parameter((random / math.sqrt(columns)).to(device))
+        self._key: tuple[object, ...] = ()
+        self._sum: Tensor | None = None
+
+    @classmethod
+    def of(cls, values: dict[str, Tensor]) -> Delta:
+        """The delta of stored values, ``full`` or ``left`` and ``right``.
+
+        Raises:
+            ValueError: other names, or sizes that do not meet.
+        """
+        kinds = {k: v.dim() for k, v in values.items()}
+        if "full" not in kinds and kinds != {"left": 2, "right": 2}:
+            raise ValueError(f"expected full, or left and right, got {', '.join(sorted(kinds))}")
+        if "left" in kinds and values["left"].shape[1] != values["right"].shape[0]:
+            raise ValueError(
+                f"expected left and right of one rank, got {tuple(values['left'].shape)}"
+                f" and {tuple(values['right'].shape)}"
+            )
+        out = cls(torch.Size([0]))
+        out.full = None
+        for name, value in values.items():
+            setattr(out, name, nn.Parameter(value))
+        return out
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether this is a delta of weights of such a shape."""
+        if self.full is not None:
+            return self.full.shape == weight.shape
+        assert self.left is not None and self.right is not None
+        return _matrix(weight.shape) == (self.left.shape[0], self.right.shape[1])
+
+    def add(self, weight: Tensor) -> Tensor:
+        """``weight + delta`` in the weight's dtype, computed in the wider of both."""
+        if self.full is not None:
+            change: Tensor = self.full
+        else:
+            assert self.left is not None and self.right is not None
+            change = (self.left @ self.right).view(weight.shape)
+        wide = torch.promote_types(weight.dtype, change.dtype)
+        return (weight.to(wide) + change.to(wide)).to(weight.dtype)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight + delta``, from the buffer where neither changed and no gradient is wanted."""
+        own = list(self.parameters())
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (weight, *own)):
+            return self.add(weight)
+        if weight.is_inference():
+            return self.add(weight)
+        key = (id(weight), *((x.data_ptr(), x._version) for x in (weight, *own)))
+        if key != self._key or self._sum is None:
+            with torch.inference_mode(False), torch.no_grad():
+                self._sum = _into(self._sum, self.add(weight))
+            self._key = key
+        return self._sum
+
+
+def _matrix(shape: torch.Size) -> tuple[int, int]:
+    """Rows and columns of a weight whose later axes are one."""
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+
+
+def _into(buffer: Tensor | None, value: Tensor) -> Tensor:
+    """``value`` in the buffer where it has its kind: compiled code may know the address."""
+
+    def kind(x: Tensor) -> tuple[object, ...]:
+        return x.shape, x.dtype, x.device
+
+    if buffer is None or kind(buffer) != kind(value):
+        return value
+    return buffer.copy_(value)

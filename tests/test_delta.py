@@ -1,0 +1,291 @@
+"""Deltas: W + delta runs everywhere as if it were the weight, and the model is never changed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from attnpass import Capture, Plan, convert
+from attnpass.delta import Delta
+from attnpass.errors import PlanError
+from attnpass.tuner.digits import DigitsViT
+
+FORMS = ["sigmoid", "hydra"]
+RANKS = [None, 2]
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return DigitsViT(dim=16, depth=3, heads=2).eval()
+
+
+def data(n: int = 2) -> torch.Tensor:
+    return torch.rand(n, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def changed(net: nn.Module, form: str = "sigmoid", rank: int | None = None, **given) -> Plan:
+    """A plan that changes every projection of every site by random numbers."""
+    capture = Capture(net).trace(data())
+    plan = Plan.create(net, data(), form=form, **given)
+    generator = torch.Generator().manual_seed(2)
+    for site, weights in capture.projections().items():
+        if plan.sites[site].form == "softmax":
+            continue
+        for path, weight in weights.items():
+            delta = Delta(weight.shape, rank)
+            for parameter in delta.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.data.copy_(noise * 0.1)
+            plan.deltas.setdefault(site, {})[path] = delta
+    return plan
+
+
+def expected(net: nn.Module, plan: Plan, x: torch.Tensor) -> torch.Tensor:
+    """What a copy of the model gives whose weights are the sums, in float64."""
+    other = copy.deepcopy(net).double()
+    weights = dict(other.named_parameters())
+    bare = Plan(plan.sites)
+    bare.values = {
+        s: {k: nn.Parameter(v.detach().double()) for k, v in own.items()}
+        for s, own in plan.values.items()
+    }
+    with torch.no_grad():
+        for deltas in plan.deltas.values():
+            for path, delta in deltas.items():
+                parts = dict(delta.named_parameters())
+                change = parts["full"] if "full" in parts else parts["left"] @ parts["right"]
+                weights[path].add_(change.double().view(weights[path].shape))
+        capture = Capture(other)
+        capture.trace(x.double())
+        capture.use(bare, strict=True)
+        return capture(x.double())
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+def compiled(net, plan, inner="aot_eager"):
+    torch._dynamo.reset()
+    return torch.compile(net, backend="attnpass", options={"plan": plan, "inner": inner})
+
+
+def test_every_projection_is_known():
+    found = Capture(model()).trace(data()).projections()
+    assert set(found["blocks.1.attn"]) == {
+        f"blocks.1.attn.{name}.{kind}" for name in ("qkv", "proj") for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("form", FORMS)
+def test_capture_compiled_and_converted_give_the_sums(form, rank):
+    net, x = model(), data()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    plan = changed(net, form, rank)
+    want = expected(net, plan, x)
+    capture = Capture(net).trace(x)
+    with torch.no_grad():
+        plain = net(x)
+        capture.use(plan, strict=True)
+        close(capture(x), want)
+        close(compiled(net, plan)(x), want)
+        close(convert(net, plan, x)(x), want)
+        bare = copy.copy(plan)
+        bare.deltas = {}
+        capture.use(bare)
+        assert not torch.allclose(capture(x).double(), want, atol=1e-3)
+        capture.use(None)
+        torch.testing.assert_close(capture(x), plain)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("way", ["capture", "compiled"])
+@pytest.mark.parametrize("rank", RANKS)
+def test_a_changed_weight_or_delta_is_seen(way, rank):
+    net, x = model(), data()
+    plan = changed(net, rank=rank)
+    capture = Capture(net).trace(x)
+    capture.use(plan)
+    run = capture if way == "capture" else compiled(net, plan)
+    with torch.no_grad():
+        first = run(x)
+        close(run(x), first.double())
+        for change in (net.blocks[0].attn.qkv.weight, *list(plan.parameters())[-2:]):
+            change.mul_(1.5)
+            again = run(x)
+            assert not torch.allclose(again, first, atol=1e-4)
+            close(again, expected(net, plan, x))
+            first = again
+
+
+@pytest.mark.parametrize("way", ["capture", "aot_eager", "inductor"])
+def test_weights_and_deltas_are_both_trained(way):
+    net, x = model(), data()
+    plan = changed(net, "hydra")
+    if way == "capture":
+        run = Capture(net).trace(x)
+        run.use(plan)
+    else:
+        run = compiled(net, plan, way)
+    run(x).square().sum().backward()
+    for path, delta in plan.deltas["blocks.1.attn"].items():
+        weight = net.get_parameter(path)
+        assert weight.grad.abs().max() > 0
+        torch.testing.assert_close(weight.grad, delta.full.grad)
+
+
+def test_low_rank_gradients_are_those_of_the_sum():
+    weight = torch.randn(6, 4, 3, dtype=torch.float64, requires_grad=True)
+    delta = Delta(weight.shape, 2).double()
+    delta.left.data.normal_()
+    assert torch.autograd.gradcheck(
+        lambda w, a, b: torch.func.functional_call(delta, {"left": a, "right": b}, (w,)),
+        (weight, delta.left, delta.right),
+    )
+
+
+def test_a_delta_starts_at_nothing_and_is_full_where_that_is_less():
+    weight = torch.randn(8, 16)
+    assert torch.equal(Delta(weight.shape, 2, seed=3)(weight), weight)
+    assert Delta(weight.shape, 5).right.shape == (5, 16)
+    assert Delta(weight.shape, 6).full is not None  # 6 (8 + 16) numbers would be more
+    assert Delta(torch.Size([16]), 1).full is not None
+
+
+def test_half_precision_weights_are_summed_in_float32():
+    weight = torch.ones(4, 4, dtype=torch.bfloat16)
+    delta = Delta(weight.shape)
+    delta.full.data.fill_(1 / 256 + 1 / 1024)
+    assert delta(weight).dtype == torch.bfloat16
+    assert torch.equal(delta(weight), (weight.float() + delta.full).bfloat16())
+
+
+class Broken(nn.Module):
+    """Every block is a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = model()
+
+    def forward(self, x):
+        net = self.net
+        x = net.patch_embed(net.stem(x)).flatten(2).transpose(1, 2)
+        for block in net.blocks:
+            torch._dynamo.graph_break()
+            x = block(x)
+        return x.mean(1)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("grad", [False, True])
+def test_layers_that_share_a_graph_have_their_own_deltas(grad):
+    net, x = Broken().eval(), data()
+    plan = changed(net, "sigmoid", sites=["*blocks.0*", "*blocks.2*"])
+    assert sorted(plan.deltas) == ["net.blocks.0.attn", "net.blocks.2.attn"]
+    want = expected(net, plan, x)
+    with torch.set_grad_enabled(grad):
+        capture = Capture(net)
+        capture(x)
+        capture.use(plan, strict=True)
+        close(capture(x), want)
+        close(compiled(net, plan, "eager")(x), want)
+
+
+def test_saved_loaded_and_hashed(tmp_path):
+    net, x = model(), data()
+    plan = changed(net, rank=2)
+    loaded = Plan.load(plan.save(tmp_path / "plan.json"))
+    assert loaded.hash == plan.hash
+    with torch.no_grad():
+        close(compiled(net, loaded)(x), expected(net, plan, x))
+        loaded.deltas["blocks.0.attn"]["blocks.0.attn.qkv.weight"].left.add_(1e-3)
+    assert loaded.hash != plan.hash
+    bare = Plan.load(tmp_path / "plan.json")
+    bare.deltas = {}
+    assert bare.hash != plan.hash
+
+
+def test_attached_deltas_are_parameters_of_the_model():
+    net = model()
+    plan = changed(net)
+    before = len(list(net.parameters()))
+    plan.attach(net)
+    assert len(list(net.parameters())) == before + len(list(plan.parameters()))
+
+
+def test_merge_writes_the_sums_and_returns_a_plan_without_deltas():
+    net, x = model(), data()
+    plan = changed(net, "hydra")
+    want = expected(net, plan, x)
+    merged = plan.merge_into(net)
+    assert not merged.deltas and plan.deltas
+    with torch.no_grad():
+        close(compiled(net, merged)(x), want)
+
+
+def misfit(plan: Plan, what: str) -> Plan:
+    deltas = plan.deltas["blocks.1.attn"]
+    if what == "shape":
+        deltas["blocks.1.attn.qkv.weight"] = Delta(torch.Size([3, 3]))
+    else:
+        deltas["blocks.9.attn.qkv.weight"] = deltas.pop("blocks.1.attn.qkv.weight")
+    return plan
+
+
+@pytest.mark.parametrize("what", ["shape", "path"])
+def test_a_delta_of_another_weight_is_refused(what, caplog):
+    net, x = model(), data()
+    plan = misfit(changed(net), what)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(PlanError, match="expected the weight blocks"):
+        plan.merge_into(net)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    capture = Capture(net).trace(x)
+    with caplog.at_level(logging.WARNING, "attnpass"):
+        assert sorted(capture.use(plan)) == ["blocks.0.attn", "blocks.2.attn"]
+    assert "expected the weight blocks" in caplog.text
+    with pytest.raises(PlanError, match="expected the weight blocks"):
+        capture.use(plan, strict=True)
+    del plan.deltas["blocks.1.attn"]
+    plan.sites["blocks.1.attn"].form = "softmax"
+    plan.values.pop("blocks.1.attn")
+    with torch.no_grad():
+        close(compiled(net, misfit(changed(net), what))(x), expected(net, plan, x))
+
+
+def test_a_site_that_stays_softmax_keeps_its_weights(caplog):
+    net, x = model(), data()
+    plan = changed(net)
+    plan.sites["blocks.1.attn"].fits["heads"] = 7
+    capture = Capture(net).trace(x)
+    with caplog.at_level(logging.WARNING, "attnpass"):
+        capture.use(plan)
+    assert not {i for _, layer in capture.layers for i in layer.deltas} & {
+        layer.positions[p]
+        for _, layer in capture.layers
+        for p in layer.positions
+        if p.startswith("blocks.1.")
+    }
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{"left": (2, 1)}, {"left": (4, 2), "right": (3, 4)}, {"other": (2, 2)}],
+)
+def test_broken_deltas_in_a_file_are_one_line(parts, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    net = model()
+    path = changed(net).save(tmp_path / "plan.json")
+    tensors = load_file(tmp_path / "plan.safetensors")
+    key = "blocks.1.attn|blocks.1.attn.qkv.weight|full"
+    del tensors[key]
+    tensors |= {key.replace("full", k): torch.zeros(v) for k, v in parts.items()}
+    save_file(tensors, tmp_path / "plan.safetensors")
+    with pytest.raises(PlanError, match="expected (full|left)"):
+        Plan.load(path)
