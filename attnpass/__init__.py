@@ -15,6 +15,7 @@ _HOME = {
     "Capture": "capture",
     "calibrate": "recover",
     "convert": "plain",
+    "distil": "distillation",
     "explain": "plain",
     "find_sites": "plain",
     "Plan": "plan",
@@ -38,6 +39,7 @@ __all__ = tuple(_HOME)
 
 if TYPE_CHECKING:
     from attnpass.capture import Capture
+    from attnpass.distillation import distil
     from attnpass.errors import (
         AttnpassError,
         CaptureError,

@@ -294,7 +294,8 @@ class Capture:
         if plan is None:
             self.choose(lambda site, weights: None)
             return {}
-        _unknown(plan, {s.name for s in self.sites}, strict)
+        if self.graphs:
+            _unknown(plan, {s.name for s in self.sites}, strict)
         at = {
             name: given[0].device
             for _, layer in self.layers

@@ -108,14 +108,11 @@ class _Rewriter:
         self.graph.output(result)
         self.gm = fx.GraphModule(gm, self.graph)
         self.gm.meta.update(gm.meta)
-        self.block_out: dict[fx.Node, fx.Node] = {}
 
     def run(self, regions: list[Region], modules: Mapping[str, nn.Module]) -> fx.GraphModule:
         forms = nn.ModuleDict()
         self.gm.add_module(FORMS_ATTRIBUTE, forms)
         for i, region in enumerate(regions):
-            if region.block_out is not None:
-                self.block_out[region.block_out] = self.new[region.block_out]
             module = modules.get(region.site.name)
             if module is None:
                 continue
@@ -184,11 +181,10 @@ class _Rewriter:
         old = self.new[region.block_out]
         with self.graph.inserting_before(old):
             keep = self._all(region.logits.keeps, aten.bitwise_and.Tensor)
-            source = self.block_out[region.previous.block_out]
+            source = self.new[region.previous.block_out]
             out = self.graph.call_module(target, (source, keep))
             self._stamp(out, old)
         self._instead(region.block_out, out)
-        self.block_out[region.block_out] = out
 
     def _instead(self, node: fx.Node, new: fx.Node) -> None:
         """``new`` takes the place of a node of the original graph, also as a later operand."""

@@ -1,0 +1,260 @@
+"""What a converted model is taught: losses against the original, per site or for the whole.
+
+Shapes: B batch, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from attnpass.axes import op_name
+from attnpass.capture import Capture, Graph, Layer
+from attnpass.plan import Plan
+from attnpass.region import Region
+from attnpass.rewrite import Branch, branch
+from attnpass.watch import Seen, watching
+
+TEMPERATURE = 2.0
+"""Of the distributions that are compared (1503.02531)."""
+
+FEATURES = 1.0
+"""Weight of the last features beside the outputs."""
+
+Key = tuple[str, str]
+"""Whose plan and which site; empty where there is but one."""
+
+
+@dataclass
+class Unit:
+    """Parameters that one loss trains: clipped together.
+
+    Attributes:
+        values: parameter with the size of what it changes, and whether it belongs to a delta.
+    """
+
+    values: list[tuple[nn.Parameter, float, bool]]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All of them, in a fixed order."""
+        return [p for p, _, _ in self.values]
+
+
+def _unit(plan: Plan, sites: Collection[str], weights: Mapping[str, Tensor]) -> Unit:
+    """What may learn at ``sites``: forms' parameters and deltas that are not frozen."""
+    found = []
+    for site in sites:
+        for value in plan.values.get(site, {}).values():
+            found.append((value, _size(value, 0.02 if value.dim() > 1 else 0.3), False))
+        for path, delta in plan.deltas.get(site, {}).items():
+            size = _size(weights[path])
+            if delta.full is not None:
+                found.append((delta.full, size, True))
+            else:
+                assert delta.left is not None and delta.right is not None
+                rank, columns = delta.right.shape
+                found.append((delta.left, size * math.sqrt(columns / rank), True))
+                found.append((delta.right, _size(delta.right), True))
+    return Unit([(p, size, late) for p, size, late in found if p.requires_grad])
+
+
+def _size(x: Tensor, least: float = 0.02) -> float:
+    """Root mean square, of which a learning rate is a part."""
+    return max(float(x.detach().float().square().mean().sqrt()), least)
+
+
+class Local:
+    """Every converted site of several plans for itself, fed by the original model."""
+
+    name = "local"
+
+    def __init__(self, capture: Capture, plans: Mapping[str, Plan]) -> None:
+        self.capture, self.plans = capture, plans
+        weights = {p: w for own in capture.projections().values() for p, w in own.items()}
+        names = [s.name for s in capture.sites]
+        self.units = {
+            (label, site): _unit(plan, [site], weights)
+            for label, plan in plans.items()
+            for site in names
+        }
+        self.units = {at: unit for at, unit in self.units.items() if unit.values}
+        self._branches: dict[tuple[int, str, str], tuple[Branch, list[Any]]] = {}
+        self._ran: list[tuple[Graph, Layer, Seen]] = []
+        self.last: dict[Key, float] = {}
+
+    def losses(self, batch: tuple[Any, ...]) -> Iterator[tuple[Unit, Tensor]]:
+        """Per unit the relative squared error of its block output, one after the other."""
+        self._ran.clear()
+        with torch.no_grad():
+            self._forward(batch)
+        for graph, layer, seen in self._ran:
+            for region in layer.regions:
+                for label in self.plans:
+                    unit = self.units.get((label, region.site.name))
+                    if unit is not None:
+                        loss = self._loss(graph, layer, region, label, seen)
+                        self.last[label, region.site.name] = float(loss.detach())
+                        yield unit, loss
+
+    def _forward(self, batch: tuple[Any, ...]) -> None:
+        """One run of the original model; again where it met new sizes, hence new graphs."""
+        known = -1
+        while known != len(self.capture.layers):
+            known = len(self.capture.layers)
+            self._ran.clear()
+            with watching(self.capture, self._wanted, lambda *ran: self._ran.append(ran)):
+                self.capture(*batch)
+
+    def _wanted(self, graph: Graph, layer: Layer) -> set[str]:
+        found = set()
+        for region in layer.regions:
+            for label in self.plans:
+                if (label, region.site.name) in self.units:
+                    made, _ = self._branch(graph, layer, region, label)
+                    found |= {n.name for n in (*made.reads, made.target)}
+        return found
+
+    def _branch(
+        self, graph: Graph, layer: Layer, region: Region, label: str
+    ) -> tuple[Branch, list[Any]]:
+        """The site's branch, and per read the delta that is added, or None."""
+        key = (id(layer), region.site.name, label)
+        if key not in self._branches:
+            plan = self.plans[label]
+            module = plan.module(region.site, strict=True, weights=layer.weights)
+            assert module is not None
+            inputs = graph.normal.graph.find_nodes(op="placeholder")
+            deltas = {
+                inputs[layer.positions[path]]: delta
+                for path, delta in plan.deltas.get(region.site.name, {}).items()
+            }
+            made = branch(graph.normal, region, module, list(deltas))
+            self._branches[key] = made, [deltas.get(n) for n in made.reads]
+        return self._branches[key]
+
+    def _loss(self, graph: Graph, layer: Layer, region: Region, label: str, seen: Seen) -> Tensor:
+        made, deltas = self._branch(graph, layer, region, label)
+        values = [
+            seen[n.name] if d is None else d.add(seen[n.name])
+            for n, d in zip(made.reads, deltas, strict=True)
+        ]
+        got, keep = made.graph(*values)
+        return relative(got, seen[made.target.name], _rows(keep, got, region))
+
+    def judge(self, batch: tuple[Any, ...]) -> dict[Key, float]:
+        """The loss of every unit, nothing kept for gradients."""
+        with torch.no_grad():
+            for _ in self.losses(batch):
+                pass
+        return dict(self.last)
+
+
+def _rows(keep: Tensor | None, got: Tensor, region: Region) -> Tensor | None:
+    """Which rows ``[B, T, 1]`` of a self-attention's block output are not padding."""
+    padding = (
+        keep is not None
+        and region.site.kind == "self"
+        and got.dim() == 3
+        and keep.dim() == 4
+        and keep.shape[1:3] == (1, 1)
+        and keep.shape[3] == got.shape[1]
+    )
+    return keep[:, 0, 0, :, None] if padding and keep is not None else None
+
+
+def relative(got: Tensor, want: Tensor, rows: Tensor | None = None) -> Tensor:
+    """``|got - want|^2 / |want|^2`` in float32, over ``rows`` and where ``want`` is finite."""
+    got, want = got.float(), want.float()
+    sound = torch.isfinite(want) if rows is None else torch.isfinite(want) & rows
+    error = torch.where(sound, got - want, 0.0).square().sum()
+    return error / torch.where(sound, want, 0.0).square().sum().clamp_min(1e-12)
+
+
+class Global:
+    """The whole converted model on the original's outputs and its last features."""
+
+    name = "global"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: Capture,
+        plan: Plan,
+        outputs: str,
+        allow: Collection[str],
+    ) -> None:
+        self.teacher, self.outputs = teacher, outputs
+        self.student = Capture(model, allow=allow)
+        self.student.use(plan)
+        weights = {p: w for own in teacher.projections().values() for p, w in own.items()}
+        converted = [n for n, e in plan.sites.items() if e.form != "softmax"]
+        self.unit = _unit(plan, converted, weights)
+        self.units: dict[Key, Unit] = {("", ""): self.unit}
+
+    def losses(self, batch: tuple[Any, ...]) -> Iterator[tuple[Unit, Tensor]]:
+        """The one unit with its loss."""
+        with torch.no_grad():
+            want, features = _answers(self.teacher, batch)
+        got, own = _answers(self.student, batch)
+        loss = self._output(got, want)
+        for name in features.keys() & own.keys():
+            loss = loss + FEATURES * relative(own[name], features[name])
+        yield self.unit, loss
+
+    def _output(self, got: list[Tensor], want: list[Tensor]) -> Tensor:
+        total = got[0].new_zeros((), dtype=torch.float32)
+        for a, b in zip(got, want, strict=True):
+            if self.outputs == "logits" and a.dim() > 1 and a.shape[-1] > 1:
+                t, classes = TEMPERATURE, a.shape[-1]
+                p = (b.float() / t).log_softmax(-1).reshape(-1, classes)
+                q = (a.float() / t).log_softmax(-1).reshape(-1, classes)
+                total = total + t * t * nn.functional.kl_div(
+                    q, p, reduction="batchmean", log_target=True
+                )
+            else:
+                total = total + relative(a, b)
+        return total
+
+    def judge(self, batch: tuple[Any, ...]) -> dict[Key, float]:
+        """The loss, nothing kept for gradients."""
+        with torch.no_grad():
+            ((_, loss),) = self.losses(batch)
+        return {("", ""): float(loss)}
+
+
+def _answers(capture: Capture, batch: tuple[Any, ...]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """A model's floating outputs, and what its last projection reads, by node name."""
+    features: dict[str, Tensor] = {}
+
+    def tell(graph: Graph, layer: Layer, seen: Seen) -> None:
+        features.update(seen)
+
+    known = -1
+    while known != len(capture.layers):
+        known = len(capture.layers)
+        features.clear()
+        with watching(capture, lambda graph, _: _head(graph), tell):
+            out = capture(*batch)
+    leaves = torch.utils._pytree.tree_leaves(out)
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], features
+
+
+def _head(graph: Graph) -> list[str]:
+    """The node that a graph's last projection reads, where its result is what is returned."""
+    (result,) = graph.normal.graph.find_nodes(op="output")
+    for node in result.all_input_nodes:
+        while node.op == "call_function":
+            if op_name(node) in ("linear", "addmm"):
+                at = node.args[1 if op_name(node) == "addmm" else 0]
+                return [at.name] if isinstance(at, fx.Node) else []
+            floats = [n for n in node.all_input_nodes if n.op == "call_function"]
+            if len(floats) != 1:
+                break
+            node = floats[0]
+    return []

@@ -1,0 +1,362 @@
+"""The loop of distillation: AdamW, warm-up and cosine, clipping, early stop, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnpass.errors import MeasureError, OptionError
+from attnpass.objectives import Global, Key, Local
+
+Batches = Sequence[tuple[Any, ...]]
+
+Progress = Callable[[str, int, int, float], None]
+"""Told after every step: the stage, the step, how many there will be, the loss."""
+
+WARM_UP = 0.05
+"""Share of a stage's steps in which the rate rises."""
+
+FORMS_FIRST = 0.15
+"""Share of the local stage in which the forms' parameters learn alone."""
+
+LOOKS = 10
+"""How often a stage looks at the selection."""
+
+PATIENCE = 4
+"""Looks without a better one that end a stage."""
+
+CLIP = 1.0
+DECAY = 0.01
+SAVE = 30.0
+"""Seconds between checkpoints."""
+
+
+@dataclass(frozen=True)
+class DistilOptions:
+    """How to distil.
+
+    Attributes:
+        budget: seconds for all stages. steps: optimiser steps for all stages instead, which makes
+            a run repeatable.
+        local: share of the local stage, 0 to 1; the rest is global.
+        rank: of the deltas; ``None`` full, 0 none: only the forms' parameters learn.
+        rate: learning rate, relative to the size of what is changed.
+        outputs: what the model returns: ``logits`` (divergence of distributions) or ``features``
+            (relative squared error).
+        seed: of the order of batches, of random inputs and of low-rank deltas.
+
+    Raises:
+        OptionError: a value out of range.
+    """
+
+    budget: float = 300.0
+    steps: int | None = None
+    local: float = 0.5
+    rank: int | None = None
+    rate: float = 0.01
+    outputs: str = "logits"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rules = {
+            "a budget of seconds > 0": self.budget > 0,
+            "steps > 0": self.steps is None or self.steps > 0,
+            "a local share from 0 to 1": 0 <= self.local <= 1,
+            "a rank >= 0, or None for full deltas": self.rank is None or self.rank >= 0,
+            "a rate > 0": self.rate > 0,
+            "outputs 'logits' or 'features'": self.outputs in ("logits", "features"),
+        }
+        for rule, kept in rules.items():
+            if not kept:
+                raise OptionError(f"expected {rule}, got {self}")
+
+
+@dataclass
+class Stage:
+    """What one stage of distillation did.
+
+    Attributes:
+        name: ``local`` or ``global``. steps: done, of ``total``. seconds: that took.
+        losses: mean loss of the steps between two looks.
+        looks: ``(step, loss on the selection)``.
+        kept: per plan and site the step whose values were kept, where a selection chose.
+    """
+
+    name: str
+    steps: int = 0
+    total: int = 0
+    seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    looks: list[tuple[int, float]] = field(default_factory=list)
+    kept: dict[str, int] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The stage as plain JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, value: dict[str, Any]) -> Stage:
+        """The stage of plain JSON types."""
+        return cls(**{**value, "looks": [(step, loss) for step, loss in value["looks"]]})
+
+
+class Checkpoint:
+    """One file of tensors and a JSON header, written whole or not at all.
+
+    Args:
+        path: of the file, which need not exist; None keeps nothing.
+        name: what it belongs to.
+
+    Attributes:
+        finished: the stages that were done. state, tensors: of the stage that was not.
+
+    Raises:
+        OptionError: the file is not a checkpoint, or one of another name.
+    """
+
+    def __init__(self, path: str | Path | None, name: str) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self.path, self.name = None if path is None else Path(path), name
+        self.finished: list[Stage] = []
+        self.state: dict[str, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
+        if self.path is None or not self.path.exists():
+            return
+        try:
+            with safe_open(self.path, "pt") as file:
+                self.state = json.loads((file.metadata() or {})["state"])
+                self.tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise OptionError(
+                f"expected a checkpoint of a distillation at {self.path}, got: {error}"
+            ) from error
+        if self.state["name"] != self.name:
+            raise OptionError(
+                f"expected a checkpoint of this plan, these options and inputs at {self.path},"
+                " got one of others; delete it or choose another file"
+            )
+        self.finished = [Stage.of(s) for s in self.state["finished"]]
+
+    def save(self, state: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Write the state of the current stage."""
+        from safetensors.torch import save_file
+
+        if self.path is None:
+            return
+        finished = [s.as_dict() for s in self.finished]
+        header = {"state": json.dumps({**state, "name": self.name, "finished": finished})}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        half = self.path.with_suffix(f".{os.getpid()}")
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, half, header)
+        half.replace(self.path)
+
+    def remove(self) -> None:
+        """The work is done."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+class Trainer:
+    """Trains one stage; the best values, by the selection, end up in the parameters."""
+
+    def __init__(
+        self, objective: Local | Global, options: DistilOptions, share: float, saved: Checkpoint
+    ) -> None:
+        self.objective, self.options, self.saved = objective, options, saved
+        self.units = objective.units
+        self.done = Stage(objective.name)
+        self.seconds = options.budget * share
+        if options.steps is not None:
+            self.done.total = max(round(options.steps * share), 1)
+        rows = [x for unit in self.units.values() for x in unit.values]
+        self.parameters = [p for p, _, _ in rows]
+        self.optimiser = torch.optim.AdamW(
+            [
+                {
+                    "params": [p],
+                    "size": size,
+                    "late": late,
+                    "weight_decay": DECAY if p.dim() > 1 else 0.0,
+                }
+                for p, size, late in rows
+            ],
+            lr=options.rate,
+        )
+        self.best: dict[Key, float] = {}
+        self.values: dict[Key, list[Tensor]] = {}
+        self.stale = 0
+        self._losses: list[float] = []
+        self._looked = 0
+        self._clock = self._saved_at = time.monotonic()
+
+    def run(self, inputs: Batches, selection: Batches, progress: Progress | None) -> Stage:
+        """All steps that are left; returns what was done.
+
+        Raises:
+            MeasureError: the loss is not finite.
+        """
+        self._resume()
+        while not self._over():
+            loss = self._step(inputs)
+            self._tick()
+            if progress is not None:
+                progress(self.done.name, self.done.steps, self.done.total, loss)
+            if self._due():
+                self._look(selection)
+            if time.monotonic() - self._saved_at > SAVE:
+                self._save()
+        self._keep_best()
+        self.saved.finished.append(self.done)
+        return self.done
+
+    def _over(self) -> bool:
+        if self.stale >= PATIENCE:
+            return True
+        if self.options.steps is not None:
+            return self.done.steps >= self.done.total
+        return self.done.seconds >= self.seconds
+
+    def _tick(self) -> None:
+        """Count time; without a number of steps, so many as the time will hold."""
+        now = time.monotonic()
+        self.done.seconds += now - self._clock
+        self._clock = now
+        if self.options.steps is None:
+            each = self.done.seconds / self.done.steps
+            self.done.total = max(round(self.seconds / each), self.done.steps)
+
+    def _batch(self, inputs: Batches) -> tuple[Any, ...]:
+        """The batch of this step: a new order in every epoch, the same in every run."""
+        epoch, at = divmod(self.done.steps, len(inputs))
+        generator = torch.Generator().manual_seed(self.options.seed * 7919 + epoch)
+        order = torch.randperm(len(inputs), generator=generator)
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.options.seed * 1_000_003 + self.done.steps)
+            return inputs[int(order[at])]
+
+    def _step(self, inputs: Batches) -> float:
+        """One optimiser step; returns the mean loss of the units."""
+        losses = []
+        self.optimiser.zero_grad()
+        for unit, loss in self.objective.losses(self._batch(inputs)):
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
+                raise MeasureError(
+                    f"expected a finite loss, got {losses[-1]} at step {self.done.steps} of the"
+                    f" {self.done.name} stage; a lower rate may help, or fewer forms"
+                )
+            # grad() leaves the model's own gradients alone, backward() would add to them
+            grads = torch.autograd.grad(loss, unit.parameters, allow_unused=True)
+            for p, g in zip(unit.parameters, grads, strict=True):
+                if g is not None:
+                    p.grad = g if p.grad is None else p.grad + g
+        for unit in self.units.values():
+            torch.nn.utils.clip_grad_norm_(unit.parameters, CLIP)
+        for group in self.optimiser.param_groups:
+            factor = self._factor(late=group["late"] and self.done.name == "local")
+            group["lr"] = self.options.rate * group["size"] * factor
+        self.optimiser.step()
+        self.done.steps += 1
+        mean = sum(losses) / max(len(losses), 1)
+        self._losses.append(mean)
+        return mean
+
+    def _factor(self, late: bool) -> float:
+        """Warm-up, then cosine to 0; ``late`` ones start when the forms have learnt."""
+        total = self.done.total or 100
+        at, start = (self.done.steps + 1) / total, FORMS_FIRST if late else 0.0
+        warm = min(max((at - start) / WARM_UP, 0.0), 1.0)
+        return warm * 0.5 * (1 + math.cos(math.pi * min(at, 1.0)))
+
+    def _due(self) -> bool:
+        """Whether a tenth of the stage has passed since the last look."""
+        due = (self.done.steps - self._looked) * LOOKS >= max(self.done.total, LOOKS)
+        return due or (self._over() and self._looked < self.done.steps)
+
+    def _look(self, selection: Batches) -> None:
+        """Losses on the selection; a unit's values are kept where they are its best."""
+        self._looked = self.done.steps
+        self.done.losses.append(sum(self._losses) / max(len(self._losses), 1))
+        self._losses.clear()
+        if not len(selection):
+            return
+        found: dict[Key, float] = {}
+        for batch in selection:
+            for key, loss in self.objective.judge(batch).items():
+                found[key] = found.get(key, 0.0) + loss / len(selection)
+        self.done.looks.append((self.done.steps, sum(found.values()) / max(len(found), 1)))
+        self.stale += 1
+        for key, loss in found.items():
+            if loss < self.best.get(key, math.inf):
+                self.stale, self.best[key] = 0, loss
+                self.values[key] = [p.detach().clone() for p in self.units[key].parameters]
+                self.done.kept["|".join(key)] = self.done.steps
+        self._tick()
+
+    def _keep_best(self) -> None:
+        with torch.no_grad():
+            for key, values in self.values.items():
+                for p, value in zip(self.units[key].parameters, values, strict=True):
+                    p.copy_(value)
+
+    def _save(self) -> None:
+        self._saved_at = time.monotonic()
+        state = self.optimiser.state
+        tensors: dict[str, Tensor] = {f"value|{i}": p for i, p in enumerate(self.parameters)}
+        for i, p in enumerate(self.parameters):
+            tensors |= {f"{k}|{i}": v for k, v in state[p].items()}
+        keys = list(self.units)
+        for key, values in self.values.items():
+            tensors |= {f"best|{keys.index(key)}|{i}": v for i, v in enumerate(values)}
+        self.saved.save(
+            {
+                "stage": self.done.as_dict(),
+                "best": [self.best.get(k) for k in keys],
+                "stale": self.stale,
+                "looked": self._looked,
+                "losses": self._losses,
+                "sizes": [group["size"] for group in self.optimiser.param_groups],
+            },
+            tensors,
+        )
+
+    def _resume(self) -> None:
+        """Go on from the checkpoint, where it stopped in this stage."""
+        state, tensors = self.saved.state, self.saved.tensors
+        if not state or state["stage"]["name"] != self.done.name:
+            return
+        self.done = Stage.of(state["stage"])
+        self.stale, self._looked = state["stale"], state["looked"]
+        self._losses = list(state["losses"])
+        keys = list(self.units)
+        self.best = {k: x for k, x in zip(keys, state["best"], strict=True) if x is not None}
+        rows: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            kind, *at = name.split("|")
+            if kind != "best":
+                rows.setdefault(int(at[0]), {})[kind] = value
+        for key in self.best:
+            self.values[key] = [
+                tensors[f"best|{keys.index(key)}|{i}"].to(p.device)
+                for i, p in enumerate(self.units[key].parameters)
+            ]
+        for group, size in zip(self.optimiser.param_groups, state["sizes"], strict=True):
+            group["size"] = size
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters):
+                p.copy_(rows[i].pop("value"))
+                self.optimiser.state[p] = {
+                    k: v if k == "step" else v.to(p.device) for k, v in rows[i].items()
+                }
+        self._clock = time.monotonic()
