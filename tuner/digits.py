@@ -1,6 +1,6 @@
 """The built-in task: real scanned digits (scikit-learn), a small ViT, its shipped checkpoint.
 
-Shapes: B batch, N = 256 patch tokens + 1 class token, D = 64 width, H = 4 heads.
+Shapes: B batch, N = 257 tokens (256 patches and the class) at side 32, D = 64 width, H = 4 heads.
 """
 
 from __future__ import annotations
@@ -54,21 +54,21 @@ class Block(nn.Module):
 
 
 class DigitsViT(nn.Module):
-    """A small vision transformer over ``[B, 1, 32, 32]`` images, logits ``[B, 10]``."""
+    """A small vision transformer over ``[B, 1, side, side]`` images, logits ``[B, 10]``."""
 
-    def __init__(self, dim: int = 64, depth: int = 6, heads: int = 4) -> None:
+    def __init__(self, dim: int = 64, depth: int = 6, heads: int = 4, side: int = 32) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.GELU())
         self.patch_embed = nn.Conv2d(32, dim, kernel_size=3, stride=2, padding=1)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.randn(1, 257, dim) * 0.02)
+        self.pos_embed = nn.Parameter(torch.randn(1, (side // 2) ** 2 + 1, dim) * 0.02)
         self.blocks = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the class logits ``[B, 10]`` of ``[B, 1, 32, 32]`` images in 0..1."""
-        x = self.patch_embed(self.stem(images)).flatten(2).transpose(1, 2)  # [B, 256, D]
+        """Return the class logits ``[B, 10]`` of images in 0..1."""
+        x = self.patch_embed(self.stem(images)).flatten(2).transpose(1, 2)  # [B, N - 1, D]
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
