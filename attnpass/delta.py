@@ -84,6 +84,14 @@ class Delta(nn.Module):
         wide = torch.promote_types(weight.dtype, change.dtype)
         return (weight.to(wide) + change.to(wide)).to(weight.dtype)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Delta:
+        """The same numbers; the buffer is not copied."""
+        parts = {k: p.detach().clone() for k, p in self.named_parameters()}
+        other = Delta.of(parts)
+        for name, p in self.named_parameters():
+            other.get_parameter(name).requires_grad_(p.requires_grad)
+        return other
+
     def forward(self, weight: Tensor) -> Tensor:
         """``weight + delta``, from the buffer where neither changed and no gradient is wanted."""
         own = list(self.parameters())

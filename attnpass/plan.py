@@ -303,6 +303,15 @@ class Plan:
             setattr(merged, name, getattr(self, name))
         return merged
 
+    def copy(self) -> Plan:
+        """The same plan with parameters of its own."""
+        other = Plan({name: replace(e) for name, e in self.sites.items()})
+        for name in ("values", "deltas", "tiles", "measured", "made_by"):
+            setattr(other, name, copy.deepcopy(getattr(self, name)))
+        other.round_trip, other.trainable = self.round_trip, self.trainable
+        other.owners = dict(self.owners)
+        return other
+
     def own(self, site: AttentionSite, parameters: Iterable[Tensor]) -> None:
         """Remember which projection parameters make ``site``; voids numbers of other weights."""
         parameters = list(parameters)

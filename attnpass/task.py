@@ -35,6 +35,12 @@ class Task:
         validation: ``(arguments, target)`` per batch; selection and held-out come from these.
         score: ``score(output, target)`` -> one number per item, higher is better, finite.
         metric: what the score is, e.g. ``accuracy``.
+        recovery: unlabelled batches to distil on, none of them in ``validation``; they may be made
+            anew (augmented) at every access. Where there are none, ``calibration`` serves.
+        outputs: what the model returns, ``logits`` or ``features`` (an encoder): how distillation
+            compares outputs.
+        pooled: ``score`` needs all items of a split at once (retrieval): it is then called with
+            the outputs and the targets of all its batches, concatenated.
     """
 
     name: str
@@ -44,6 +50,9 @@ class Task:
     validation: Sequence[tuple[tuple[Any, ...], Any]]
     score: Callable[[Any, Any], Tensor]
     metric: str = "accuracy"
+    recovery: Sequence[tuple[Any, ...]] = ()
+    outputs: str = "logits"
+    pooled: bool = False
     path: str = field(default="", repr=False)
 
     def digest(self) -> str:
@@ -119,6 +128,10 @@ def _check(task: Task, path: str) -> None:
     for name in ("calibration", "validation"):
         if len(getattr(task, name)) == 0:
             raise TaskError(f"expected {path} with at least one {name} batch, got none")
+    if task.outputs not in ("logits", "features"):
+        raise TaskError(
+            f"expected outputs of {path} to be 'logits' or 'features', got {task.outputs!r}"
+        )
     if not isinstance(task.example, tuple):
         raise TaskError(
             f"expected example of {path} to be a tuple of arguments,"

@@ -13,22 +13,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from attnpass.tuner.digits import CHECKPOINT, TRAIN, DigitsViT, correct, images
+from attnpass.tuner.digits import CHECKPOINT, TRAIN, DigitsViT, augment, correct, images
 
 EPOCHS, BATCH = 80, 16
-
-
-def augment(x: torch.Tensor) -> torch.Tensor:
-    """Return ``[B, 1, 32, 32]`` images, each turned, sheared, scaled and shifted a little."""
-    b = x.shape[0]
-    eye = torch.eye(2).expand(b, 2, 2)
-    angle = (torch.rand(b) - 0.5) * 0.5
-    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(b, 2, 2)
-    bend = eye + (torch.rand(b, 2, 2) - 0.5) * 0.3
-    shift = (torch.rand(b, 2, 1) - 0.5) * 0.35
-    grid = F.affine_grid(torch.cat([turn @ bend, shift], 2), list(x.shape), align_corners=False)
-    x = F.grid_sample(x, grid, align_corners=False)
-    return x * (0.8 + 0.4 * torch.rand(b, 1, 1, 1))
 
 
 def main() -> None:

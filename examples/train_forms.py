@@ -17,10 +17,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from train_digits import augment
 
 from attnpass import Plan, environment
-from attnpass.tuner.digits import TRAIN, DigitsViT, correct, images
+from attnpass.tuner.digits import TRAIN, DigitsViT, augment, correct, images
 
 SIDE, DEPTH, BATCH = 16, 6, 64
 BACK = [f"blocks.{i}.attn" for i in range(DEPTH // 2, DEPTH)]

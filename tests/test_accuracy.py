@@ -78,6 +78,8 @@ def test_split_keeps_600_for_judging_else_crosses():
 
 
 class FakeTask:
+    pooled = False
+
     def __init__(self, rows):
         self.validation = [((torch.tensor(r),), None) for r in rows]
 

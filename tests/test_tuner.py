@@ -106,11 +106,11 @@ def test_changed_data_and_weights_are_misses(finished, monkeypatch):
     _, path = finished
     with Store(path) as store:
         run = Run(settings(), store, Voice(quiet=True))
-        assert store.get("accuracy", "baseline", run.context)[0] is not None
+        assert store.get("accuracy", "baseline scores", run.context)[0] is not None
         changed = {**run.context, "weights": "other"}
-        assert store.get("accuracy", "baseline", changed) == (None, "weights changed")
+        assert store.get("accuracy", "baseline scores", changed) == (None, "weights changed")
         other = Run(settings(task=f"{TASKS}:nan_scores"), store, Voice(quiet=True))
-        assert store.get("accuracy", "baseline", other.context) == (None, "data changed")
+        assert store.get("accuracy", "baseline scores", other.context) == (None, "data changed")
 
 
 def count(path) -> int:

@@ -76,3 +76,34 @@ def hangs() -> Task:
     if _in_worker():
         time.sleep(600)
     return tiny()
+
+
+def wrong_outputs() -> Task:
+    task = tiny()
+    task.outputs = "labels"
+    return task
+
+
+def retrieval() -> Task:
+    """A random encoder; an item is found where its own output is the nearest of its split."""
+    model = DigitsViT(dim=16, depth=3, heads=2).eval()
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(60, 1, 32, 32, generator=generator)
+    with torch.no_grad():
+        wanted = model(images)
+
+    def found(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        distances = torch.cdist(target.double(), out.double())
+        return (distances.argmin(1) == torch.arange(len(out))).float()
+
+    pairs = zip(images.split(10), wanted.split(10), strict=True)
+    return Task(
+        "retrieval",
+        model,
+        (images[:2],),
+        [(images[:8],)],
+        [((x,), y) for x, y in pairs],
+        found,
+        outputs="features",
+        pooled=True,
+    )

@@ -138,6 +138,8 @@ def scores(
     Raises:
         TaskError: scores that are not one finite number per item.
     """
+    if task.pooled:
+        return pooled_scores(task, [answer(task, run, i) for i in batches], batches), True
     found: list[Tensor] = []
     stops = base is not None and binary(base)
     for i in batches:
@@ -154,6 +156,26 @@ def scores(
     return torch.cat(found), True
 
 
+def answer(task: Task, run: Callable[..., Any], batch: int) -> Tensor:
+    """What a model returns for one validation batch, its first tensor.
+
+    Raises:
+        ValueError: it returns none.
+    """
+    with torch.no_grad():
+        return first_tensor(run(*task.validation[batch][0]))
+
+
+def pooled_scores(task: Task, outputs: Sequence[Tensor], batches: Sequence[int]) -> Tensor:
+    """Per-item scores where all items of a split are judged together.
+
+    Raises:
+        TaskError: scores that are not one finite number per item.
+    """
+    targets = torch.cat([task.validation[i][1] for i in batches])
+    return score_batch(task, torch.cat(list(outputs)), targets)
+
+
 def divergence(
     task: Task, run: Callable[..., Any], reference: Sequence[Tensor], batches: Sequence[int]
 ) -> float:
@@ -162,7 +184,7 @@ def divergence(
     for i, old in zip(batches, reference, strict=True):
         with torch.no_grad():
             new = first_tensor(run(*task.validation[i][0])).double()
-        if old.dim() == 2 and old.shape[1] > 1:
+        if task.outputs == "logits" and old.dim() == 2 and old.shape[1] > 1:
             p, q = old.log_softmax(-1), new.log_softmax(-1)
             total += float((p.exp() * (p - q)).sum())
             weight += old.shape[0]

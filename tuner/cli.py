@@ -157,6 +157,24 @@ def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | 
 @click.option("--mode", default=None, help="Inductor's mode, e.g. max-autotune.")
 @click.option("--timeout", default=900.0, help="Seconds per compile-and-time request.")
 @click.option("--refresh", is_flag=True, help="Measure again what is stored.")
+@click.option(
+    "--recover",
+    default="calibrate",
+    show_default=True,
+    help="How converted layers regain accuracy: calibrate, or distil (no labels needed).",
+)
+@click.option(
+    "--recover-budget",
+    default="5m",
+    show_default=True,
+    help="Time that distilling may take in all, e.g. 90s, 5m, 1h.",
+)
+@click.option(
+    "--recover-rank",
+    default=None,
+    type=int,
+    help="Rank of the changes to q, k, v, o weights (default: full; 0: none).",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be searched; measure nothing.")
 @click.option(
     "--out",
@@ -170,6 +188,7 @@ def tune(
     forms: str,
     dry_run: bool,
     out: Path | None,
+    recover_budget: str,
     as_json: bool,
     db: str | None,
     **given: Any,
@@ -181,7 +200,8 @@ def tune(
     from attnpass.tuner.settings import CHOICES, Settings
 
     chosen = tuple(f.strip() for f in forms.split(",") if f.strip()) or tuple(CHOICES)
-    settings = Settings(task=task, forms=chosen, **given)
+    budget = seconds(recover_budget, "--recover-budget")
+    settings = Settings(task=task, forms=chosen, recover_budget=budget, **given)
     voice = Voice(quiet=as_json)
     with Store(db) as store:
         run = Run(settings, store, voice)
@@ -211,6 +231,19 @@ def tune(
             )
 
     return result, show, 1 if failed else 0
+
+
+def seconds(text: str, option: str) -> float:
+    """``90``, ``90s``, ``5m`` or ``1h`` as seconds.
+
+    Raises:
+        OptionError: something else.
+    """
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in "smh" else (text, "s")
+    try:
+        return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError as error:
+        raise OptionError(f"expected {option} like 90s, 5m or 1h, got {text!r}") from error
 
 
 def _writable(folder: Path) -> Path:

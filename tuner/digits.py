@@ -5,7 +5,9 @@ Shapes: B batch, N = 257 tokens (256 patches and the class) at side 32, D = 64 w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +97,32 @@ def images() -> tuple[Tensor, Tensor]:
     return x, torch.from_numpy(data.target)[order].long()
 
 
+def augment(x: Tensor) -> Tensor:
+    """``[B, 1, side, side]`` images, each turned, sheared, scaled and shifted a little."""
+    b = x.shape[0]
+    eye = torch.eye(2).expand(b, 2, 2)
+    angle = (torch.rand(b) - 0.5) * 0.5
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(b, 2, 2)
+    bend = eye + (torch.rand(b, 2, 2) - 0.5) * 0.3
+    shift = (torch.rand(b, 2, 1) - 0.5) * 0.35
+    grid = F.affine_grid(torch.cat([turn @ bend, shift], 2), list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, align_corners=False)
+    return x * (0.8 + 0.4 * torch.rand(b, 1, 1, 1))
+
+
+class Augmented(Sequence[tuple[Tensor]]):
+    """Batches of images, augmented anew at every access."""
+
+    def __init__(self, images: Tensor, batch: int = 32) -> None:
+        self.batches = images.split(batch)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, i: Any) -> Any:
+        return (augment(self.batches[i]),)
+
+
 def correct(logits: Tensor, labels: Tensor) -> Tensor:
     """Per item 1.0 where the arg-max of ``logits [B, 10]`` is the label, else 0.0."""
     return (logits.argmax(-1) == labels).float()
@@ -128,4 +156,5 @@ def task() -> Task:
             for part, labels in zip(held.split(50), y[TRAIN:].split(50), strict=True)
         ],
         score=correct,
+        recovery=Augmented(train),
     )

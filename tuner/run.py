@@ -1,7 +1,8 @@
 """The stages of a tuning run, resumable: every measurement is committed before the next begins.
 
-``inspect -> baseline and ceiling -> calibrate -> latency per form -> sensitivity -> integer
-program -> Optuna -> finalists measured together -> held-out``. Running the same command again
+``inspect -> baseline and ceiling -> calibrate -> latency per form (-> distil each site and form)
+-> sensitivity -> integer program -> Optuna (-> distil the hopeful plans, rank again) -> finalists
+measured together -> held-out``. Running the same command again
 continues: what is measured is read from the store, and a mismatch says which field differs.
 """
 
@@ -23,20 +24,22 @@ from torch import Tensor
 from attnpass import environment
 from attnpass.capture import Capture
 from attnpass.errors import CaptureError, MeasureError, TaskError
-from attnpass.plan import Entry, Plan, assign
-from attnpass.recover import fit_sites, observe
+from attnpass.plan import Plan, assign
 from attnpass.report import Report
 from attnpass.store import Store, now
 from attnpass.task import load_task
 from attnpass.tuner.accuracy import (
     Split,
+    answer,
     bound,
     divergence,
     first_tensor,
     needed,
+    pooled_scores,
     scores,
     split,
 )
+from attnpass.tuner.bank import Bank
 from attnpass.tuner.front import front, recipes
 from attnpass.tuner.latency import floor, ratio
 from attnpass.tuner.progress import Voice
@@ -86,7 +89,6 @@ class Run:
         self.facts: dict[str, Any] = {}
         self.told: set[str] = set()
         self.stopped = False
-        self.library: dict[tuple[str, str], dict[str, Any]] = {}
 
     def _tiles(self) -> str:
         """Digest of the tiles that compiled plans will find."""
@@ -144,8 +146,10 @@ class Run:
                 self._ceiling()
                 self._calibrate()
                 self._form_latency()
+                self._distil()
                 self._sensitivity()
                 self._search()
+                self._recover()
                 finalists = self._finalists()
                 self._measure(finalists)
                 self._judge(finalists)
@@ -179,32 +183,27 @@ class Run:
 
     def _baseline(self) -> None:
         """Scores of the unchanged model over all validation items, the split, the reference."""
-        every = range(len(self.task.validation))
-        value = self._cached("accuracy", "baseline", self.context)
+        value = self._cached("accuracy", "baseline scores", self.context)
         if value is None:
-            with self.voice.stage("baseline accuracy", len(every)) as step:
-                parts = []
-                for i in every:
-                    parts.append(scores(self.task, self.capture, [i])[0].tolist())
-                    step("")
-            value = {"scores": parts}
-            self.store.put("accuracy", "baseline", self.context, value, run=self.id)
-        self.parts = [torch.tensor(p, dtype=torch.float64) for p in value["scores"]]
-        sizes = [len(p) for p in self.parts]
-        if not sum(sizes):
+            value = self._score_baseline()
+            self.store.put("accuracy", "baseline scores", self.context, value, run=self.id)
+        self.sizes = value["sizes"]
+        if not sum(self.sizes):
             raise TaskError("expected validation items, got batches without any")
-        self.split: Split = split(sizes)
-        self.base_selection = self._base(self.split.selection)
+        self.split: Split = split(self.sizes)
+        self.base_selection = torch.tensor(value["selection"], dtype=torch.float64)
+        self.base_held_out = torch.tensor(value["held_out"], dtype=torch.float64)
         with torch.no_grad():
             self.reference = [
                 first_tensor(self.capture(*self.task.validation[i][0])).double()
                 for i in self.split.selection[:4]
             ]
-        total = torch.cat(self.parts)
+        parts = [self.base_selection] + ([] if self.split.crossed else [self.base_held_out])
+        total = torch.cat(parts)
         self.facts |= {
-            "items": sum(sizes),
+            "items": sum(self.sizes),
             "selection": len(self.base_selection),
-            "held_out": len(self._base(self.split.held_out)),
+            "held_out": len(self.base_held_out),
             "crossed": self.split.crossed,
             "baseline_score": float(total.mean()),
             "provable": needed(self.settings.max_drop),
@@ -216,8 +215,25 @@ class Run:
             f" {self.facts['held_out']}" + (" (cross-fitted)" if self.split.crossed else "")
         )
 
-    def _base(self, batches: Sequence[int]) -> Tensor:
-        return torch.cat([self.parts[i] for i in batches])
+    def _score_baseline(self) -> dict[str, Any]:
+        """Items per batch, and scores of the selection and of what is held out."""
+        task, every = self.task, range(len(self.task.validation))
+        parts: list[Tensor] = []
+        with self.voice.stage("baseline accuracy", len(every)) as step:
+            for i in every:
+                one = answer(task, self.capture, i) if task.pooled else None
+                parts.append(scores(task, self.capture, [i])[0] if one is None else one)
+                step("")
+        sizes = [len(task.validation[i][1]) if task.pooled else len(parts[i]) for i in every]
+        halves = split(sizes) if sum(sizes) else Split((), (), True)
+        value: dict[str, Any] = {"sizes": sizes}
+        for name, batches in (("selection", halves.selection), ("held_out", halves.held_out)):
+            taken = [parts[i] for i in batches]
+            if task.pooled:
+                value[name] = pooled_scores(task, taken, batches).tolist()
+            else:
+                value[name] = torch.cat(taken).tolist() if taken else []
+        return value
 
     # -- latency ----------------------------------------------------------------------------
 
@@ -300,7 +316,7 @@ class Run:
         with self.voice.stage("latency per form", len(chosen)) as step:
             for choice, names in chosen.items():
                 if names:
-                    plan = self._plan(dict.fromkeys(names, choice))
+                    plan = self.bank.plan(dict.fromkeys(names, choice))
                     try:
                         base, times = self._times("latency", plan.hash, [None, plan])
                         saved = self.base_ms * (1 - 1 / ratio(base, times).median)
@@ -317,41 +333,66 @@ class Run:
     # -- accuracy ---------------------------------------------------------------------------
 
     def _calibrate(self) -> None:
-        """Fit every (site, choice) once, to the original activations."""
+        """Fit every (site, choice) once, to the original activations: the bank's start."""
         self.legal = {
             s.name: [c for c in self.settings.forms if s.legal.get(CHOICES[c][0]) is None]
             for s in self.sites
         }
-        self.fit: dict[str, dict[str, float]] = {}
-        with self.voice.stage("calibrate", len(self.settings.forms)) as step:
-            observed = observe(self.capture, list(self.task.calibration))
-            for choice in self.settings.forms:
-                form, options = CHOICES[choice]
-                entries, _ = assign(self.sites, form, options)
-                plan = Plan(entries).initialise(self.sites)
-                self.fit[choice] = fit_sites(self.capture, plan, observed)
-                for site, values in plan.values.items():
-                    self.library[site, choice] = values
-                step(choice)
+        watched = () if self.split.crossed else self.split.selection
+        self.bank = Bank(
+            self.task,
+            self.capture,
+            self.base,
+            self.settings,
+            self.store,
+            self.voice,
+            self.context,
+            self._cached,
+            watched,
+        )
+        self.fit = self.bank.calibrate(self.settings.forms)
 
-    def _plan(self, assignment: dict[str, str]) -> Plan:
-        """The calibrated plan of choices per site; sites not named stay softmax."""
-        entries = {}
-        for name, entry in self.base.sites.items():
-            form, options = CHOICES.get(assignment.get(name, "softmax"), ("softmax", {}))
-            entries[name] = Entry(form, options, entry.fits, entry.weights)
-        plan = Plan(entries)
-        for name, choice in assignment.items():
-            if (name, choice) in self.library:
-                plan.values[name] = self.library[name, choice]
-        plan.made_by = {"run": self.id, "versions": environment.versions()}
-        return plan
+    def _distil(self) -> None:
+        """Distil every useful (site, choice) locally, once."""
+        if self.settings.recover == "distil" and self.useful:
+            self.facts["bank"] = self.bank.distil(self.useful, self.id)
+
+    def _recover(self) -> None:
+        """Distil the hopeful plans globally; they are candidates beside what they were."""
+        if self.settings.recover != "distil":
+            return
+        hopeful = self._hopeful()
+        for candidate in hopeful:
+            plan, value = self.bank.recover(candidate.plan, 1 / len(hopeful), self.id)
+            if value:
+                better = self._judged(candidate.assignment, plan)
+                assert candidate.selection is not None
+                better.recovery = {**value, "drop_before": candidate.selection.drop}
+
+    def _hopeful(self) -> list[Candidate]:
+        """Plans that distillation may bring within the limit, or keep there.
+
+        Half of them the fastest that are within; the others the fastest of those that do less
+        damage than everything cheaper.
+        """
+        count = self.settings.limits["finalists"]
+        chosen = self._allowed(None)[: count // 2]
+        least, front = REJECTED, []
+        for c in sorted(self.found.values(), key=lambda c: (c.cost, c.latency["divergence"])):
+            if c.cost < self.base_ms and c.latency["divergence"] < least:
+                least = c.latency["divergence"]
+                front.append(c)
+        return chosen + [c for c in front if c not in chosen][: count - len(chosen)]
 
     def _candidate(self, assignment: dict[str, str]) -> Candidate:
         """A plan with its measured selection scores, from the store or measured now."""
         full = {s.name: assignment.get(s.name, "softmax") for s in self.sites}
+        return self._judged(full, self.bank.plan(full))
+
+    def _judged(self, full: dict[str, str], plan: Plan) -> Candidate:
+        """A plan with its selection scores, from the store or measured now."""
         cost = self.base_ms - sum(self.saving.get(c, 0.0) for c in full.values())
-        plan = self._plan(full)
+        plan.made_by = {"run": self.id, "versions": environment.versions()}
         known = self.found.get(plan.hash)
         if known is not None:
             return known
@@ -459,7 +500,7 @@ class Run:
 
     def _items(self, half: int) -> list[int]:
         """Positions of the items of every other batch."""
-        owner = [i for i, part in enumerate(self.parts) for _ in part]
+        owner = [i for i, size in enumerate(self.sizes) for _ in range(size)]
         return [at for at, batch in enumerate(owner) if batch % 2 == half]
 
     def _measure(self, finalists: list[Candidate]) -> None:
@@ -478,7 +519,7 @@ class Run:
     def _judge(self, finalists: list[Candidate]) -> None:
         """Held-out scores, looked at once; the finalists share the level (Bonferroni)."""
         context = {**self.context, "batches": list(self.split.held_out)}
-        base = self._base(self.split.held_out)
+        base = self.base_held_out
         confidence = 1 - 0.05 / max(len(finalists), 1)
         with self.voice.stage("finalists: held out", len(finalists)) as step:
             for candidate in finalists:

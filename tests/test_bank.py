@@ -1,0 +1,157 @@
+"""Recovery inside the tuner: pieces distilled once, reused by plans, ranked again afterwards."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+import torch
+from test_cli import run as command
+from test_tuner import TASKS, rows, settings
+
+from attnpass.errors import TaskError
+from attnpass.store import Store
+from attnpass.task import load_task
+from attnpass.tuner.accuracy import scores
+from attnpass.tuner.bank import Bank
+from attnpass.tuner.cli import seconds
+from attnpass.tuner.progress import Voice
+from attnpass.tuner.run import Run
+from attnpass.tuner.worker import Worker
+
+DISTIL = {"recover": "distil", "recover_budget": 4.0, "forms": ("hydra",)}
+
+
+@pytest.fixture(scope="module")
+def recovered(tmp_path_factory):
+    """A finished run that distilled, its database, and the run."""
+    path = tmp_path_factory.mktemp("bank") / "a.db"
+    with Store(path) as store:
+        run = Run(settings(**DISTIL), store, Voice(quiet=True))
+        return run.execute(), path, run
+
+
+def kinds(path: Path) -> dict[str, int]:
+    connection = sqlite3.connect(path)
+    found = dict(connection.execute("SELECT kind, count(*) FROM measurements GROUP BY kind"))
+    connection.close()
+    return found
+
+
+def test_every_site_and_form_is_distilled_once(recovered):
+    result, path, run = recovered
+    bank = result["facts"]["bank"]
+    assert list(bank) == ["hydra"] and set(bank["hydra"]["losses"]) == {
+        f"blocks.{i}.attn" for i in range(3)
+    }
+    assert bank["hydra"]["steps"] > 0 and kinds(path)["bank"] == 1
+    with Store(path) as store:
+        stored = store.plan(bank["hydra"]["plan"])
+    for (site, _), (values, deltas) in run.bank.pieces.items():
+        assert all(torch.equal(v, stored.values[site][k]) for k, v in values.items())
+        assert set(deltas) == set(stored.deltas[site])
+        assert any(p.abs().max() > 0 for d in deltas.values() for p in d.parameters())
+
+
+def test_plans_are_made_of_the_pieces(recovered):
+    _, _, run = recovered
+    plan = run.bank.plan({"blocks.1.attn": "hydra"})
+    values, deltas = run.bank.pieces["blocks.1.attn", "hydra"]
+    assert plan.values == {"blocks.1.attn": values} and plan.deltas == {"blocks.1.attn": deltas}
+
+
+def test_recovered_plans_are_ranked_beside_what_they_were(recovered):
+    result, path, run = recovered
+    with_recovery = [c for c in run.found.values() if c.recovery]
+    assert with_recovery and kinds(path)["recovered"] == len(with_recovery)
+    for c in with_recovery:
+        before = run.bank.plan(c.assignment)
+        assert before.hash in run.found and before.hash != c.plan.hash
+        assert c.recovery["drop_before"] == run.found[before.hash].selection.drop
+        assert c.recovery["steps"] > 0
+    assert {r["plan"] for r in result["front"]} <= set(run.found)
+
+
+def test_the_same_command_trains_nothing_again(recovered, monkeypatch):
+    result, path, _ = recovered
+    before = rows(path)
+    monkeypatch.setattr(Worker, "_ask", lambda *_: pytest.fail("a latency was measured again"))
+    monkeypatch.setattr(Bank, "_train", lambda *_: pytest.fail("a piece was trained again"))
+    with Store(path) as store:
+        again = Run(settings(**DISTIL), store, Voice(quiet=True)).execute()
+    assert rows(path) == before and again["front"] == result["front"]
+
+
+def test_another_form_leaves_the_stored_piece_alone(recovered, monkeypatch):
+    _, path, run = recovered
+    trained = []
+    monkeypatch.setattr(
+        Bank, "_train", lambda self, what, budget, name: trained.append(name) or {}
+    )
+    with Store(path) as store:
+        other = Run(settings(**DISTIL | {"forms": ("hydra", "relu")}), store, Voice(quiet=True))
+        other._baseline()
+        other.base_ms = 1.0
+        other._calibrate()
+        monkeypatch.setattr(store, "put", lambda *a, **k: None)
+        with pytest.raises(KeyError):  # what the patched training does not return
+            other.bank.distil(["hydra", "relu"], other.id)
+    assert trained == ["relu"]
+
+
+def test_other_data_or_budget_is_a_miss(recovered):
+    _, path, _ = recovered
+    for change in ({"recover_budget": 5.0}, {"recover_rank": 1}, {"seed": 1}):
+        with Store(path) as store:
+            run = Run(settings(**DISTIL | change), store, Voice(quiet=True))
+            run._baseline()
+            run._calibrate()
+            assert run._cached("bank", "hydra", run.bank._context()) is None
+    with Store(path) as store:
+        run = Run(settings(**DISTIL), store, Voice(quiet=True))
+        run.task.recovery = [(torch.rand(4, 1, 32, 32),)]
+        run._baseline()
+        run._calibrate()
+        assert run._cached("bank", "hydra", run.bank._context()) is None
+
+
+def test_pooled_scores_see_the_whole_split(tmp_path):
+    task = load_task(f"{TASKS}:retrieval")
+    every = range(len(task.validation))
+    found, complete = scores(task, task.model, every)
+    assert complete and found.tolist() == [1.0] * 60
+    # a constant answer finds one of the whole split, not one of every batch
+    flat, _ = scores(task, lambda x: torch.zeros(len(x), 10), every)
+    assert float(flat.sum()) == 1.0
+    with Store(tmp_path / "a.db") as store:
+        run = Run(settings(task=f"{TASKS}:retrieval"), store, Voice(quiet=True))
+        run._baseline()
+        assert run.base_selection.tolist() == [1.0] * 60 and run.facts["items"] == 60
+
+
+@pytest.mark.parametrize(
+    ("text", "want"), [("90", 90.0), ("90s", 90.0), ("5m", 300.0), ("1.5h", 5400.0)]
+)
+def test_times(text, want):
+    assert seconds(text, "--x") == want
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recover", "labels"], "expected to recover by calibrate or distil, got 'labels'"),
+        (["--recover-budget", "soon"], "expected --recover-budget like 90s, 5m or 1h, got 'soon'"),
+        (["--recover-budget", "0"], "expected a recover-budget > 0, got 0 s"),
+        (["--recover-rank", "-1"], "expected a recover-rank >= 0, got -1"),
+    ],
+)
+def test_wrong_options_are_one_line(arguments, message, tmp_path):
+    done = command("tune", f"{TASKS}:tiny", *arguments, "--json", db=tmp_path / "a.db")
+    assert done.returncode == 1 and message in json.loads(done.stdout)["error"]
+
+
+def test_outputs_of_a_task_are_checked():
+    with pytest.raises(TaskError, match="expected outputs of .* to be 'logits' or 'features'"):
+        load_task(f"{TASKS}:wrong_outputs")

@@ -1,0 +1,224 @@
+"""The bank: every (site, choice) is fitted once and reused by every plan that contains it.
+
+Calibrated from a few batches, then, where asked for, distilled locally, all of them in parallel on
+one run of the original model per step (a library of blocks as in Puzzle, 2411.19146). A whole plan
+made of such pieces can then be distilled globally.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnpass.capture import Capture
+from attnpass.delta import Delta
+from attnpass.distillation import add_deltas
+from attnpass.objectives import Global, Local
+from attnpass.plan import Entry, Plan, assign
+from attnpass.recover import fit_sites, observe
+from attnpass.store import Store, key_of
+from attnpass.task import Task
+from attnpass.trainer import Checkpoint, DistilOptions, Progress, Trainer
+from attnpass.tuner.progress import Voice
+from attnpass.tuner.settings import CHOICES, Settings
+
+LOCAL = 0.5
+"""Share of the budget that goes into the bank; the rest into whole plans."""
+
+WATCHED = 4
+"""Selection batches that decide when a stage ends."""
+
+DIGESTED = 64
+"""Batches of the recovery data that stand for all of it."""
+
+Piece = tuple[dict[str, nn.Parameter], dict[str, Delta]]
+"""A form's parameters, and what is added to the weights of its site."""
+
+Cached = Callable[[str, str, dict[str, Any]], dict[str, Any] | None]
+
+
+class Bank:
+    """Pieces of plans for one task, and what makes them better.
+
+    Args:
+        base: the plan of no change, which knows the sites. context: what a stored piece depends
+            on. cached: looks a measurement up. selection: batches that are not trained on.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        capture: Capture,
+        base: Plan,
+        settings: Settings,
+        store: Store,
+        voice: Voice,
+        context: Mapping[str, Any],
+        cached: Cached,
+        selection: Sequence[int],
+    ) -> None:
+        self.task, self.capture, self.base, self.settings = task, capture, base, settings
+        self.store, self.voice, self.cached = store, voice, cached
+        self.pieces: dict[tuple[str, str], Piece] = {}
+        self.selection = [task.validation[i][0] for i in selection[:WATCHED]]
+        self.inputs = task.recovery if len(task.recovery) else list(task.calibration)
+        self.context = {
+            **context,
+            "recover": {
+                "budget": settings.recover_budget,
+                "rank": settings.recover_rank,
+                "seed": settings.seed,
+                "watched": len(self.selection),
+            },
+        }
+
+    def options(self, budget: float) -> DistilOptions:
+        """How a stage of ``budget`` seconds is trained."""
+        s = self.settings
+        return DistilOptions(
+            budget=budget, rank=s.recover_rank, seed=s.seed, outputs=self.task.outputs
+        )
+
+    def calibrate(self, choices: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Fit every (site, choice) to the original activations; returns the errors left."""
+        errors = {}
+        with self.voice.stage("calibrate", len(choices)) as step:
+            observed = observe(self.capture, list(self.task.calibration))
+            for choice in choices:
+                plan = self._everywhere(choice)
+                errors[choice] = fit_sites(self.capture, plan, observed)
+                self._keep(choice, plan)
+                step(choice)
+        return errors
+
+    def _everywhere(self, choice: str) -> Plan:
+        """The plan that has one choice wherever it is legal, with the pieces there are."""
+        entries, _ = assign(self.capture.sites, *CHOICES[choice])
+        plan = Plan(entries).initialise(self.capture.sites)
+        for site in plan.sites:
+            self._put(plan, site, choice)
+        return plan
+
+    def _keep(self, choice: str, plan: Plan) -> None:
+        for site, entry in plan.sites.items():
+            if entry.form != "softmax":
+                piece = (plan.values.get(site, {}), plan.deltas.get(site, {}))
+                self.pieces[site, choice] = piece
+
+    def _put(self, plan: Plan, site: str, choice: str) -> None:
+        values, deltas = self.pieces.get((site, choice), ({}, {}))
+        if values:
+            plan.values[site] = values
+        if deltas:
+            plan.deltas[site] = deltas
+
+    def plan(self, assignment: Mapping[str, str]) -> Plan:
+        """The plan of choices per site, from the pieces; sites not named stay softmax."""
+        entries = {}
+        for name, entry in self.base.sites.items():
+            form, options = CHOICES.get(assignment.get(name, "softmax"), ("softmax", {}))
+            entries[name] = Entry(form, options, entry.fits, entry.weights)
+        plan = Plan(entries)
+        for name, choice in assignment.items():
+            self._put(plan, name, choice)
+        return plan
+
+    def distil(self, choices: Sequence[str], run: str) -> dict[str, Any]:
+        """Distil every (site, choice) locally, those that are not stored; returns what it gave.
+
+        Raises:
+            MeasureError: a loss is not finite.
+        """
+        found = {c: self._stored("bank", c, self._context()) for c in choices}
+        missing = [c for c, value in found.items() if value is None]
+        plans = {c: self._everywhere(c) for c in missing}
+        for plan in plans.values():
+            add_deltas(self.capture, plan, self.options(1.0))
+        self.capture.use(None)
+        objective = Local(self.capture, plans)
+        if objective.units:
+            budget = self.settings.recover_budget * LOCAL
+            stage = self._train(objective, budget, " ".join(sorted(missing)))
+            for choice, plan in plans.items():
+                losses = {s: x for (c, s), x in objective.last.items() if c == choice}
+                found[choice] = {
+                    "plan": self.store.save_plan(plan),
+                    "losses": losses,
+                    "steps": stage["steps"],
+                    "seconds": stage["seconds"],
+                }
+                self.store.put("bank", choice, self._context(), found[choice] or {}, run=run)
+        for choice, value in found.items():
+            stored = plans.get(choice) or self.store.plan((value or {}).get("plan", ""))
+            if stored is not None:
+                self._keep(choice, stored)
+        return {c: value for c, value in found.items() if value is not None}
+
+    def recover(self, plan: Plan, share: float, run: str) -> tuple[Plan, dict[str, Any]]:
+        """A plan distilled globally in ``share`` of the budget, and what that did.
+
+        Raises:
+            MeasureError: the loss is not finite.
+        """
+        context = {**self._context(), "share": share}
+        value = self._stored("recovered", plan.hash, context)
+        stored = None if value is None else self.store.plan(value["plan"])
+        if value is not None and stored is not None:
+            return stored, value
+        better = plan.copy()
+        objective = Global(self.task.model, self.capture, better, self.task.outputs, ())
+        if not objective.unit.values:
+            return plan, {}
+        budget = self.settings.recover_budget * (1 - LOCAL) * share
+        value = self._train(objective, budget, plan.hash)
+        value["plan"] = self.store.save_plan(better)
+        self.store.put("recovered", plan.hash, context, value, run=run)
+        return better, value
+
+    def _stored(self, kind: str, subject: str, context: dict[str, Any]) -> dict[str, Any] | None:
+        value = self.cached(kind, subject, context)
+        return None if value is None else {k: v for k, v in value.items() if k != "outcome"}
+
+    def _context(self) -> dict[str, Any]:
+        """What a trained piece depends on, the data it was trained on among it."""
+        if "inputs" not in self.context:
+            h = hashlib.sha256(f"{len(self.inputs)} {self.task.outputs}".encode())
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                for i in range(min(len(self.inputs), DIGESTED)):
+                    for leaf in torch.utils._pytree.tree_leaves(self.inputs[i]):
+                        text = leaf.detach().cpu().numpy().tobytes() if _plain(leaf) else leaf
+                        h.update(text if isinstance(text, bytes) else repr(text).encode())
+            self.context["inputs"] = h.hexdigest()[:16]
+        return self.context
+
+    def _train(self, objective: Local | Global, budget: float, name: str) -> dict[str, Any]:
+        """One stage with a checkpoint beside the database; the same command goes on from it."""
+        key = key_of(objective.name, name, self._context())
+        saved = Checkpoint(self.store.path.with_suffix(f".{key[:12]}.distil"), key)
+        with self.voice.stage(f"distil, {objective.name}: {name}", 100) as step:
+            trainer = Trainer(objective, self.options(budget), 1.0, saved)
+            stage = trainer.run(self.inputs, self.selection, _percent(step))
+        saved.remove()
+        return stage.as_dict()
+
+
+def _plain(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dtype != torch.bfloat16
+
+
+def _percent(step: Callable[[str], None]) -> Progress:
+    """Progress of a stage in hundredths."""
+    told = 0
+
+    def tell(_: str, at: int, total: int, loss: float) -> None:
+        nonlocal told
+        while told < 100 * at // max(total, 1) and told < 100:
+            told += 1
+            step(f"loss {loss:.3g}")
+
+    return tell
