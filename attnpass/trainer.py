@@ -60,9 +60,9 @@ class DistilOptions:
 
     budget: float = 300.0
     steps: int | None = None
-    local: float = 0.5
+    local: float = 0.4
     rank: int | None = None
-    rate: float = 0.01
+    rate: float = 0.02
     outputs: str = "logits"
     seed: int = 0
 
