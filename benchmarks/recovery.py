@@ -27,8 +27,8 @@ from attnpass.tuner.accuracy import Split, bound, scores, split
 ROOT = Path(__file__).parent.parent
 TASKS = {"digits": "digits", "minilm": f"{ROOT}/examples/minilm.py:task"}
 STEPS = {
-    "digits": {"sigmoid": 120, "relu": 120, "hydra": 300, "skipat": 120},
-    "minilm": {"sigmoid": 100, "relu": 100, "hydra": 140, "skipat": 100},
+    "digits": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 400),
+    "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 120),
 }
 OPTIONS = {"skipat": {"r": 0.5, "kernel": 3}}
 LOCAL = {"local": 1.0, "global": 0.0, "both": None}

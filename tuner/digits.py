@@ -113,7 +113,7 @@ def augment(x: Tensor) -> Tensor:
 class Augmented(Sequence[tuple[Tensor]]):
     """Batches of images, augmented anew at every access."""
 
-    def __init__(self, images: Tensor, batch: int = 32) -> None:
+    def __init__(self, images: Tensor, batch: int = 16) -> None:
         self.batches = images.split(batch)
 
     def __len__(self) -> int:

@@ -354,8 +354,15 @@ class Run:
 
     def _distil(self) -> None:
         """Distil every useful (site, choice) locally, once."""
-        if self.settings.recover == "distil" and self.useful:
-            self.facts["bank"] = self.bank.distil(self.useful, self.id)
+        if self.settings.recover != "distil" or not self.useful:
+            return
+        self.facts["bank"] = self.bank.distil(self.useful, self.id)
+        for choice, value in self.facts["bank"].items():
+            worst = max(value["losses"].values(), default=0.0)
+            self.voice.say(
+                f"{choice}: {value['steps']} steps, blocks off by at most {worst:.0%} of their"
+                " output's power"
+            )
 
     def _recover(self) -> None:
         """Distil the hopeful plans globally; they are candidates beside what they were."""

@@ -54,7 +54,7 @@ def front_table(result: Mapping[str, Any]) -> Table:
     ):
         table.add_column(column)
     base = f"{facts.get('baseline_ms', float('nan')):.2f}"
-    table.add_row(
+    cells = [
         "baseline",
         f"{facts.get('baseline_score', float('nan')):.4f} (all items)",
         "0",
@@ -62,11 +62,17 @@ def front_table(result: Mapping[str, Any]) -> Table:
         base,
         "1",
         forms_line({s["name"]: "softmax" for s in result["sites"]}),
-    )
+    ]
+    distilled = any(row.get("recovery") for row in result["front"])
+    if distilled:
+        table.add_column("selection: drop before, after distillation")
+    table.add_row(*cells, *([""] if distilled else []))
     for row in result["front"]:
         judged, chosen = row["held_out"], row["plan"] == result["best"]
         ms, speed = latency_cell(row["latency"])
         cells = [row["plan"], "-", "-", "-", ms, speed, forms_line(row["forms"])]
+        if distilled:
+            cells.append(recovery_cell(row))
         if judged:
             cells[1:4] = [
                 f"{judged['score']:.4f} ({judged['items']:.0f})",
@@ -75,6 +81,13 @@ def front_table(result: Mapping[str, Any]) -> Table:
             ]
         table.add_row(*cells, style="bold green" if chosen else None)
     return table
+
+
+def recovery_cell(row: Mapping[str, Any]) -> str:
+    """A plan's drop on the selection before and after global distillation, where it had one."""
+    if not row.get("recovery") or not row["selection"]:
+        return "-"
+    return f"{percent(row['recovery']['drop_before'])}, {percent(row['selection']['drop'])}"
 
 
 def verdict(result: Mapping[str, Any]) -> str:
