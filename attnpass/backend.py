@@ -304,6 +304,7 @@ class _Graph:
                 weights={path: self.inputs[i] for path, i in at.items()},
             )
             if module is not None:
+                plan.meet(name, (self.inputs[i] for i in positions))
                 found[own] = module
                 deltas |= {at[path]: d for path, d in plan.deltas.get(name, {}).items()}
         return found, deltas

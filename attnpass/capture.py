@@ -11,8 +11,8 @@ import itertools
 import logging
 import types
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -216,12 +216,13 @@ class Capture:
                 ) from error
 
     def trace(self, *args: Any, **kwargs: Any) -> Capture:
-        """Capture by running once without gradients; returns self.
+        """Capture by running once without gradients, buffers kept; returns self.
 
         Raises:
             CaptureError: no graph came out, or the model failed.
         """
-        with torch.set_grad_enabled(self.model.training and torch.is_grad_enabled()):
+        grad = self.model.training and torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad), buffers_kept(self.model):
             self(*args, **kwargs)
         if not self.graphs:
             raise CaptureError(
@@ -308,6 +309,9 @@ class Capture:
             ),
             lambda name: plan.deltas.get(name, {}),
         )
+        for _, layer in self.layers:
+            for name in modules.keys() & layer.parameters.keys():
+                plan.meet(name, layer.parameters[name])
         return {name: plan.sites[name].form for name in modules}
 
     def choose(self, chosen: Chooser, changes: Changes = lambda name: {}) -> dict[str, nn.Module]:
@@ -360,6 +364,18 @@ def _unknown(plan: Plan, names: set[str], strict: bool) -> None:
             if strict:
                 raise error
             log.warning("%s", error)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model's buffers are what they were: in training mode running writes them."""
+    before = [(b, b.detach().clone()) for b in model.buffers()] if model.training else []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 def fresh_entry(model: nn.Module) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from attnpass.capture import Capture
+from attnpass.capture import Capture, buffers_kept
 from attnpass.delta import Delta
 from attnpass.errors import OptionError
 from attnpass.objectives import Global, Local
@@ -64,21 +64,22 @@ def distil(
         raise OptionError(f"expected options of {fields}; {error}") from error
     if not len(inputs):
         raise OptionError("expected at least one batch of inputs to distil on, got none")
-    capture = Capture(model, allow=allow).trace(*inputs[0])
-    capture.use(plan, strict=True)
-    capture.use(None)
-    add_deltas(capture, plan, chosen)
-    saved = Checkpoint(checkpoint, f"{plan.hash} {chosen} {len(inputs)} {len(selection)}")
-    for share, name in ((chosen.local, "local"), (1 - chosen.local, "global")):
-        if share == 0 or any(s.name == name for s in saved.finished):
-            continue
-        objective: Local | Global
-        if name == "local":
-            objective = Local(capture, {"": plan})
-        else:
-            objective = Global(model, capture, plan, chosen.outputs, allow)
-        if any(unit.values for unit in objective.units.values()):
-            Trainer(objective, chosen, share, saved).run(inputs, selection, progress)
+    with buffers_kept(model):
+        capture = Capture(model, allow=allow).trace(*inputs[0])
+        capture.use(plan, strict=True)
+        capture.use(None)
+        add_deltas(capture, plan, chosen)
+        saved = Checkpoint(checkpoint, f"{plan.hash} {chosen} {len(inputs)} {len(selection)}")
+        for share, name in ((chosen.local, "local"), (1 - chosen.local, "global")):
+            if share == 0 or any(s.name == name for s in saved.finished):
+                continue
+            objective: Local | Global
+            if name == "local":
+                objective = Local(capture, {"": plan})
+            else:
+                objective = Global(model, capture, plan, chosen.outputs, allow)
+            if any(unit.values for unit in objective.units.values()):
+                Trainer(objective, chosen, share, saved).run(inputs, selection, progress)
     saved.remove()
     return saved.finished
 

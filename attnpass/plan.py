@@ -122,6 +122,7 @@ class Plan:
         self.owners: dict[str, list[weakref.ref[Tensor]]] = {}
         self.round_trip = False
         self.trainable = True
+        self._met: set[str] = set()
 
     @classmethod
     def create(
@@ -244,6 +245,18 @@ class Plan:
             if weights is not None and (got is None or not delta.fits(got)):
                 found = "none" if got is None else f"shape {tuple(got.shape)}"
                 raise PlanError(f"expected the weight {path} that the plan changes, got {found}")
+
+    def meet(self, site: str, parameters: Iterable[Tensor]) -> None:
+        """Warn, once, where deltas of ``site`` meet projections they were not trained on."""
+        entry = self.sites[site]
+        if not self.deltas.get(site) or not entry.weights or site in self._met:
+            return
+        self._met.add(site)
+        if digest_weights(parameters) != entry.weights:
+            log.warning(
+                "%s: the plan's deltas were trained on other weights than these; merged already?",
+                site,
+            )
 
     def _move(self, site: str, device: torch.device | None) -> None:
         """Bring a site's parameters to a device; they stay the objects an optimiser knows."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from attnpass import forms
-from attnpass.capture import Capture, Graph, Layer
+from attnpass.capture import Capture, Graph, Layer, buffers_kept
 from attnpass.errors import OptionError
 from attnpass.forms import Hydra, Pointwise, SkipAt
 from attnpass.plan import Plan
@@ -159,9 +159,10 @@ def calibrate(
     batches = list(inputs)
     if not batches:
         raise OptionError("expected at least one batch of inputs to calibrate on, got none")
-    capture = Capture(model, allow=allow).trace(*batches[0])
-    capture.use(plan, strict=True)
-    return fit_sites(capture, plan, observe(capture, batches))
+    with buffers_kept(model):
+        capture = Capture(model, allow=allow).trace(*batches[0])
+        capture.use(plan, strict=True)
+        return fit_sites(capture, plan, observe(capture, batches))
 
 
 def fit_sites(capture: Capture, plan: Plan, observed: Observed) -> dict[str, float]:

@@ -228,6 +228,29 @@ def test_merge_writes_the_sums_and_returns_a_plan_without_deltas():
         close(compiled(net, merged)(x), want)
 
 
+@pytest.mark.parametrize("way", ["capture", "compiled"])
+def test_deltas_on_weights_they_were_not_trained_on_are_told_once(way, tmp_path, caplog):
+    net, x = model(), data()
+    path = changed(net, sites="blocks.1.attn").save(tmp_path / "plan.json")
+
+    def use(plan: Plan) -> None:
+        with caplog.at_level(logging.WARNING, "attnpass"), torch.no_grad():
+            if way == "capture":
+                capture = Capture(net).trace(x)
+                capture.use(plan)
+                capture.use(plan)
+            else:
+                compiled(net, plan, "eager")(x)
+
+    use(Plan.load(path))
+    assert "trained on other weights" not in caplog.text
+    merged = Plan.load(path).merge_into(net)
+    use(merged)
+    assert "trained on other weights" not in caplog.text
+    use(Plan.load(path))
+    assert caplog.text.count("blocks.1.attn: the plan's deltas were trained on other") == 1
+
+
 def misfit(plan: Plan, what: str) -> Plan:
     deltas = plan.deltas["blocks.1.attn"]
     if what == "shape":
