@@ -106,6 +106,32 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
     }
 
 
+def table(result: dict[str, Any]) -> list[str]:
+    """Drops in points of a hundred, mean over seeds and the worst one, as rows of Markdown."""
+    stages = [s for s in ("calibrate", "local", "global", "both") if _rows(result, stage=s)]
+    rows = ["| form | layers | " + " | ".join(stages) + " | bound | steps | seconds |"]
+    rows.append("| --- " * (len(stages) + 5) + "|")
+    for form in dict.fromkeys(r["form"] for r in result["rows"]):
+        cells = []
+        for stage in stages:
+            drops = [r["drop"] for r in _rows(result, form=form, stage=stage)]
+            mean = sum(drops) / max(len(drops), 1)
+            worst = f" (worst of {len(drops)}: {max(drops):.2%})" if len(drops) > 1 else ""
+            cells.append(f"{mean:.2%}{worst}" if drops else "-")
+        both = _rows(result, form=form, stage="both")
+        tail = (
+            f"{max(r['upper'] for r in both):.2%} | {max(r['steps'] for r in both)} |"
+            f" {max(r['seconds'] for r in both):.0f} |"
+        )
+        layers = len(both[0]["sites"])
+        rows.append(f"| {form} | {layers} | {' | '.join(cells)} | {tail}")
+    return rows
+
+
+def _rows(result: dict[str, Any], **wanted: str) -> list[dict[str, Any]]:
+    return [r for r in result["rows"] if all(r[k] == v for k, v in wanted.items())]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=sorted(TASKS))

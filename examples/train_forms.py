@@ -85,6 +85,17 @@ def train(case: Case, seed: int, epochs: int, inner: str) -> tuple[float, float]
     return float(correct(logits, y[TRAIN:]).mean()), float(loss.detach())
 
 
+def table(result: dict[str, Any]) -> list[str]:
+    """The accuracies as rows of Markdown."""
+    rows = ["| trained from scratch | held-out accuracy, mean ± deviation | least | seeds |"]
+    rows.append("| --- | --- | --- | --- |")
+    for name, row in result["cases"].items():
+        hits = row["accuracy"]
+        spread = f"{row['mean']:.2%} ± {row['deviation']:.2%}"
+        rows.append(f"| {name} | {spread} | {min(hits):.2%} | {len(hits)} |")
+    return rows
+
+
 def main() -> None:
     """Train every case with every seed; write all accuracies, print means and spreads."""
     parser = argparse.ArgumentParser(description=__doc__)
