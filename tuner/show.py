@@ -117,10 +117,14 @@ def plan_table(plan: Plan, other: Plan | None = None) -> Table:
         title=f"plan {plan.hash}" + (f" against {other.hash}" if other else ""),
         title_justify="left",
     )
-    for column in ("site", "form", "options", *(["other form", "options"] if other else [])):
+    changes = ["weights changed"] if plan.deltas and other is None else []
+    theirs_too = ["other form", "options"] if other else []
+    for column in ("site", "form", "options", *changes, *theirs_too):
         table.add_column(column)
     for name, entry in plan.sites.items():
         cells = [name, entry.form, _options(entry.options)]
+        if changes:
+            cells.append(_deltas(plan, name))
         if other is not None:
             theirs = other.sites.get(name)
             if theirs is not None and (theirs.form, theirs.options) == (entry.form, entry.options):
@@ -128,6 +132,13 @@ def plan_table(plan: Plan, other: Plan | None = None) -> Table:
             cells += [theirs.form if theirs else "-", _options(theirs.options) if theirs else "-"]
         table.add_row(*cells)
     return table
+
+
+def _deltas(plan: Plan, site: str) -> str:
+    """How many weights a site's deltas change, and with how many numbers."""
+    deltas = plan.deltas.get(site, {}).values()
+    numbers = sum(p.numel() for d in deltas for p in d.parameters())
+    return f"{len(deltas)} ({numbers:,} numbers)" if deltas else "-"
 
 
 def _options(options: Mapping[str, Any]) -> str:

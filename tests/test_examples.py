@@ -1,0 +1,122 @@
+"""The examples at small sizes: real weights read right, data disjoint, loops that train."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from shim import torchvision
+from test_cli import TINY
+
+import attnpass
+from attnpass.tuner import accuracy
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
+
+import minilm  # noqa: E402
+import recovery  # noqa: E402
+import train_forms  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return minilm.data(10**6, 10**6)
+
+
+def test_the_encoder_is_the_published_model():
+    torchvision()
+    from transformers import BertModel
+
+    theirs = BertModel.from_pretrained(minilm.folder()).eval()
+    ids, keep = minilm.tokens(["Return the number of items in a container.", "Sort."], 16)
+    assert keep.sum(1).tolist() == [11, 4]
+    with torch.no_grad():
+        hidden = theirs(ids, attention_mask=keep.long()).last_hidden_state
+        weight = keep[..., None].float()
+        want = (hidden * weight).sum(1) / weight.sum(1)
+        want = torch.nn.functional.normalize(want, dim=-1)
+        torch.testing.assert_close(minilm.encoder()(ids, keep), want, rtol=1e-4, atol=1e-5)
+
+
+def test_entries_are_found_by_their_sentence_alone_and_disjoint_from_what_is_learnt(corpus):
+    judged, others = corpus
+    held_out = 0.6 * len(judged)
+    assert held_out >= 2000 and len(others) >= 2048
+    assert len({e.sentence for e in judged}) == len({e.text for e in judged}) == len(judged)
+    assert not any(e.sentence in " ".join(e.text.split()) for e in judged)
+    taken = {(e.file, line) for e in judged for line in e.lines}
+    assert not any((e.file, line) in taken for e in others for line in e.lines)
+    assert not {e.text for e in judged} & {e.text for e in others}
+
+
+def test_the_task_finds_entries_and_can_be_converted(corpus, monkeypatch):
+    monkeypatch.setattr(minilm, "entries", lambda: [*corpus[0][:60], *corpus[1][:40]])
+    task = minilm.task(60, 32)
+    assert task.example[0].shape[1] == 256 and task.example[1].all()
+    outputs = torch.cat([task.model(*given).detach() for given, _ in task.validation])
+    targets = torch.cat([target for _, target in task.validation])
+    found = task.score(outputs, targets)
+    assert found.shape == (60,) and found.mean() > 0.6
+    assert task.score(outputs.flip(0), targets).mean() < 0.1
+    plan = attnpass.Plan.create(task.model, *task.example, form="sigmoid")
+    assert [e.form for e in plan.sites.values()] == ["sigmoid"] * 6
+    errors = attnpass.calibrate(task.model, plan, task.calibration[:1])
+    assert all(0 < e < 0.5 for e in errors.values())
+
+
+def test_ranks_count_what_is_more_similar():
+    outputs = torch.eye(3)
+    sentences = torch.tensor([[1.0, 0.0, 0.0], [0.9, 0.5, 0.0], [0.3, 0.2, 0.1]])
+    assert minilm.ranks(outputs, sentences).tolist() == [1, 2, 3]
+    assert minilm.recall(outputs, sentences).tolist() == [1.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["hydra, last 3", "skipat r=2, layers 2 to 4"])
+def test_a_training_loop_updates_the_model_and_the_plan(name, monkeypatch):
+    before = {}
+    create = attnpass.Plan.create
+
+    def kept(model, *args, **given):
+        plan = create(model, *args, **given)
+        before["model"] = [p.detach().clone() for p in model.parameters()]
+        before["plan"] = [p.detach().clone() for p in plan.parameters()]
+        before["objects"] = list(model.parameters()), list(plan.parameters())
+        return plan
+
+    monkeypatch.setattr(train_forms.Plan, "create", kept)
+    hits, loss = train_forms.train(train_forms.CASES[name], 0, 1, "eager")
+    assert 0 < hits < 1 and 0 < loss < 2.5
+    for old, new in zip(
+        before["model"] + before["plan"],
+        [*before["objects"][0], *before["objects"][1]],
+        strict=True,
+    ):
+        # a skipped layer's own attention is never run
+        assert not torch.equal(old, new) or "skipat" in name
+    assert all(
+        not torch.equal(old, new)
+        for old, new in zip(before["plan"], before["objects"][1], strict=True)
+    )
+
+
+def test_the_recovery_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(recovery, "TASKS", {"digits": TINY})
+    monkeypatch.setattr(accuracy, "HELD_OUT", 30)
+    out = tmp_path / "rows.json"
+
+    def run(stages: str) -> list[dict]:
+        command = ["recovery.py", "digits", "--forms", "skipat", "--seeds", "1", "--steps", "2"]
+        monkeypatch.setattr(sys, "argv", [*command, "--out", str(out), "--stages", stages])
+        recovery.main()
+        return json.loads(out.read_text())["rows"]
+
+    (first,) = run("calibrate")
+    rows = run("calibrate,both")
+    assert rows[0] == first and [r["stage"] for r in rows] == ["calibrate", "both"]
+    assert rows[1]["steps"] == 2 and rows[1]["items"] == 40
+    assert rows[0]["sites"] == ["blocks.1.attn"]
+    assert len(recovery.table(json.loads(out.read_text()))) == 3
