@@ -34,6 +34,9 @@ LOOKS = 10
 PATIENCE = 4
 """Looks without a better one that end a stage."""
 
+LOOKING = 0.02
+"""Share of a budget of time that one look may take; at least one batch is looked at."""
+
 CLIP = 1.0
 DECAY = 0.01
 SAVE = 30.0
@@ -196,7 +199,7 @@ class Trainer:
         self.values: dict[Key, list[Tensor]] = {}
         self.stale = 0
         self._losses: list[float] = []
-        self._looked = 0
+        self._looked = self._watched = 0
         self._clock = self._saved_at = time.monotonic()
 
     def run(self, inputs: Batches, selection: Batches, progress: Progress | None) -> Stage:
@@ -292,9 +295,17 @@ class Trainer:
         if not len(selection):
             return
         found: dict[Key, float] = {}
-        for batch in selection:
+        start, count = time.monotonic(), self._watched or len(selection)
+        for at, batch in enumerate(selection[:count], 1):
             for key, loss in self.objective.judge(batch).items():
-                found[key] = found.get(key, 0.0) + loss / len(selection)
+                found[key] = found.get(key, 0.0) + loss
+            late = time.monotonic() - start > LOOKING * self.seconds
+            if late and not self._watched and self.options.steps is None:
+                count = at
+                break
+        # the same batches at every look, else losses could not be compared
+        self._watched = count
+        found = {key: loss / count for key, loss in found.items()}
         self.done.looks.append((self.done.steps, sum(found.values()) / max(len(found), 1)))
         self.stale += 1
         for key, loss in found.items():
@@ -325,6 +336,7 @@ class Trainer:
                 "best": [self.best.get(k) for k in keys],
                 "stale": self.stale,
                 "looked": self._looked,
+                "watched": self._watched,
                 "losses": self._losses,
                 "sizes": [group["size"] for group in self.optimiser.param_groups],
             },
@@ -338,6 +350,7 @@ class Trainer:
             return
         self.done = Stage.of(state["stage"])
         self.stale, self._looked = state["stale"], state["looked"]
+        self._watched = state["watched"]
         self._losses = list(state["losses"])
         keys = list(self.units)
         self.best = {k: x for k, x in zip(keys, state["best"], strict=True) if x is not None}

@@ -32,7 +32,7 @@ STEPS = {
 }
 OPTIONS = {"skipat": {"r": 0.5, "kernel": 3}}
 LOCAL = {"local": 1.0, "global": 0.0, "both": None}
-WATCHED = 4
+WATCHED = {"digits": 4, "minilm": 1}
 
 
 def sites(task: Task, form: str) -> list[str]:
@@ -86,7 +86,9 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
             task.model,
             plan,
             task.recovery if len(task.recovery) else task.calibration,
-            selection=[task.validation[i][0] for i in judge.halves.selection[:WATCHED]],
+            selection=[
+                task.validation[i][0] for i in judge.halves.selection[: WATCHED.get(task.name, 4)]
+            ],
             steps=steps,
             seed=seed,
             outputs=task.outputs,

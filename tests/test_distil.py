@@ -288,6 +288,19 @@ def test_a_stage_that_no_longer_improves_ends_and_its_best_is_kept():
     assert objective.value.item() == objective.seen[1] != objective.seen[5]
 
 
+def test_looks_take_a_small_share_of_a_budget_of_time(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr("attnpass.trainer.time.monotonic", lambda: float(next(clock)))
+    seen = []
+    for budget in (1000.0, 100.0):
+        objective = Scripted([1.0 / (i + 1) for i in range(10_000)])
+        trainer = Trainer(objective, DistilOptions(budget=budget), 1.0, Checkpoint(None, ""))
+        stage = trainer.run(batches(), batches(8), None)
+        seen.append(len(objective.seen) / len(stage.looks))
+    # a clock that ticks once a reading: 2 % of 1000 hold all 8 batches, of 100 two and what ends it
+    assert seen == [8.0, 3.0]
+
+
 def test_rank_0_trains_the_forms_alone_and_frozen_ones_stay():
     net = model()
     plan = planned(net)
