@@ -27,7 +27,7 @@ from attnpass.tuner.accuracy import Split, bound, scores, split
 ROOT = Path(__file__).parent.parent
 TASKS = {"digits": "digits", "minilm": f"{ROOT}/examples/minilm.py:task"}
 STEPS = {
-    "digits": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 400),
+    "digits": {"sigmoid": 400, "relu": 400, "hydra": 1000, "skipat": 400},
     "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 120),
 }
 OPTIONS = {"skipat": {"r": 0.5, "kernel": 3}}

@@ -297,7 +297,7 @@ def test_looks_take_a_small_share_of_a_budget_of_time(monkeypatch):
         trainer = Trainer(objective, DistilOptions(budget=budget), 1.0, Checkpoint(None, ""))
         stage = trainer.run(batches(), batches(8), None)
         seen.append(len(objective.seen) / len(stage.looks))
-    # a clock that ticks once a reading: 2 % of 1000 hold all 8 batches, of 100 two and what ends it
+    # the clock ticks once a reading: 2 % of 1000 hold all 8 batches, of 100 the third is too late
     assert seen == [8.0, 3.0]
 
 

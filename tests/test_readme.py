@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import json
 import re
-from pathlib import Path
 
+import pytest
 import torch
 from rich.console import Console
+from test_examples import ROOT, recovery, train_forms
 
 from attnpass.tuner import show
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
@@ -20,15 +20,18 @@ def result(name: str) -> dict:
     return json.loads((ROOT / "benchmarks" / "results" / name).read_text())
 
 
-def test_the_python_example_runs(tmp_path, monkeypatch):
+def test_the_python_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code = re.search(r"```python\n(.*?)```", README, re.S).group(1)
+    first, second = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(first, "README.md", "exec"), names)
     images = names["t"].example[0][:3]
     with torch.no_grad():
         assert names["plain"](images).shape == (3, 10)
     assert (tmp_path / "plan.json").exists()
+    assert "budget=600" in second
+    exec(compile(second.replace("budget=600", "steps=2"), "README.md", "exec"), names)
+    assert not names["merged"].deltas and names["plan"].deltas
 
 
 def test_the_tuning_output_is_the_committed_result():
@@ -144,3 +147,20 @@ def test_the_choice_follows_what_was_measured():
             continue
         if max(aten, fused) > 1.25 * min(aten, fused):
             assert r["chosen"] == ("fused" if fused > aten else "aten"), r
+
+
+@pytest.mark.parametrize("case", ["digits", "minilm"])
+def test_recovery_is_the_committed_result(case):
+    row = result(f"recovery_{case}_cpu.json")
+    text = (ROOT / "docs" / "recovery.md").read_text()
+    for line in recovery.table(row):
+        assert line in text
+    assert f"{row['original']:.1%} on {row['held_out']} held-out" in text
+
+
+def test_training_from_scratch_is_the_committed_result():
+    row = result("from_scratch_cpu.json")
+    text = (ROOT / "docs" / "recovery.md").read_text()
+    for line in train_forms.table(row):
+        assert line in text
+    assert all(len(r["accuracy"]) >= 3 for r in row["cases"].values())
