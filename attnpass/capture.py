@@ -105,6 +105,7 @@ class Graph:
             at[n]: relative_path(n) for r in self.matches.regions for n in r.parameters
         }
         self.identity = sorted(self._relative)
+        self._paths = [relative_path(n) for n in placeholders]
         self.owner = owner
         self.layers: dict[tuple[int, ...], Layer] = {}
         self.last: tuple[tuple[Any, ...], Any] | None = None
@@ -115,8 +116,11 @@ class Graph:
         if key not in self.layers:
             prefix = self._prefix(inputs)
             regions, parameters, projections = [], {}, {}
-            paths = self.owner.paths
-            at = {paths[id(x)]: i for i, x in enumerate(inputs) if id(x) in paths}
+            at = {
+                path: i
+                for i, x in enumerate(inputs)
+                if (path := self.owner.path(x, ".".join(filter(None, (prefix, self._paths[i])))))
+            }
             known = {i: path for path, i in at.items()}
             rows = zip(self.matches.regions, self._own, self._output, strict=True)
             for region, own, output in rows:
@@ -179,6 +183,7 @@ class Capture:
         self.model, self.allow = model, tuple(allow)
         self.graphs: list[Graph] = []
         self.paths = {id(p): n for n, p in reversed(list(model.named_parameters()))}
+        self._aliases = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
         self.chosen: Chooser = lambda site, weights: None
         self.changes: Changes = lambda name: {}
         self._names: dict[tuple[Any, ...], str] = {}
@@ -230,6 +235,11 @@ class Capture:
                 " is compilation disabled (TORCHDYNAMO_DISABLE)?"
             )
         return self
+
+    def path(self, parameter: Any, called: str) -> str:
+        """A parameter's path in the model: as it is ``called``, where that is one of several."""
+        known = self._aliases.get(called) == id(parameter)
+        return called if known else self.paths.get(id(parameter), "")
 
     def name(self, prefix: str, site: AttentionSite, parameters: Sequence[Any]) -> str:
         """The name of a site in the whole model; another site of the same path is numbered.
@@ -330,14 +340,21 @@ class Capture:
     def projections(self) -> dict[str, dict[str, Tensor]]:
         """Per site the weights of its q, k, v and output projections, by path in the model.
 
-        A weight that more than one site uses is no site's own and left out.
+        A weight that more than one site uses, or a graph without the site, is left out.
         """
         found: dict[str, dict[str, Tensor]] = {}
+        shared: set[int] = set()
         for _, layer in self.layers:
+            own = {p for paths in layer.projections.values() for p in paths}
+            shared |= {id(w) for p, w in layer.weights.items() if p not in own}
             for site, paths in layer.projections.items():
                 found.setdefault(site, {}).update({p: layer.weights[p] for p in paths})
-        uses = Counter(path for own in found.values() for path in own)
-        return {s: {p: w for p, w in own.items() if uses[p] == 1} for s, own in found.items()}
+        uses = Counter(id(w) for own in found.values() for w in own.values())
+        shared |= {at for at, count in uses.items() if count > 1}
+        return {
+            site: {p: w for p, w in own.items() if id(w) not in shared}
+            for site, own in found.items()
+        }
 
     def use_modules(self, modules: dict[str, nn.Module]) -> None:
         """Run ``modules`` (site name to module) from now on, the same in every graph."""
@@ -369,7 +386,8 @@ def _unknown(plan: Plan, names: set[str], strict: bool) -> None:
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
     """Afterwards the model's buffers are what they were: in training mode running writes them."""
-    before = [(b, b.detach().clone()) for b in model.buffers()] if model.training else []
+    trains = any(module.training for module in model.modules())
+    before = [(b, b.detach().clone()) for b in model.buffers()] if trains else []
     try:
         yield
     finally:

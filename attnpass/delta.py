@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,7 @@ class Delta(nn.Module):
             self.left = nn.Parameter(torch.zeros(rows, rank, device=device))
             self.right = nn.Parameter((random / math.sqrt(columns)).to(device))
         self._key: tuple[object, ...] = ()
+        self._weight: weakref.ref[Tensor] | None = None
         self._sum: Tensor | None = None
 
     @classmethod
@@ -54,7 +56,7 @@ class Delta(nn.Module):
             ValueError: other names, or sizes that do not meet.
         """
         kinds = {k: v.dim() for k, v in values.items()}
-        if "full" not in kinds and kinds != {"left": 2, "right": 2}:
+        if set(kinds) != {"full"} and kinds != {"left": 2, "right": 2}:
             raise ValueError(f"expected full, or left and right, got {', '.join(sorted(kinds))}")
         if "left" in kinds and values["left"].shape[1] != values["right"].shape[0]:
             raise ValueError(
@@ -84,6 +86,10 @@ class Delta(nn.Module):
         wide = torch.promote_types(weight.dtype, change.dtype)
         return (weight.to(wide) + change.to(wide)).to(weight.dtype)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the buffer: a weak reference cannot be pickled."""
+        return {**self.__dict__, "_key": (), "_weight": None, "_sum": None}
+
     def __deepcopy__(self, memo: dict[int, object]) -> Delta:
         """The same numbers; the buffer is not copied."""
         parts = {k: p.detach().clone() for k, p in self.named_parameters()}
@@ -97,13 +103,15 @@ class Delta(nn.Module):
         own = list(self.parameters())
         if torch.is_grad_enabled() and any(x.requires_grad for x in (weight, *own)):
             return self.add(weight)
-        if weight.is_inference():
+        if any(x.is_inference() for x in (weight, *own)):
             return self.add(weight)
-        key = (id(weight), *((x.data_ptr(), x._version) for x in (weight, *own)))
-        if key != self._key or self._sum is None:
+        # not its id: another weight may get the same
+        same = self._weight is not None and self._weight() is weight
+        key = tuple((x.data_ptr(), x._version) for x in (weight, *own))
+        if not same or key != self._key or self._sum is None:
             with torch.inference_mode(False), torch.no_grad():
                 self._sum = _into(self._sum, self.add(weight))
-            self._key = key
+            self._key, self._weight = key, weakref.ref(weight)
         return self._sum
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from attnpass.capture import Capture, buffers_kept
@@ -19,6 +20,7 @@ from attnpass.delta import Delta
 from attnpass.errors import OptionError
 from attnpass.objectives import Global, Local
 from attnpass.plan import Plan
+from attnpass.task import digest
 from attnpass.trainer import Batches, Checkpoint, DistilOptions, Progress, Stage, Trainer
 
 
@@ -46,7 +48,8 @@ def distil(
         selection: batches that are not trained on: the values with the least loss on them are
             kept, and a stage that no longer improves there ends. Without, the last values are.
         allow: what the caller accepts (``site.ALLOW``).
-        checkpoint: a file that keeps the state while this runs; an interrupted call goes on.
+        checkpoint: a file that keeps the state while this runs; after an interruption the same
+            call goes on from it, whatever values the plan holds then.
         progress: told after every step.
 
     Returns:
@@ -55,7 +58,7 @@ def distil(
     Raises:
         OptionError: no inputs, an option out of range, or a checkpoint of something else.
         CaptureError: the model cannot be captured. PlanError: the plan does not fit it.
-        MeasureError: the loss is not finite.
+        MeasureError: the loss is not finite, or no gradient reaches the plan.
     """
     try:
         chosen = DistilOptions(**given) if options is None else options
@@ -64,12 +67,17 @@ def distil(
         raise OptionError(f"expected options of {fields}; {error}") from error
     if not len(inputs):
         raise OptionError("expected at least one batch of inputs to distil on, got none")
-    with buffers_kept(model):
+    if not isinstance(inputs[0], tuple):
+        raise OptionError(
+            "expected batches that are tuples of a call's positional arguments,"
+            f" got {type(inputs[0]).__name__}"
+        )
+    with torch.inference_mode(False), torch.enable_grad(), buffers_kept(model):
         capture = Capture(model, allow=allow).trace(*inputs[0])
         capture.use(plan, strict=True)
         capture.use(None)
         add_deltas(capture, plan, chosen)
-        saved = Checkpoint(checkpoint, f"{plan.hash} {chosen} {len(inputs)} {len(selection)}")
+        saved = Checkpoint(checkpoint, _name(model, plan, chosen, inputs, selection))
         for share, name in ((chosen.local, "local"), (1 - chosen.local, "global")):
             if share == 0 or any(s.name == name for s in saved.finished):
                 continue
@@ -81,17 +89,38 @@ def distil(
             if any(unit.values for unit in objective.units.values()):
                 Trainer(objective, chosen, share, saved).run(inputs, selection, progress)
     saved.remove()
+    if saved.finished:
+        # what was measured was measured with other values
+        plan.measured = {}
+        capture.own(plan)
     return saved.finished
 
 
+def _name(
+    model: nn.Module, plan: Plan, options: DistilOptions, inputs: Batches, selection: Batches
+) -> str:
+    """What a checkpoint belongs to: all but the values it starts from, which it holds itself."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = [inputs[0], *selection[:1]]
+    tensors = [*model.parameters(), *model.buffers()]
+    shapes = {k: tuple(v.shape) for k, v in plan.tensors().items()}
+    forms = {n: (e.form, e.options) for n, e in plan.sites.items()}
+    what = [str(options), len(inputs), len(selection), repr(forms), repr(shapes)]
+    return digest([what, first, tensors])
+
+
 def add_deltas(capture: Capture, plan: Plan, options: DistilOptions) -> None:
-    """Deltas for every projection of the converted sites that has none yet."""
+    """Deltas for every projection of the converted sites that has none; frozen sites stay so."""
     if options.rank == 0:
         return
     for site, weights in capture.projections().items():
         entry = plan.sites.get(site)
         if entry is None or entry.form in ("softmax", "skipat"):
             continue
+        values = plan.values.get(site, {}).values()
+        if values and not any(p.requires_grad for p in values):
+            continue  # frozen
         own = plan.deltas.setdefault(site, {})
         for i, (path, weight) in enumerate(weights.items()):
             if path not in own:

@@ -73,6 +73,17 @@ def kernels_digest() -> str:
         *(x for kind in ("py", "cpp", "h") for x in folder.glob(f"*.{kind}")),
         Path(attnpass.forms.__file__),
     ]
+    return _sources(files)
+
+
+@cache
+def recovery_digest() -> str:
+    """Digest of the sources that calibrate and distil."""
+    names = ("recover", "distillation", "objectives", "trainer", "delta")
+    return _sources([Path(__file__).with_name(f"{name}.py") for name in names])
+
+
+def _sources(files: list[Path]) -> str:
     h = hashlib.sha256()
     for file in sorted(files):
         h.update(file.name.encode() + file.read_bytes())

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from attnpass.axes import op_name
 from attnpass.capture import Capture, Graph, Layer
+from attnpass.errors import OptionError
 from attnpass.plan import Plan
 from attnpass.region import Region
 from attnpass.rewrite import Branch, branch
@@ -22,6 +23,9 @@ from attnpass.watch import Seen, watching
 
 TEMPERATURE = 2.0
 """Of the distributions that are compared (1503.02531)."""
+
+LEAST = -1e4
+"""Logit that stands for -inf."""
 
 FEATURES = 1.0
 """Weight of the last features beside the outputs."""
@@ -86,21 +90,21 @@ class Local:
         self.units = {at: unit for at, unit in self.units.items() if unit.values}
         self._branches: dict[tuple[int, str, str], tuple[Branch, list[Any]]] = {}
         self._ran: list[tuple[Graph, Layer, Seen]] = []
-        self.last: dict[Key, float] = {}
 
-    def losses(self, batch: tuple[Any, ...]) -> Iterator[tuple[Unit, Tensor]]:
-        """Per unit the relative squared error of its block output, one after the other."""
+    def losses(self, batch: tuple[Any, ...]) -> Iterator[tuple[Key, Tensor]]:
+        """Per unit the relative squared error of its block output, one after the other.
+
+        A site that runs several times comes several times.
+        """
         self._ran.clear()
         with torch.no_grad():
             self._forward(batch)
         for graph, layer, seen in self._ran:
             for region in layer.regions:
                 for label in self.plans:
-                    unit = self.units.get((label, region.site.name))
-                    if unit is not None:
+                    if (label, region.site.name) in self.units:
                         loss = self._loss(graph, layer, region, label, seen)
-                        self.last[label, region.site.name] = float(loss.detach())
-                        yield unit, loss
+                        yield (label, region.site.name), loss
 
     def _forward(self, batch: tuple[Any, ...]) -> None:
         """One run of the original model; again where it met new sizes, hence new graphs."""
@@ -147,13 +151,6 @@ class Local:
         got, keep = made.graph(*values)
         return relative(got, seen[made.target.name], _rows(keep, got, region))
 
-    def judge(self, batch: tuple[Any, ...]) -> dict[Key, float]:
-        """The loss of every unit, nothing kept for gradients."""
-        with torch.no_grad():
-            for _ in self.losses(batch):
-                pass
-        return dict(self.last)
-
 
 def _rows(keep: Tensor | None, got: Tensor, region: Region) -> Tensor | None:
     """Which rows ``[B, T, 1]`` of a self-attention's block output are not padding."""
@@ -197,23 +194,30 @@ class Global:
         self.unit = _unit(plan, converted, weights)
         self.units: dict[Key, Unit] = {("", ""): self.unit}
 
-    def losses(self, batch: tuple[Any, ...]) -> Iterator[tuple[Unit, Tensor]]:
-        """The one unit with its loss."""
+    def losses(self, batch: tuple[Any, ...]) -> Iterator[tuple[Key, Tensor]]:
+        """The one unit with its loss.
+
+        Raises:
+            OptionError: the model returns no floating tensor.
+        """
         with torch.no_grad():
             want, features = _answers(self.teacher, batch)
         got, own = _answers(self.student, batch)
         loss = self._output(got, want)
         for name in features.keys() & own.keys():
             loss = loss + FEATURES * relative(own[name], features[name])
-        yield self.unit, loss
+        yield ("", ""), loss
 
     def _output(self, got: list[Tensor], want: list[Tensor]) -> Tensor:
+        if not want:
+            raise OptionError("expected a model that returns a floating tensor, got none")
         total = got[0].new_zeros((), dtype=torch.float32)
         for a, b in zip(got, want, strict=True):
             if self.outputs == "logits" and a.dim() > 1 and a.shape[-1] > 1:
                 t, classes = TEMPERATURE, a.shape[-1]
-                p = (b.float() / t).log_softmax(-1).reshape(-1, classes)
-                q = (a.float() / t).log_softmax(-1).reshape(-1, classes)
+                # classes that are ruled out by -inf have no divergence, not NaN
+                p, q = ((x.float() / t).clamp_min(LEAST).log_softmax(-1) for x in (b, a))
+                p, q = p.reshape(-1, classes), q.reshape(-1, classes)
                 total = total + t * t * nn.functional.kl_div(
                     q, p, reduction="batchmean", log_target=True
                 )
@@ -221,11 +225,14 @@ class Global:
                 total = total + relative(a, b)
         return total
 
-    def judge(self, batch: tuple[Any, ...]) -> dict[Key, float]:
-        """The loss, nothing kept for gradients."""
-        with torch.no_grad():
-            ((_, loss),) = self.losses(batch)
-        return {("", ""): float(loss)}
+
+def judge(objective: Local | Global, batch: tuple[Any, ...]) -> dict[Key, float]:
+    """The mean loss of every unit, nothing kept for gradients."""
+    found: dict[Key, list[float]] = {}
+    with torch.no_grad():
+        for key, loss in objective.losses(batch):
+            found.setdefault(key, []).append(float(loss))
+    return {key: sum(losses) / len(losses) for key, losses in found.items()}
 
 
 def _answers(capture: Capture, batch: tuple[Any, ...]) -> tuple[list[Tensor], dict[str, Tensor]]:

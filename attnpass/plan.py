@@ -302,7 +302,7 @@ class Plan:
             PlanError: a weight is missing or of another shape; the model is then unchanged.
         """
         weights = dict(model.named_parameters(remove_duplicate=False))
-        wanted = [(p, d) for deltas in self.deltas.values() for p, d in deltas.items()]
+        wanted = [x for site in self._changed() for x in self.deltas[site].items()]
         for path, delta in wanted:
             if path not in weights or not delta.fits(weights[path]):
                 got = tuple(weights[path].shape) if path in weights else "none"
@@ -312,9 +312,14 @@ class Plan:
                 weight = weights[path]
                 weight.copy_(copy.deepcopy(delta).to(weight.device).add(weight))
         merged = Plan({name: replace(e, weights="") for name, e in self.sites.items()})
-        for name in ("values", "tiles", "measured", "made_by", "trainable"):
+        rest = ("values", "tiles", "measured", "made_by", "owners", "round_trip", "trainable")
+        for name in rest:
             setattr(merged, name, getattr(self, name))
         return merged
+
+    def _changed(self) -> list[str]:
+        """Sites whose weights the plan changes; one that stays softmax keeps its own."""
+        return [s for s in self.deltas if s in self.sites and self.sites[s].form != "softmax"]
 
     def copy(self) -> Plan:
         """The same plan with parameters of its own."""
@@ -427,8 +432,8 @@ class Plan:
         }
         found |= {
             f"{site}|{path}|{name}": value
-            for site, deltas in self.deltas.items()
-            for path, delta in deltas.items()
+            for site in self._changed()
+            for path, delta in self.deltas[site].items()
             for name, value in delta.named_parameters()
         }
         return {k: v.detach().cpu().contiguous() for k, v in found.items()}

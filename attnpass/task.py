@@ -56,16 +56,22 @@ class Task:
     path: str = field(default="", repr=False)
 
     def digest(self) -> str:
-        """Digest of the data and the name of the metric, 16 hex digits."""
-        h = hashlib.sha256(f"{self.metric} {getattr(self.score, '__qualname__', '')}".encode())
-        for leaf in torch.utils._pytree.tree_leaves([list(self.validation), self.example]):
-            if isinstance(leaf, Tensor):
-                value = leaf.detach().cpu().contiguous()
-                h.update(f"{value.dtype}{tuple(value.shape)}".encode())
-                h.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-            else:
-                h.update(repr(leaf).encode())
-        return h.hexdigest()[:16]
+        """Digest of the data that judges and of how it judges, 16 hex digits."""
+        how = [self.metric, getattr(self.score, "__qualname__", ""), self.outputs, self.pooled]
+        return digest([*how, list(self.validation), self.example])
+
+
+def digest(tree: Any) -> str:
+    """Digest of the tensors (dtype, shape, bytes) and other leaves of a tree, 16 hex digits."""
+    h = hashlib.sha256()
+    for leaf in torch.utils._pytree.tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            value = leaf.detach().cpu().contiguous()
+            h.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            h.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            h.update(repr(leaf).encode())
+    return h.hexdigest()[:16]
 
 
 def load_task(path: str) -> Task:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from attnpass.errors import MeasureError, OptionError
-from attnpass.objectives import Global, Key, Local
+from attnpass.objectives import Global, Key, Local, judge
 
 Batches = Sequence[tuple[Any, ...]]
 
@@ -71,7 +71,7 @@ class DistilOptions:
 
     def __post_init__(self) -> None:
         rules = {
-            "a budget of seconds > 0": self.budget > 0,
+            "a budget of seconds > 0": 0 < self.budget < math.inf,
             "steps > 0": self.steps is None or self.steps > 0,
             "a local share from 0 to 1": 0 <= self.local <= 1,
             "a rank >= 0, or None for full deltas": self.rank is None or self.rank >= 0,
@@ -92,6 +92,8 @@ class Stage:
         losses: mean loss of the steps between two looks.
         looks: ``(step, loss on the selection)``.
         kept: per plan and site the step whose values were kept, where a selection chose.
+        best: per plan and site the loss of the values that were kept, on the selection; without
+            one, of the last step.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Stage:
     losses: list[float] = field(default_factory=list)
     looks: list[tuple[int, float]] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The stage as plain JSON types."""
@@ -138,12 +141,13 @@ class Checkpoint:
         try:
             with safe_open(self.path, "pt") as file:
                 self.state = json.loads((file.metadata() or {})["state"])
+                theirs = self.state["name"]
                 self.tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise OptionError(
                 f"expected a checkpoint of a distillation at {self.path}, got: {error}"
             ) from error
-        if self.state["name"] != self.name:
+        if theirs != self.name:
             raise OptionError(
                 f"expected a checkpoint of this plan, these options and inputs at {self.path},"
                 " got one of others; delete it or choose another file"
@@ -197,7 +201,9 @@ class Trainer:
         )
         self.best: dict[Key, float] = {}
         self.values: dict[Key, list[Tensor]] = {}
+        self.last: dict[Key, float] = {}
         self.stale = 0
+        self._first = 0.0
         self._losses: list[float] = []
         self._looked = self._watched = 0
         self._clock = self._saved_at = time.monotonic()
@@ -205,22 +211,34 @@ class Trainer:
     def run(self, inputs: Batches, selection: Batches, progress: Progress | None) -> Stage:
         """All steps that are left; returns what was done.
 
+        What ``progress`` raises ends the stage, which is saved first.
+
         Raises:
-            MeasureError: the loss is not finite.
+            MeasureError: the loss is not finite, or no gradient reaches what learns.
         """
-        self._resume()
-        while not self._over():
-            loss = self._step(inputs)
-            self._tick()
-            if progress is not None:
-                progress(self.done.name, self.done.steps, self.done.total, loss)
-            if self._due():
-                self._look(selection)
-            if time.monotonic() - self._saved_at > SAVE:
-                self._save()
-        self._keep_best()
+        with torch.enable_grad():
+            if not self._resume():
+                self._look(selection)  # what learns starts from may be the best
+            while not self._over():
+                loss = self._step(inputs)
+                self._tick()
+                if self._due():
+                    self._look(selection)
+                if time.monotonic() - self._saved_at > SAVE:
+                    self._save()
+                self._tell(progress, loss)
+            self._keep_best()
         self.saved.finished.append(self.done)
         return self.done
+
+    def _tell(self, progress: Progress | None, loss: float) -> None:
+        if progress is None:
+            return
+        try:
+            progress(self.done.name, self.done.steps, self.done.total, loss)
+        except BaseException:
+            self._save()
+            raise
 
     def _over(self) -> bool:
         if self.stale >= PATIENCE:
@@ -234,36 +252,45 @@ class Trainer:
         now = time.monotonic()
         self.done.seconds += now - self._clock
         self._clock = now
-        if self.options.steps is None:
-            each = self.done.seconds / self.done.steps
-            self.done.total = max(round(self.seconds / each), self.done.steps)
+        if self.options.steps is None and self.done.steps:
+            # the first step captures the model: it says nothing of the others
+            if self.done.steps == 1 or not self._first:
+                self._first = self.done.seconds
+            each = (self.done.seconds - self._first) / max(self.done.steps - 1, 1)
+            left = (self.seconds - self.done.seconds) / (each or self._first)
+            self.done.total = self.done.steps + max(round(left), 0)
+
+    @property
+    def _progress(self) -> float:
+        """How much of the stage is over after the next step, 0 to 1."""
+        if self.options.steps is not None:
+            return (self.done.steps + 1) / self.done.total
+        if self.done.steps < 2:
+            return 0.0
+        each = (self.done.seconds - self._first) / (self.done.steps - 1)
+        left = max(self.seconds - self._first, 1e-9)
+        return min((self.done.seconds - self._first + each) / left, 1.0)
 
     def _batch(self, inputs: Batches) -> tuple[Any, ...]:
         """The batch of this step: a new order in every epoch, the same in every run."""
         epoch, at = divmod(self.done.steps, len(inputs))
         generator = torch.Generator().manual_seed(self.options.seed * 7919 + epoch)
         order = torch.randperm(len(inputs), generator=generator)
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.options.seed * 1_000_003 + self.done.steps)
-            return inputs[int(order[at])]
+        batch: tuple[Any, ...] = torch.utils._pytree.tree_map(_plain, inputs[int(order[at])])
+        return batch
 
     def _step(self, inputs: Batches) -> float:
         """One optimiser step; returns the mean loss of the units."""
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         losses = []
         self.optimiser.zero_grad()
-        for unit, loss in self.objective.losses(self._batch(inputs)):
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise MeasureError(
-                    f"expected a finite loss, got {losses[-1]} at step {self.done.steps} of the"
-                    f" {self.done.name} stage; a lower rate may help, or fewer forms"
-                )
-            # grad() leaves the model's own gradients alone, backward() would add to them
-            grads = torch.autograd.grad(loss, unit.parameters, allow_unused=True)
-            for p, g in zip(unit.parameters, grads, strict=True):
-                if g is not None:
-                    p.grad = g if p.grad is None else p.grad + g
+        # augmentation and dropout are the same in every run
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.options.seed * 1_000_003 + self.done.steps)
+            for key, loss in self.objective.losses(self._batch(inputs)):
+                losses.append(float(loss.detach()))
+                self.last[key] = losses[-1]
+                self._backward(key, loss)
         for unit in self.units.values():
             torch.nn.utils.clip_grad_norm_(unit.parameters, CLIP)
         for group in self.optimiser.param_groups:
@@ -275,12 +302,30 @@ class Trainer:
         self._losses.append(mean)
         return mean
 
+    def _backward(self, key: Key, loss: Tensor) -> None:
+        where = f"at step {self.done.steps} of the {self.done.name} stage"
+        if not math.isfinite(float(loss.detach())):
+            raise MeasureError(
+                f"expected a finite loss, got {float(loss.detach())} {where}; do the calibrated"
+                " plan and the model give finite outputs on all inputs? else a lower rate may help"
+            )
+        if not loss.requires_grad:
+            raise MeasureError(
+                f"expected a model that gradients pass through, got none {where};"
+                " is its forward under torch.no_grad()?"
+            )
+        parameters = self.units[key].parameters
+        # grad() leaves the model's own gradients alone, backward() would add to them
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for p, g in zip(parameters, grads, strict=True):
+            if g is not None:
+                p.grad = g.contiguous() if p.grad is None else p.grad + g
+
     def _factor(self, late: bool) -> float:
         """Warm-up, then cosine to 0; ``late`` ones start when the forms have learnt."""
-        total = self.done.total or 100
-        at, start = (self.done.steps + 1) / total, FORMS_FIRST if late else 0.0
+        at, start = self._progress, FORMS_FIRST if late else 0.0
         warm = min(max((at - start) / WARM_UP, 0.0), 1.0)
-        return warm * 0.5 * (1 + math.cos(math.pi * min(at, 1.0)))
+        return warm * 0.5 * (1 + math.cos(math.pi * at))
 
     def _due(self) -> bool:
         """Whether a tenth of the stage has passed since the last look."""
@@ -290,14 +335,15 @@ class Trainer:
     def _look(self, selection: Batches) -> None:
         """Losses on the selection; a unit's values are kept where they are its best."""
         self._looked = self.done.steps
-        self.done.losses.append(sum(self._losses) / max(len(self._losses), 1))
+        if self._losses:
+            self.done.losses.append(sum(self._losses) / len(self._losses))
         self._losses.clear()
         if not len(selection):
             return
         found: dict[Key, float] = {}
         start, count = time.monotonic(), self._watched or len(selection)
         for at, batch in enumerate(selection[:count], 1):
-            for key, loss in self.objective.judge(batch).items():
+            for key, loss in judge(self.objective, batch).items():
                 found[key] = found.get(key, 0.0) + loss
             late = time.monotonic() - start > LOOKING * self.seconds
             if late and not self._watched and self.options.steps is None:
@@ -307,7 +353,8 @@ class Trainer:
         self._watched = count
         found = {key: loss / count for key, loss in found.items()}
         self.done.looks.append((self.done.steps, sum(found.values()) / max(len(found), 1)))
-        self.stale += 1
+        # while the rate is high a loss may well rise
+        self.stale += 2 * self.done.steps >= self.done.total > 0
         for key, loss in found.items():
             if loss < self.best.get(key, math.inf):
                 self.stale, self.best[key] = 0, loss
@@ -316,6 +363,7 @@ class Trainer:
         self._tick()
 
     def _keep_best(self) -> None:
+        self.done.best = {"|".join(k): x for k, x in (self.best or self.last).items()}
         with torch.no_grad():
             for key, values in self.values.items():
                 for p, value in zip(self.units[key].parameters, values, strict=True):
@@ -337,23 +385,28 @@ class Trainer:
                 "stale": self.stale,
                 "looked": self._looked,
                 "watched": self._watched,
+                "first": self._first,
+                "last": [self.last.get(k) for k in keys],
                 "losses": self._losses,
                 "sizes": [group["size"] for group in self.optimiser.param_groups],
             },
             tensors,
         )
 
-    def _resume(self) -> None:
-        """Go on from the checkpoint, where it stopped in this stage."""
+    def _resume(self) -> bool:
+        """Go on from the checkpoint, where it stopped in this stage; returns whether it did."""
         state, tensors = self.saved.state, self.saved.tensors
         if not state or state["stage"]["name"] != self.done.name:
-            return
+            return False
         self.done = Stage.of(state["stage"])
         self.stale, self._looked = state["stale"], state["looked"]
-        self._watched = state["watched"]
+        self._watched, self._first = state["watched"], state["first"]
         self._losses = list(state["losses"])
         keys = list(self.units)
-        self.best = {k: x for k, x in zip(keys, state["best"], strict=True) if x is not None}
+        self.best, self.last = (
+            {k: x for k, x in zip(keys, state[name], strict=True) if x is not None}
+            for name in ("best", "last")
+        )
         rows: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             kind, *at = name.split("|")
@@ -373,3 +426,9 @@ class Trainer:
                     k: v if k == "step" else v.to(p.device) for k, v in rows[i].items()
                 }
         self._clock = time.monotonic()
+        return True
+
+
+def _plain(x: Any) -> Any:
+    """A tensor that autograd can keep: those of inference mode are not."""
+    return x.clone() if isinstance(x, Tensor) and x.is_inference() else x

@@ -100,6 +100,7 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
         "sites": [n for n, e in plan.sites.items() if e.form == form],
         "stage": stage,
         "seed": seed,
+        "asked": steps,
         "steps": sum(s.steps for s in stages),
         "seconds_calibrate": round(calibrated, 1),
         "seconds": round(seconds, 1),
@@ -145,27 +146,30 @@ def main() -> None:
     given = parser.parse_args()
     out = given.out or ROOT / f"benchmarks/results/recovery_{given.case}_cpu.json"
     result = json.loads(out.read_text()) if out.exists() else {"rows": []}
+    known = environment.versions() | {"sources": environment.recovery_digest()}
+    if result["rows"] and result["versions"] != known:
+        sys.exit(f"expected rows of these versions and sources in {out}, got others; delete it")
     task = load_task(TASKS[given.case])
     judge = Judge(task)
     result |= {
         "command": f"python benchmarks/recovery.py {given.case}",
         "date": time.strftime("%Y-%m-%d"),
         "device": environment.device(),
-        "versions": environment.versions(),
+        "versions": known,
         "threads": torch.get_num_threads(),
         "metric": task.metric,
         "held_out": len(judge.base),
         "original": float(judge.base.mean()),
     }
     print(f"original {result['original']:.4f} on {result['held_out']} items", flush=True)
-    taken = {(r["form"], r["stage"], r["seed"]) for r in result["rows"]}
+    taken = {(r["form"], r["stage"], r["seed"], r["asked"]) for r in result["rows"]}
     for seed in range(given.seeds):
         for stage in given.stages.split(","):
             for form in given.forms.split(","):
-                # calibration has no seed
-                if (form, stage, seed) in taken or (stage == "calibrate" and seed):
-                    continue
                 steps = given.steps or STEPS[given.case][form]
+                # calibration has no seed
+                if (form, stage, seed, steps) in taken or (stage == "calibrate" and seed):
+                    continue
                 row = recover(task, judge, form, stage, seed, steps)
                 result["rows"].append(row)
                 out.write_text(json.dumps(result, indent=1) + "\n")

@@ -12,8 +12,10 @@ from test_cli import run as command
 from test_tuner import TASKS, rows, settings
 
 from attnpass.errors import TaskError
+from attnpass.objectives import Local
 from attnpass.store import Store
 from attnpass.task import load_task
+from attnpass.trainer import Trainer
 from attnpass.tuner.accuracy import scores
 from attnpass.tuner.bank import Bank
 from attnpass.tuner.cli import seconds
@@ -117,6 +119,50 @@ def test_other_data_or_budget_is_a_miss(recovered):
         assert run._cached("bank", "hydra", run.bank._context()) is None
 
 
+@pytest.mark.parametrize("change", ["pooled", "outputs", "head"])
+def test_what_else_decides_a_score_is_part_of_its_key(recovered, change, monkeypatch):
+    _, path, run = recovered
+    task = load_task(f"{TASKS}:tiny")
+    if change == "pooled":
+        task.pooled = True
+    elif change == "outputs":
+        task.outputs = "features"
+    else:
+        task.model.head.bias.data.add_(1.0)
+    monkeypatch.setattr("attnpass.tuner.run.load_task", lambda _: task)
+    with Store(path) as store:
+        other = Run(settings(**DISTIL), store, Voice(quiet=True))
+        assert store.get("accuracy", "baseline scores", run.context)[0] is not None
+        assert store.get("accuracy", "baseline scores", other.context)[0] is None
+
+
+def test_ctrl_c_ends_training_which_then_goes_on(tmp_path, monkeypatch):
+    path = tmp_path / "a.db"
+    steps = []
+    train = Trainer._step
+
+    def counted(self, inputs):
+        steps.append(self.done.steps)
+        return train(self, inputs)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    with Store(path) as store:
+        run = Run(settings(**DISTIL), store, Voice(quiet=True))
+        run._baseline()
+        run.base_ms = 1.0
+        run._calibrate()
+        run.useful = ["hydra"]
+        run.stopped = True
+        with pytest.raises(KeyboardInterrupt):
+            plans = {"hydra": run.bank._everywhere("hydra")}
+            run.bank._train(Local(run.capture, plans), 2.0, "hydra")
+        assert steps == [0] and len(list(tmp_path.glob("*.distil"))) == 1
+        run.stopped = False
+        plans = {"hydra": run.bank._everywhere("hydra")}
+        run.bank._train(Local(run.capture, plans), 2.0, "hydra")
+    assert steps[1] == 1 and not list(tmp_path.glob("*.distil"))
+
+
 def test_pooled_scores_see_the_whole_split(tmp_path):
     task = load_task(f"{TASKS}:retrieval")
     every = range(len(task.validation))
@@ -143,6 +189,7 @@ def test_times(text, want):
     [
         (["--recover", "labels"], "expected to recover by calibrate or distil, got 'labels'"),
         (["--recover-budget", "soon"], "expected --recover-budget like 90s, 5m or 1h, got 'soon'"),
+        (["--recover-budget", "inf"], "expected a recover-budget > 0, got inf s"),
         (["--recover-budget", "0"], "expected a recover-budget > 0, got 0 s"),
         (["--recover-rank", "-1"], "expected a recover-rank >= 0, got -1"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import pickle
 
 import pytest
 import torch
@@ -50,7 +51,7 @@ def changed(net: nn.Module, form: str = "sigmoid", rank: int | None = None, **gi
 def expected(net: nn.Module, plan: Plan, x: torch.Tensor) -> torch.Tensor:
     """What a copy of the model gives whose weights are the sums, in float64."""
     other = copy.deepcopy(net).double()
-    weights = dict(other.named_parameters())
+    weights = dict(other.named_parameters(remove_duplicate=False))
     bare = Plan(plan.sites)
     bare.values = {
         s: {k: nn.Parameter(v.detach().double()) for k, v in own.items()}
@@ -231,6 +232,106 @@ def test_merge_writes_the_sums_and_returns_a_plan_without_deltas():
         close(compiled(net, merged)(x), want)
 
 
+def test_merging_keeps_what_tells_layers_apart():
+    net, x = Broken().eval(), data()
+    plan = changed(net)
+    want = expected(net, plan, x)
+    merged = plan.merge_into(net)
+    with torch.no_grad():
+        close(compiled(net, merged, "eager")(x), want)
+
+
+def test_deltas_of_a_site_that_stays_softmax_are_neither_run_nor_merged_nor_kept(tmp_path):
+    net, x = model(), data()
+    plan = changed(net)
+    plan.sites["blocks.1.attn"].form = "softmax"
+    loaded = Plan.load(plan.save(tmp_path / "plan.json"))
+    assert sorted(loaded.deltas) == ["blocks.0.attn", "blocks.2.attn"]
+    with torch.no_grad():
+        run = compiled(net, plan)(x)
+        other = copy.deepcopy(net)
+        merged = plan.merge_into(other)
+        close(compiled(other, merged)(x), run.double())
+
+
+class Tied(nn.Module):
+    """The head's weight is an output projection's, in another graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = model()
+        self.head = nn.Linear(16, 16)
+        self.head.weight = self.net.blocks[1].attn.proj.weight
+
+    def forward(self, x):
+        x = self.net.patch_embed(self.net.stem(x)).flatten(2).transpose(1, 2)
+        for block in self.net.blocks:
+            x = block(x)
+        torch._dynamo.graph_break()
+        return self.head(x)
+
+
+def test_a_weight_that_another_graph_uses_has_no_delta():
+    found = Capture(Tied().eval()).trace(data()).projections()
+    assert "net.blocks.0.attn.proj.weight" in found["net.blocks.0.attn"]
+    assert "net.blocks.1.attn.proj.weight" not in found["net.blocks.1.attn"]
+
+
+class Aliased(nn.Module):
+    """A module that is registered under two paths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        net = model()
+        self.first = net.blocks[0].attn
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_module_of_two_names_is_the_same_captured_and_compiled():
+    net, x = Aliased().eval(), data()
+    plan = changed(net)
+    want = expected(net, plan, x)
+    capture = Capture(net).trace(x)
+    with torch.no_grad():
+        capture.use(plan, strict=True)
+        close(capture(x), want)
+        close(compiled(net, plan)(x), want)
+
+
+def test_another_weight_at_the_same_address_is_another_weight():
+    delta = Delta(torch.Size([64, 64]))
+    with torch.no_grad():
+        for i in range(20):
+            weight = nn.Parameter(torch.full((64, 64), float(i)))
+            assert torch.equal(delta(weight), weight.detach())
+            del weight
+
+
+def test_made_under_inference_mode(tmp_path):
+    net, x = model(), data()
+    plan = changed(net)
+    path = plan.save(tmp_path / "plan.json")
+    with torch.inference_mode():
+        loaded = Plan.load(path)
+        close(compiled(net, loaded, "eager")(x), expected(net, plan, x))
+    with torch.no_grad():
+        close(compiled(net, loaded, "eager")(x), expected(net, plan, x))
+
+
+def test_plans_with_buffers_can_be_copied_and_pickled():
+    net = model()
+    plan = changed(net)
+    delta = plan.deltas["blocks.0.attn"]["blocks.0.attn.qkv.weight"]
+    with torch.no_grad():
+        want = delta(net.blocks[0].attn.qkv.weight)
+        for other in (pickle.loads(pickle.dumps(delta)), copy.deepcopy(delta)):
+            assert torch.equal(other(net.blocks[0].attn.qkv.weight), want)
+    assert plan.copy().hash == plan.hash
+
+
 @pytest.mark.parametrize("way", ["capture", "compiled"])
 def test_deltas_on_weights_they_were_not_trained_on_are_told_once(way, tmp_path, caplog):
     net, x = model(), data()
@@ -301,7 +402,12 @@ def test_a_site_that_stays_softmax_keeps_its_weights(caplog):
 
 @pytest.mark.parametrize(
     "parts",
-    [{"left": (2, 1)}, {"left": (4, 2), "right": (3, 4)}, {"other": (2, 2)}],
+    [
+        {"left": (2, 1)},
+        {"left": (4, 2), "right": (3, 4)},
+        {"other": (2, 2)},
+        {"full": (48, 16), "other": (2, 2)},
+    ],
 )
 def test_broken_deltas_in_a_file_are_one_line(parts, tmp_path):
     from safetensors.torch import load_file, save_file

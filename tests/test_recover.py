@@ -68,3 +68,13 @@ def test_calibration_holds_few_logits_at_a_time():
     with torch.no_grad(), Watch():
         recover.fit(module, [recover.Sample(q, k, v, None, None, v)])
     assert largest <= b * h * recover.ROWS * n < b * h * n * n
+
+
+def test_a_part_in_training_mode_keeps_its_buffers():
+    net = DigitsViT(dim=16, depth=2, heads=2).eval()
+    net.stem[1].train()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    x = torch.rand(4, 1, 32, 32)
+    plan = attnpass.Plan.create(net, x, form="sigmoid")
+    attnpass.calibrate(net, plan, [(x,)])
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())

@@ -7,13 +7,13 @@ made of such pieces can then be distilled globally.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from attnpass import environment
 from attnpass.capture import Capture
 from attnpass.delta import Delta
 from attnpass.distillation import add_deltas
@@ -21,7 +21,7 @@ from attnpass.objectives import Global, Local
 from attnpass.plan import Entry, Plan, assign
 from attnpass.recover import fit_sites, observe
 from attnpass.store import Store, key_of
-from attnpass.task import Task
+from attnpass.task import Task, digest
 from attnpass.trainer import Checkpoint, DistilOptions, Progress, Trainer
 from attnpass.tuner.progress import Voice
 from attnpass.tuner.settings import CHOICES, Settings
@@ -31,9 +31,6 @@ LOCAL = 0.4
 
 WATCHED = 4
 """Selection batches that decide when a stage ends."""
-
-DIGESTED = 64
-"""Batches of the recovery data that stand for all of it."""
 
 Piece = tuple[dict[str, nn.Parameter], dict[str, Delta]]
 """A form's parameters, and what is added to the weights of its site."""
@@ -47,6 +44,7 @@ class Bank:
     Args:
         base: the plan of no change, which knows the sites. context: what a stored piece depends
             on. cached: looks a measurement up. selection: batches that are not trained on.
+        stopped: asked after every step; true ends training, which then goes on next time.
     """
 
     def __init__(
@@ -60,9 +58,10 @@ class Bank:
         context: Mapping[str, Any],
         cached: Cached,
         selection: Sequence[int],
+        stopped: Callable[[], bool],
     ) -> None:
         self.task, self.capture, self.base, self.settings = task, capture, base, settings
-        self.store, self.voice, self.cached = store, voice, cached
+        self.store, self.voice, self.cached, self.stopped = store, voice, cached, stopped
         self.pieces: dict[tuple[str, str], Piece] = {}
         self.selection = [task.validation[i][0] for i in selection[:WATCHED]]
         self.inputs = task.recovery if len(task.recovery) else list(task.calibration)
@@ -144,7 +143,8 @@ class Bank:
             budget = self.settings.recover_budget * LOCAL
             stage = self._train(objective, budget, " ".join(sorted(missing)))
             for choice, plan in plans.items():
-                losses = {s: x for (c, s), x in objective.last.items() if c == choice}
+                kept = {tuple(k.split("|")): x for k, x in stage["best"].items()}
+                losses = {s: x for (c, s), x in kept.items() if c == choice}
                 found[choice] = {
                     "plan": self.store.save_plan(plan),
                     "losses": losses,
@@ -184,17 +184,28 @@ class Bank:
         return None if value is None else {k: v for k, v in value.items() if k != "outcome"}
 
     def _context(self) -> dict[str, Any]:
-        """What a trained piece depends on, the data it was trained on among it."""
+        """What a trained piece depends on: data, and how it is trained, among it."""
         if "inputs" not in self.context:
-            h = hashlib.sha256(f"{len(self.inputs)} {self.task.outputs}".encode())
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)
-                for i in range(min(len(self.inputs), DIGESTED)):
-                    for leaf in torch.utils._pytree.tree_leaves(self.inputs[i]):
-                        text = leaf.detach().cpu().numpy().tobytes() if _plain(leaf) else leaf
-                        h.update(text if isinstance(text, bytes) else repr(text).encode())
-            self.context["inputs"] = h.hexdigest()[:16]
+                inputs = [self.inputs[i] for i in range(len(self.inputs))]
+            self.context["inputs"] = digest([inputs, list(self.task.calibration)])
+            self.context["recovery"] = environment.recovery_digest()
         return self.context
+
+    def _progress(self, step: Callable[[str], None]) -> Progress:
+        """Progress of a stage in hundredths; ends it where the run is to stop."""
+        told = 0
+
+        def tell(_: str, at: int, total: int, loss: float) -> None:
+            nonlocal told
+            if self.stopped():
+                raise KeyboardInterrupt
+            while told < min(100 * at // max(total, 1), 100):
+                told += 1
+                step(f"loss {loss:.3g}")
+
+        return tell
 
     def _train(self, objective: Local | Global, budget: float, name: str) -> dict[str, Any]:
         """One stage with a checkpoint beside the database; the same command goes on from it."""
@@ -202,23 +213,6 @@ class Bank:
         saved = Checkpoint(self.store.path.with_suffix(f".{key[:12]}.distil"), key)
         with self.voice.stage(f"distil, {objective.name}: {name}", 100) as step:
             trainer = Trainer(objective, self.options(budget), 1.0, saved)
-            stage = trainer.run(self.inputs, self.selection, _percent(step))
+            stage = trainer.run(self.inputs, self.selection, self._progress(step))
         saved.remove()
         return stage.as_dict()
-
-
-def _plain(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.dtype != torch.bfloat16
-
-
-def _percent(step: Callable[[str], None]) -> Progress:
-    """Progress of a stage in hundredths."""
-    told = 0
-
-    def tell(_: str, at: int, total: int, loss: float) -> None:
-        nonlocal told
-        while told < 100 * at // max(total, 1) and told < 100:
-            told += 1
-            step(f"loss {loss:.3g}")
-
-    return tell

@@ -27,7 +27,7 @@ from attnpass.errors import CaptureError, MeasureError, TaskError
 from attnpass.plan import Plan, assign
 from attnpass.report import Report
 from attnpass.store import Store, now
-from attnpass.task import load_task
+from attnpass.task import digest, load_task
 from attnpass.tuner.accuracy import (
     Split,
     answer,
@@ -66,7 +66,7 @@ class Run:
         self.base = base
         self.context: dict[str, Any] = {
             "structure": base.structure,
-            "weights": base.weights,
+            "weights": digest([*self.task.model.parameters(), *self.task.model.buffers()]),
             "data": self.task.digest(),
             "kernels": environment.kernels_digest(),
             "protocol": environment.PROTOCOL,
@@ -349,6 +349,7 @@ class Run:
             self.context,
             self._cached,
             watched,
+            lambda: self.stopped,
         )
         self.fit = self.bank.calibrate(self.settings.forms)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,7 +62,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.recover not in ("calibrate", "distil"):
             raise OptionError(f"expected to recover by calibrate or distil, got {self.recover!r}")
-        if self.recover_budget <= 0:
+        if not 0 < self.recover_budget < math.inf:
             raise OptionError(f"expected a recover-budget > 0, got {self.recover_budget:g} s")
         if self.recover_rank is not None and self.recover_rank < 0:
             raise OptionError(f"expected a recover-rank >= 0, got {self.recover_rank}")
