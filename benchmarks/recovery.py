@@ -28,7 +28,7 @@ ROOT = Path(__file__).parent.parent
 TASKS = {"digits": "digits", "minilm": f"{ROOT}/examples/minilm.py:task"}
 STEPS = {
     "digits": {"sigmoid": 400, "relu": 400, "hydra": 1000, "skipat": 400},
-    "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 120),
+    "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 80),
 }
 OPTIONS = {"skipat": {"r": 0.5, "kernel": 3}}
 LOCAL = {"local": 1.0, "global": 0.0, "both": None}
