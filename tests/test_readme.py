@@ -8,7 +8,7 @@ import re
 
 import torch
 from rich.console import Console
-from test_examples import ROOT, train_forms
+from test_examples import ROOT, recovery, train_forms
 
 from attnpass.tuner import show
 
@@ -146,6 +146,19 @@ def test_the_choice_follows_what_was_measured():
             continue
         if max(aten, fused) > 1.25 * min(aten, fused):
             assert r["chosen"] == ("fused" if fused > aten else "aten"), r
+
+
+def test_recovery_is_the_committed_result():
+    row = result("recovery_digits_cpu.json")
+    text = (ROOT / "docs" / "recovery.md").read_text()
+    for line in recovery.table(row):
+        assert line in text
+    assert f"{row['original']:.1%} on {row['held_out']} held-out" in text
+    both = [r for r in row["rows"] if r["stage"] == "both"]
+    for form in ("sigmoid", "relu", "hydra", "skipat"):
+        worst = max(r["drop"] for r in both if r["form"] == form)
+        assert f"{form} {worst:.2%}" in README
+    assert all(r["seconds"] < 600 for r in both)
 
 
 def test_training_from_scratch_is_the_committed_result():
