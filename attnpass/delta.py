@@ -34,9 +34,7 @@ class Delta(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        rows, columns = (
-            (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
-        )
+        rows, columns = _matrix(shape)
         self.full = self.left = self.right = None
         if rank is None or rank * (rows + columns) >= rows * columns:
             self.full = nn.Parameter(torch.zeros(shape, device=device))

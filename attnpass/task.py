@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attnpass.errors import AttnpassError, TaskError
+from attnpass.plan import digest_weights
 
 BUILT_IN = {"digits": "attnpass.tuner.digits:task"}
 
@@ -65,12 +66,8 @@ def digest(tree: Any) -> str:
     """Digest of the tensors (dtype, shape, bytes) and other leaves of a tree, 16 hex digits."""
     h = hashlib.sha256()
     for leaf in torch.utils._pytree.tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            value = leaf.detach().cpu().contiguous()
-            h.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            h.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-        else:
-            h.update(repr(leaf).encode())
+        text = digest_weights([leaf]) if isinstance(leaf, Tensor) else repr(leaf)
+        h.update(text.encode())
     return h.hexdigest()[:16]
 
 

@@ -2,7 +2,7 @@
 
 A user's own training loop over the compiled model: one optimiser holds the model's parameters and
 the plan's. Real scanned digits at 16 x 16, 797 to train on, 1000 never seen; labels are used here.
-About an hour on 2 CPU cores; `--only NAME --seeds 1 --epochs 1` looks at one.
+About 80 minutes on a busy core; `--only NAME --seeds 1 --epochs 1` looks at one.
 """
 
 from __future__ import annotations
