@@ -19,7 +19,7 @@ from attnpass.errors import OptionError
 from attnpass.plan import Plan
 from attnpass.region import Region
 from attnpass.rewrite import Branch, branch
-from attnpass.watch import Seen, watching
+from attnpass.watch import Seen, watched
 
 TEMPERATURE = 2.0
 """Of the distributions that are compared (1503.02531)."""
@@ -89,31 +89,20 @@ class Local:
         }
         self.units = {at: unit for at, unit in self.units.items() if unit.values}
         self._branches: dict[tuple[int, str, str], tuple[Branch, list[Any]]] = {}
-        self._ran: list[tuple[Graph, Layer, Seen]] = []
 
     def losses(self, batch: tuple[Any, ...]) -> Iterator[tuple[Key, Tensor]]:
         """Per unit the relative squared error of its block output, one after the other.
 
         A site that runs several times comes several times.
         """
-        self._ran.clear()
         with torch.no_grad():
-            self._forward(batch)
-        for graph, layer, seen in self._ran:
+            _, ran = watched(self.capture, batch, self._wanted)
+        for graph, layer, seen in ran:
             for region in layer.regions:
                 for label in self.plans:
                     if (label, region.site.name) in self.units:
                         loss = self._loss(graph, layer, region, label, seen)
                         yield (label, region.site.name), loss
-
-    def _forward(self, batch: tuple[Any, ...]) -> None:
-        """One run of the original model; again where it met new sizes, hence new graphs."""
-        known = -1
-        while known != len(self.capture.layers):
-            known = len(self.capture.layers)
-            self._ran.clear()
-            with watching(self.capture, self._wanted, lambda *ran: self._ran.append(ran)):
-                self.capture(*batch)
 
     def _wanted(self, graph: Graph, layer: Layer) -> set[str]:
         found = set()
@@ -237,17 +226,8 @@ def judge(objective: Local | Global, batch: tuple[Any, ...]) -> dict[Key, float]
 
 def _answers(capture: Capture, batch: tuple[Any, ...]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """A model's floating outputs, and what its last projection reads, by node name."""
-    features: dict[str, Tensor] = {}
-
-    def tell(graph: Graph, layer: Layer, seen: Seen) -> None:
-        features.update(seen)
-
-    known = -1
-    while known != len(capture.layers):
-        known = len(capture.layers)
-        features.clear()
-        with watching(capture, lambda graph, _: _head(graph), tell):
-            out = capture(*batch)
+    out, ran = watched(capture, batch, lambda graph, _: _head(graph))
+    features = {name: value for _, _, seen in ran for name, value in seen.items()}
     leaves = torch.utils._pytree.tree_leaves(out)
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], features
 

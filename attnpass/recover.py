@@ -21,7 +21,7 @@ from attnpass.errors import OptionError
 from attnpass.forms import Hydra, Pointwise, SkipAt
 from attnpass.plan import Plan
 from attnpass.region import Region
-from attnpass.watch import Seen, watching
+from attnpass.watch import Seen, watched
 
 ITEMS = 32
 """Items per site that are kept for fitting."""
@@ -104,8 +104,9 @@ def observe(capture: Capture, batches: Sequence[tuple[Any, ...]]) -> Observed:
             capture.use_modules(recorders)
             capture(*batch)
             capture.use_modules({})
-            with watching(capture, _blocks, lambda _, layer, seen: _keep_blocks(out, layer, seen)):
-                capture(*batch)
+            _, ran = watched(capture, batch, _blocks)
+            for _, layer, seen in ran:
+                _keep_blocks(out, layer, seen)
             taken = max(
                 (sum(x.q.shape[0] for x in s) for s in out.samples.values()), default=ITEMS
             )

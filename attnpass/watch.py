@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch import fx
@@ -28,40 +27,42 @@ class _Watcher(fx.Interpreter):
         return value
 
 
-@contextmanager
-def watching(
+Ran = list[tuple[Graph, Layer, Seen]]
+"""The layers that ran, in order, with what was seen."""
+
+
+def watched(
     capture: Capture,
+    batch: tuple[Any, ...],
     wanted: Callable[[Graph, Layer], Collection[str]],
-    tell: Callable[[Graph, Layer, Seen], None],
-) -> Iterator[None]:
-    """While active, ``tell`` gets the values of the ``wanted`` nodes of every layer that runs.
+) -> tuple[Any, Ran]:
+    """The model's output, and the values of the ``wanted`` nodes of every layer that ran.
 
-    A layer that is met for the first time inside is not watched. Whatever ran before runs on, and
-    again alone afterwards.
+    Where the batch made new graphs, which nothing watched, it runs once more.
     """
-    before = [(layer, layer.active) for _, layer in capture.layers]
-    for graph, layer in capture.layers:
-        layer.active = _watched(graph, layer, wanted(graph, layer), tell)
-    try:
-        yield
-    finally:
-        for layer, active in before:
-            layer.active = active
+    known, ran, out = -1, Ran(), None
+    while known != len(capture.layers):
+        known = len(capture.layers)
+        ran.clear()
+        before = [(layer, layer.active) for _, layer in capture.layers]
+        try:
+            for graph, layer in capture.layers:
+                layer.active = _watch(graph, layer, wanted(graph, layer), ran)
+            out = capture(*batch)
+        finally:
+            for layer, active in before:
+                layer.active = active
+    return out, ran
 
 
-def _watched(
-    graph: Graph,
-    layer: Layer,
-    names: Collection[str],
-    tell: Callable[[Graph, Layer, Seen], None],
-) -> Callable[..., Any]:
+def _watch(graph: Graph, layer: Layer, names: Collection[str], ran: Ran) -> Callable[..., Any]:
     active = layer.active
     assert isinstance(active, fx.GraphModule)
 
     def run(*inputs: Any) -> Any:
         watcher = _Watcher(active, names)
         out = watcher.run(*inputs)
-        tell(graph, layer, watcher.seen)
+        ran.append((graph, layer, watcher.seen))
         return out
 
     return run
