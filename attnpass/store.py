@@ -106,14 +106,17 @@ class Store:
             ) from error
 
     def _check_owner(self) -> None:
+        # one snapshot: another process may be making the same database
+        self.db.execute("BEGIN")
         owner = self.db.execute("PRAGMA application_id").fetchone()[0]
         tables = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        version = self.db.execute("PRAGMA user_version").fetchone()[0]
+        self.db.execute("COMMIT")
         if owner != APPLICATION_ID and tables:
             raise StoreError(
                 f"expected an attnpass database at {self.path}, got another program's;"
                 " choose another with --db FILE or $ATTNPASS_DB"
             )
-        version = self.db.execute("PRAGMA user_version").fetchone()[0]
         if owner == APPLICATION_ID and version > len(MIGRATIONS):
             raise StoreError(
                 f"expected database version <= {len(MIGRATIONS)} at {self.path}, got {version};"

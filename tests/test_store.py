@@ -6,6 +6,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -149,6 +150,7 @@ def test_no_database_means_no_pins_and_makes_none(path):
 
 WRITER = """
 import sys
+import threading
 from attnpass.store import Store
 with Store(sys.argv[1]) as store:
     for i in range(60):
@@ -168,3 +170,21 @@ def test_processes_at_once_lose_nothing(path):
         seen = sorted(int(r["value"]) for r in store.db.query("SELECT value FROM tiles"))
     # every read-then-write saw all earlier writes: the counts are all different
     assert seen == list(range(240))
+
+
+def test_a_database_made_while_it_is_opened_is_no_foreign_one(path, monkeypatch):
+    others = []
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql, *arguments):
+            if "sqlite_master" in sql and not others:
+                others.append(threading.Thread(target=lambda: Store(path).__exit__()))
+                others[0].start()
+                others[0].join(1)
+            return super().execute(sql, *arguments)
+
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **o: connect(*a, factory=Connection, **o))
+    with Store(path) as store:
+        assert store.db.execute("SELECT count(*) FROM tiles").fetchone() == (0,)
+    others[0].join()
