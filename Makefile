@@ -52,7 +52,7 @@ demo: .venv/ready
 	$(BIN)/attnpass tune digits --effort quick --max-drop 0.02 --out demo
 
 bench: .venv/ready
-	$(BIN)/python benchmarks/digits.py
+	$(BIN)/python benchmarks/tune.py digits
 
 clean:
 	rm -rf .venv build *.egg-info demo

@@ -13,21 +13,21 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import attnpass
 from attnpass import environment
 from attnpass.task import Task, load_task
-from attnpass.tuner.accuracy import Split, bound, scores, split
+from attnpass.tuner.accuracy import Split, answer, bound, pooled_scores, scores, split
 
 ROOT = Path(__file__).parent.parent
 TASKS = {"digits": "digits", "minilm": f"{ROOT}/examples/minilm.py:task"}
 STEPS = {
-    "digits": {"sigmoid": 400, "relu": 400, "hydra": 1000, "skipat": 400},
+    "digits": {"sigmoid": 400, "relu": 800, "hydra": 1000, "skipat": 800},
     "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 80),
 }
 OPTIONS = {"skipat": {"r": 0.5, "kernel": 3}}
@@ -55,9 +55,16 @@ def convert(task: Task, form: str) -> attnpass.Plan:
 
 
 class Judge:
-    """Held-out scores of the original, and of plans beside it."""
+    """Held-out scores of the original, and of plans beside it.
+
+    Where all items are judged together, ``reciprocal_rank`` of the task's file is taken too.
+    """
 
     def __init__(self, task: Task) -> None:
+        self.scored = {task.metric: task}
+        file = sys.modules[task.score.__module__] if task.pooled else None
+        if hasattr(file, "reciprocal_rank"):
+            self.scored["mrr"] = replace(task, score=file.reciprocal_rank)
         self.task = task
         self.capture = attnpass.Capture(task.model).trace(*task.example)
         sizes = [len(target) for _, target in task.validation]
@@ -65,14 +72,20 @@ class Judge:
         assert not self.halves.crossed
         self.base = self._scores()
 
-    def _scores(self) -> Tensor:
-        return scores(self.task, self.capture, self.halves.held_out)[0]
+    def _scores(self) -> dict[str, torch.Tensor]:
+        at = self.halves.held_out
+        if not self.task.pooled:
+            return {self.task.metric: scores(self.task, self.capture, at)[0]}
+        outputs = [answer(self.task, self.capture, i) for i in at]
+        return {name: pooled_scores(task, outputs, at) for name, task in self.scored.items()}
 
-    def __call__(self, plan: attnpass.Plan) -> dict[str, float]:
+    def __call__(self, plan: attnpass.Plan) -> dict[str, Any]:
+        """Bounds by metric, the task's own without a name."""
         self.capture.use(plan, strict=True)
-        found = bound(self.base, self._scores()).as_dict()
+        found = self._scores()
         self.capture.use(None)
-        return found
+        bounds = {name: bound(self.base[name], found[name]).as_dict() for name in found}
+        return {**bounds.pop(self.task.metric), **bounds}
 
 
 def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: int) -> Any:
@@ -158,10 +171,10 @@ def main() -> None:
         "versions": known,
         "threads": torch.get_num_threads(),
         "metric": task.metric,
-        "held_out": len(judge.base),
-        "original": float(judge.base.mean()),
+        "held_out": len(judge.base[task.metric]),
+        "original": {name: float(x.mean()) for name, x in judge.base.items()},
     }
-    print(f"original {result['original']:.4f} on {result['held_out']} items", flush=True)
+    print(f"original {result['original']} on {result['held_out']} items", flush=True)
     taken = {(r["form"], r["stage"], r["seed"], r["asked"]) for r in result["rows"]}
     for seed in range(given.seeds):
         for stage in given.stages.split(","):

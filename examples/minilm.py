@@ -201,6 +201,11 @@ def recall(outputs: Tensor, sentences: Tensor) -> Tensor:
     return (ranks(outputs, sentences) == 1).float()
 
 
+def reciprocal_rank(outputs: Tensor, sentences: Tensor) -> Tensor:
+    """Per entry one over the place at which it is found; the mean is MRR."""
+    return 1.0 / ranks(outputs, sentences)
+
+
 def data(count: int, learn: int) -> tuple[list[Entry], list[Entry]]:
     """Entries to be found, and others to learn from, in a fixed random order."""
     every = entries()

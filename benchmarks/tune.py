@@ -1,12 +1,13 @@
-"""The built-in task, tuned from nothing: `python benchmarks/digits.py [OUT]`.
+"""A task tuned from nothing: `python benchmarks/tune.py CASE [OUT]`.
 
-Writes the result of `attnpass tune digits --effort quick --max-drop 0.02` with a fresh database:
-held-out accuracy with its bound, latency ratios of interleaved pairs against the compiled SDPA
-model, device, versions, date. Every plan's output is checked before it is timed (worker.py).
+Writes the result of `attnpass tune` with a fresh database: held-out accuracy with its bound,
+latency ratios of interleaved pairs against the compiled SDPA model, device, versions, date. Every
+plan's output is checked before it is timed (worker.py).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,11 +15,23 @@ import tempfile
 import time
 from pathlib import Path
 
-COMMAND = ["tune", "digits", "--effort", "quick", "--max-drop", "0.02", "--json"]
+ROOT = Path(__file__).parent.parent
+DISTIL = ["--recover", "distil", "--recover-budget"]
+CASES = {
+    "digits": ["digits", "--max-drop", "0.02"],
+    "digits_recovered": ["digits", "--max-drop", "0.01", *DISTIL, "5m"],
+    "minilm_recovered": ["examples/minilm.py:task", "--max-drop", "0.01", *DISTIL, "10m"],
+}
 
 
 def main() -> None:
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/digits_cpu.json")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("case", choices=sorted(CASES))
+    parser.add_argument("out", type=Path, nargs="?")
+    given = parser.parse_args()
+    out = given.out or ROOT / f"benchmarks/results/{given.case}_cpu.json"
+    task, *rest = CASES[given.case]
+    command = ["tune", task, "--effort", "quick", *rest, "--json"]
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         done = subprocess.run(
@@ -26,7 +39,7 @@ def main() -> None:
                 sys.executable,
                 "-m",
                 "attnpass.tuner.cli",
-                *COMMAND,
+                *command,
                 "--db",
                 f"{folder}/a.db",
                 "--out",
@@ -34,6 +47,7 @@ def main() -> None:
             ],
             stdout=subprocess.PIPE,
             text=True,
+            cwd=ROOT,
             check=True,
         )
         seconds = time.monotonic() - start
@@ -54,7 +68,7 @@ def main() -> None:
         "best",
     )
     row = {
-        "command": "attnpass " + " ".join(COMMAND),
+        "command": "attnpass " + " ".join(command),
         "seconds": round(seconds, 1),
         **{k: result[k] for k in keep},
     }
