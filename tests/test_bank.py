@@ -23,7 +23,7 @@ from attnpass.tuner.progress import Voice
 from attnpass.tuner.run import Run
 from attnpass.tuner.worker import Worker
 
-DISTIL = {"recover": "distil", "recover_budget": 4.0, "forms": ("hydra",)}
+DISTIL = {"recover": "distil", "recover_budget": 12.0, "forms": ("hydra",)}
 
 
 @pytest.fixture(scope="module")

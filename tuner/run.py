@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import signal
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -414,32 +415,40 @@ class Run:
                 base=self.base_selection,
                 max_drop=0.25,
             )
-            value = {"scores": found.tolist(), "complete": complete}
-            if complete:
-                value["divergence"] = divergence(
-                    self.task, self.capture, self.reference, self.split.selection[:4]
-                )
             self.capture.use(None)
+            value = {"scores": found.tolist(), "complete": complete}
             self.store.put("accuracy", plan.hash, self._selection_context(), value, run=self.id)
         candidate = Candidate(full, plan, cost)
         taken = torch.tensor(value["scores"], dtype=torch.float64)
         candidate.scores = taken
         candidate.selection = bound(self.base_selection[: len(taken)], taken)
-        candidate.latency = {"divergence": value.get("divergence", REJECTED)}
+        moved = self._divergence(plan) if value["complete"] else REJECTED
+        candidate.latency = {"divergence": moved}
         self.found[plan.hash] = candidate
         return candidate
+
+    def _divergence(self, plan: Plan) -> float:
+        """How far a plan moves the first outputs, from the store or measured now."""
+        context = {**self.context, "batches": list(self.split.selection[:4])}
+        value = self._cached("divergence", plan.hash, context)
+        if value is None:
+            self.capture.use(plan)
+            moved = divergence(self.task, self.capture, self.reference, context["batches"])
+            self.capture.use(None)
+            value = {"divergence": moved if math.isfinite(moved) else REJECTED}
+            self.store.put("divergence", plan.hash, context, value, run=self.id)
+        return float(value["divergence"])
 
     def _selection_context(self) -> dict[str, Any]:
         return {**self.context, "batches": list(self.split.selection)}
 
     def _sensitivity(self) -> None:
-        """What every useful (site, choice) does alone."""
+        """How far every useful (site, choice) alone moves the outputs."""
         pairs = [(s.name, c) for s in self.sites for c in self.legal[s.name] if c in self.useful]
         self.damage: dict[str, dict[str, float]] = {s.name: {"softmax": 0.0} for s in self.sites}
         with self.voice.stage("sensitivity", len(pairs)) as step:
             for site, choice in pairs:
-                found = self._candidate({site: choice})
-                self.damage[site][choice] = float(found.latency["divergence"])
+                self.damage[site][choice] = self._divergence(self.bank.plan({site: choice}))
                 step(f"{site} {choice}")
 
     def _search(self) -> None:
@@ -453,15 +462,23 @@ class Run:
         seeds += recipes(
             names, {s: [c for c in row if c != "softmax"] for s, row in self.damage.items()}
         )
-        for site, row in self.damage.items():
-            seeds += [{**seeds[0], site: c} for c in row if c != "softmax"]
-        trials = self.settings.limits["trials"] + sum(len(r) - 1 for r in self.damage.values())
+        alone = sorted(
+            (moved, site, choice)
+            for site, row in self.damage.items()
+            for choice, moved in row.items()
+            if choice != "softmax"
+        )
+        seeds += [{**seeds[0], site: choice} for _, site, choice in alone[:3]]
+        trials = self.settings.limits["trials"]
         space = {site: list(row) for site, row in self.damage.items()}
         if all(len(choices) == 1 for choices in space.values()):
             return
         with self.voice.stage("search", trials) as step:
 
             def evaluate(plan: dict[str, str]) -> Outcome:
+                if plan == seeds[0]:
+                    unchanged = bound(self.base_selection, self.base_selection)
+                    return Outcome(self.base_ms, unchanged.upper - self.settings.max_drop)
                 found = self._candidate(plan)
                 assert found.selection is not None
                 step(f"{found.cost:.1f} ms, {found.selection.score:.3f}")
