@@ -87,7 +87,9 @@ def distil(
             else:
                 objective = Global(model, capture, plan, chosen.outputs, allow)
             if any(unit.values for unit in objective.units.values()):
-                Trainer(objective, chosen, share, saved).run(inputs, selection, progress)
+                refines = bool(saved.finished)
+                trainer = Trainer(objective, chosen, share, saved, refines=refines)
+                trainer.run(inputs, selection, progress)
     saved.remove()
     if saved.finished:
         # what was measured was measured with other values

@@ -30,6 +30,9 @@ LEAST = -1e4
 FEATURES = 1.0
 """Weight of the last features beside the outputs."""
 
+WIDTH = 64
+"""Columns of a weight from which on its learning rate shrinks."""
+
 Key = tuple[str, str]
 """Whose plan and which site; empty where there is but one."""
 
@@ -55,9 +58,12 @@ def _unit(plan: Plan, sites: Collection[str], weights: Mapping[str, Tensor]) -> 
     found = []
     for site in sites:
         for value in plan.values.get(site, {}).values():
-            found.append((value, _size(value, 0.02 if value.dim() > 1 else 0.3), False))
+            size = _size(value, 0.02 if value.dim() > 1 else 0.3)
+            if plan.sites[site].form == "skipat" and value.dim() == 2:
+                size *= _narrow(value)
+            found.append((value, size, False))
         for path, delta in plan.deltas.get(site, {}).items():
-            size = _size(weights[path])
+            size = _size(weights[path]) * _narrow(weights[path])
             if delta.full is not None:
                 found.append((delta.full, size, True))
             else:
@@ -66,6 +72,11 @@ def _unit(plan: Plan, sites: Collection[str], weights: Mapping[str, Tensor]) -> 
                 found.append((delta.left, size * math.sqrt(columns / rank), True))
                 found.append((delta.right, _size(delta.right), True))
     return Unit([(p, size, late) for p, size, late in found if p.requires_grad])
+
+
+def _narrow(weight: Tensor) -> float:
+    """Changes of all columns add up: the wider, the smaller each (muP, 2203.03466)."""
+    return min(math.sqrt(WIDTH / weight.shape[-1]), 1.0)
 
 
 def _size(x: Tensor, least: float = 0.02) -> float:

@@ -7,8 +7,9 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from attnpass import forms
 from attnpass.capture import Capture, Graph, Layer, buffers_kept
 from attnpass.errors import OptionError
 from attnpass.forms import Hydra, Pointwise, SkipAt
+from attnpass.kernels.tiled import H
 from attnpass.plan import Plan
 from attnpass.region import Region
 from attnpass.watch import Seen, watched
@@ -32,13 +34,19 @@ ROOM = 8
 ROWS = 256
 """Query rows whose logits are held at a time."""
 
-LOGITS = 200_000
-"""Logits of a head that its quantiles are taken of."""
+ROOM_ROWS = 128
+"""Rows of an item whose shift is looked for."""
 
-TEMPERATURES = (0.0, 0.25, 0.5)
-SHIFTS = (-0.5, 0.0, 0.5)
-QUANTILES = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
+TEMPERATURES = (-0.25, 0.0, 0.25)
+MASSES = ((2.0, 8.0, 32.0, 128.0, 512.0), (0.1, 0.3, 1.0, 2.0))
+"""What a row's weights may sum to before the gain: relu's family, sigmoid."""
+
+MASKED = -5e3
+"""Logits below are a mask that was added."""
+
 RIDGE = 1e-3
+SHRINK = 1e-2
+"""Of the regression of shifts, relative to the queries' variance."""
 
 
 @dataclass
@@ -51,6 +59,14 @@ class Sample:
     bias: Tensor | None
     keep: Tensor | None
     out: Tensor
+
+    @property
+    def rows(self) -> Tensor | None:
+        """Which rows ``[B, 1, T, 1]`` are no padding, where a self-attention masks it."""
+        keep = self.keep
+        if keep is None or keep.dim() != 4 or keep.shape[1:3] != (1, 1):
+            return None
+        return keep.transpose(-1, -2) if keep.shape[3] == self.q.shape[2] else None
 
 
 @dataclass
@@ -207,6 +223,8 @@ def _moments(
     dot = power = samples[0].q.new_zeros((), dtype=torch.float64)
     for s in samples:
         y = module(s.q, s.k, s.v, s.bias, s.keep).double()
+        if s.rows is not None:
+            y = y * s.rows
         dot = dot + (s.out.double() * y).nan_to_num().sum(dims)
         power = power + y.square().sum(dims)
     return dot, power
@@ -219,31 +237,108 @@ def _fit_gain(gain: Tensor, dot: Tensor, power: Tensor) -> None:
 
 
 def _fit_pointwise(module: Pointwise, samples: Sequence[Sample]) -> None:
-    """Per head: k0 the mean key, then (tau, b) of a small grid with the least error, then g."""
-    assert module.b is not None and module.gain is not None and module.k0 is not None
-    total = torch.stack([_key_sums(s)[0] for s in samples]).sum(0)
-    count = torch.stack([_key_sums(s)[1] for s in samples]).sum()
-    module.k0.copy_((total / count.clamp_min(1)).to(module.k0.dtype))
-    best = torch.full_like(module.b, math.inf, dtype=torch.float64)
-    kept_tau, kept_b, kept_gain = torch.zeros_like(module.b), module.b.clone(), module.gain.clone()
-    for log_tau, b in _candidates(module, samples):
+    """Per head tau and the rows' mass from a small grid with the least error; then g.
+
+    Softmax divides every row by its sum, these forms cannot. What a row would have to be shifted
+    by for its weights to have a given mass is regressed on its query: k0 and b.
+    """
+    assert module.b is not None and module.gain is not None
+    taus = (0.0,) if module.log_tau is None else TEMPERATURES
+    groups = module.b.shape[0] if module.k0 is None else module.k0.shape[0]
+    least = module.b.new_full((groups,), math.inf, dtype=torch.float64)
+    kept: list[Tensor] = []
+    for log_tau, mass in itertools.product(taus, MASSES[module.h == "sigmoid"]):
         module.gain.fill_(1.0)
-        module.b.copy_(b)
         if module.log_tau is not None:
             module.log_tau.fill_(log_tau)
+        _fit_shift(module, samples, mass)
         dot, power = _moments(module, samples, (0, 2, 3))
         # |y - g f|^2 at the best g is |y|^2 - dot^2 / power
-        error = torch.where(power > 0, -dot * dot / power.clamp_min(1e-30), torch.zeros_like(dot))
-        better = (error < best) & torch.isfinite(error)
-        best = torch.where(better, error, best)
-        gain = (dot / power.clamp_min(1e-30)).to(module.gain.dtype)
-        kept_gain = torch.where(better, gain, kept_gain)
-        kept_b = torch.where(better, module.b, kept_b)
-        kept_tau = torch.where(better, torch.full_like(kept_tau, log_tau), kept_tau)
-    module.b.copy_(kept_b)
-    module.gain.copy_(kept_gain)
-    if module.log_tau is not None:
-        module.log_tau.copy_(kept_tau)
+        error = torch.where(power > 0, -dot * dot / power.clamp_min(1e-30), 0.0)
+        error = error.view(groups, -1).sum(1)
+        _fit_gain(module.gain, dot, power)
+        found = [p.detach().clone() for p in module.parameters()]
+        better = (error < least) & torch.isfinite(error)
+        least = torch.where(better, error, least)
+        kept = [_where(better, new, old) for new, old in zip(found, kept or found, strict=True)]
+    for p, value in zip(module.parameters(), kept, strict=True):
+        p.copy_(value)
+
+
+def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``new`` in the groups of heads, or of key/value heads, that are ``better``."""
+    chosen = better.repeat_interleave(new.shape[0] // len(better))
+    return torch.where(chosen.view(-1, *(1,) * (new.dim() - 1)), new, old)
+
+
+def _fit_shift(module: Pointwise, samples: Sequence[Sample], mass: float) -> None:
+    """B and k0 by ridge regression of the shifts that give rows a mass, on their queries.
+
+    k0 starts from the mean key, which is the answer where logits of a row vary little.
+    """
+    assert module.b is not None
+    heads = module.b.shape[0]
+    if module.k0 is not None:
+        sums, counts = zip(*(_key_sums(s) for s in samples), strict=True)
+        mean = torch.stack(sums).sum(0) / torch.stack(counts).sum().clamp_min(1)
+        module.k0.copy_(mean.to(module.k0.dtype))
+    tau = 1.0 if module.log_tau is None else float(module.log_tau[0].exp())
+    rows: list[Tensor] = []  # [H, n, d + 2]: queries, shift, whether it counts
+    for s in samples:
+        rows += [x.transpose(0, 1).flatten(1, 2) for x in _shifts(module, s, tau, mass)]
+    found = torch.cat(rows, 1)
+    weight = found[..., -1:]
+    values = torch.where(weight > 0, found[..., :-1], 0.0)
+    middle = values.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
+    if module.k0 is not None:
+        groups = module.k0.shape[0]
+        centred = ((values - middle) * weight).view(groups, -1, values.shape[-1])
+        q, shift = centred[..., :-1], centred[..., -1:]
+        gram = q.transpose(1, 2) @ q
+        ridge = SHRINK * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+        gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
+        slope = torch.linalg.solve(gram, q.transpose(1, 2) @ shift).squeeze(-1)  # [G, d]
+        module.k0.add_((slope / (tau * module.scale)).to(module.k0.dtype))
+        slope = slope.repeat_interleave(heads // groups, 0)
+        middle[..., -1] -= (middle[..., :-1] * slope.unsqueeze(1)).sum(-1)
+    module.b.copy_(-middle[:, 0, -1].to(module.b.dtype))
+
+
+def _shifts(module: Pointwise, s: Sample, tau: float, mass: float) -> Iterator[Tensor]:
+    """Of some rows the query, the shift and whether the row counts: ``[b, H, m, d + 2]``."""
+    h, at = H[module.h][0], 0
+    step = max(s.q.shape[2] // ROOM_ROWS, 1)
+    most = float(s.k.shape[2] if isinstance(module.length, str) else module.length)
+    for x, length in _logits(module, s):
+        first = -at % step
+        rows = slice(at + first, at + x.shape[2], step)
+        at += x.shape[2]
+        if length.shape[2] > 1:
+            length = length[:, :, first::step]
+        x, length = tau * x[:, :, first::step], length.unsqueeze(-1)
+        wanted: Tensor | float = mass
+        if module.h == "sigmoid":
+            x = x - length.log()
+        else:
+            wanted = mass * (length / most).pow(module.alpha)
+        shift = _solve_shift(h, x, wanted)
+        counts = torch.isfinite(x).any(-1, keepdim=True)
+        if s.rows is not None:
+            counts = counts & s.rows[:ROOM, :, rows]
+        yield torch.cat([s.q[:ROOM, :, rows].double(), shift.double(), counts.double()], -1)
+
+
+def _solve_shift(h: Callable[[Tensor], Tensor], x: Tensor, mass: Tensor | float) -> Tensor:
+    """``t [..., 1]`` with ``sum h(x - t) = mass`` over the finite ``x [..., S]``, by bisection."""
+    finite = torch.isfinite(x)
+    x = torch.where(finite, x, 0.0)
+    low = x.amin(-1, keepdim=True) - mass - 1
+    high = x.amax(-1, keepdim=True) + math.log1p(x.shape[-1] / 0.1)
+    for _ in range(30):
+        middle = (low + high) / 2
+        over = torch.where(finite, h(x - middle), 0.0).sum(-1, keepdim=True) > mass
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    return (low + high) / 2
 
 
 def _key_sums(s: Sample) -> tuple[Tensor, Tensor]:
@@ -253,50 +348,6 @@ def _key_sums(s: Sample) -> tuple[Tensor, Tensor]:
         weight = s.keep.expand(k.shape[0], -1, -1, -1).transpose(-1, -2).double()  # [B, 1, S, 1]
         return (k * weight).sum((0, 2)), weight.sum()
     return k.sum((0, 2)), k.new_tensor(k.shape[0] * k.shape[2])
-
-
-def _candidates(module: Pointwise, samples: Sequence[Sample]) -> Iterator[tuple[float, Tensor]]:
-    """Pairs of log tau and ``b [H]``; the first is the closed form of the paper's identity."""
-    assert module.b is not None
-    if module.h == "sigmoid":
-        for log_tau, start in zip(TEMPERATURES, _starts(module, samples), strict=True):
-            for shift in SHIFTS:
-                yield log_tau, (start + shift).to(torch.float32)
-        return
-    for quantile in QUANTILES:
-        values = [torch.quantile(x, quantile) for x in _some_logits(module, samples)]
-        yield 0.0, -torch.stack(values)
-    yield 0.0, torch.zeros_like(module.b)
-
-
-def _starts(module: Pointwise, samples: Sequence[Sample]) -> list[Tensor]:
-    """Per temperature ``b [H]``, the mean of log L - LSE over non-empty rows.
-
-    sigma(s - LSE) = p / (1 + p) is the softmax weight p where that is small.
-    """
-    total = [torch.zeros((), dtype=torch.float64) for _ in TEMPERATURES]
-    count = torch.zeros(())
-    for s in samples:
-        for x, length in _logits(module, s):
-            full = torch.isfinite(x).any(-1)  # [b, H, m]
-            count = count.to(x.device) + full.sum((0, 2))
-            for i, log_tau in enumerate(TEMPERATURES):
-                row = length.log() - torch.logsumexp(x * math.exp(log_tau), -1)
-                total[i] = total[i].to(x.device) + row.masked_fill(~full, 0.0).double().sum((0, 2))
-    return [t / count.clamp_min(1) for t in total]
-
-
-def _some_logits(module: Pointwise, samples: Sequence[Sample]) -> list[Tensor]:
-    """Up to ``LOGITS`` finite logits of every head."""
-    found: list[list[Tensor]] = []
-    shapes = [(min(s.q.shape[0], ROOM), s.q.shape[1], s.q.shape[2], s.k.shape[2]) for s in samples]
-    step = sum(b * t * n for b, _, t, n in shapes) // LOGITS + 1
-    for s in samples:
-        for x, _ in _logits(module, s):
-            # an odd step does not meet the same few keys again and again
-            found.append([y[y > -math.inf] for y in x.transpose(0, 1).flatten(1)[:, :: step | 1]])
-    heads = [torch.cat(x) for x in zip(*found, strict=True)]
-    return [x if x.numel() else x.new_zeros(1) for x in heads]
 
 
 def _logits(module: Pointwise, s: Sample) -> Iterator[tuple[Tensor, Tensor]]:
@@ -315,6 +366,7 @@ def _logits(module: Pointwise, s: Sample) -> Iterator[tuple[Tensor, Tensor]]:
         x = q[:, :, rows] @ k.transpose(-1, -2) * module.scale
         if bias is not None:
             x = x + (bias if bias.shape[2] == 1 else bias[:, :, rows]).float()
+            x = x.masked_fill(x < MASKED, -math.inf)
         if keep is not None:
             x = x.masked_fill(~(keep if keep.shape[2] == 1 else keep[:, :, rows]), -math.inf)
         if module.causal:
@@ -359,7 +411,9 @@ def _error(module: nn.Module, samples: Sequence[Sample]) -> float:
     """Squared error over squared output, fully masked (NaN) rows left out."""
     left = right = 0.0
     for s in samples:
-        y = module(s.q, s.k, s.v, s.bias, s.keep).double()
-        left += float((y - s.out.double()).nan_to_num().square().sum())
-        right += float(s.out.double().nan_to_num().square().sum())
+        y, out = module(s.q, s.k, s.v, s.bias, s.keep).double(), s.out.double().nan_to_num()
+        if s.rows is not None:
+            y, out = y * s.rows, out * s.rows
+        left += float((y - out).nan_to_num().square().sum())
+        right += float(out.square().sum())
     return left / max(right, 1e-30)

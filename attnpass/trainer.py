@@ -37,6 +37,9 @@ PATIENCE = 4
 LOOKING = 0.02
 """Share of a budget of time that one look may take; at least one batch is looked at."""
 
+GENTLE = 0.25
+"""Share of the rate with which a stage refines what another one has trained."""
+
 CLIP = 1.0
 DECAY = 0.01
 SAVE = 30.0
@@ -174,12 +177,23 @@ class Checkpoint:
 
 
 class Trainer:
-    """Trains one stage; the best values, by the selection, end up in the parameters."""
+    """Trains one stage; the best values, by the selection, end up in the parameters.
+
+    Args:
+        share: of the options' steps or budget. refines: what learns was trained before.
+    """
 
     def __init__(
-        self, objective: Local | Global, options: DistilOptions, share: float, saved: Checkpoint
+        self,
+        objective: Local | Global,
+        options: DistilOptions,
+        share: float,
+        saved: Checkpoint,
+        *,
+        refines: bool = False,
     ) -> None:
         self.objective, self.options, self.saved = objective, options, saved
+        self.rate = options.rate * (GENTLE if refines else 1.0)
         self.units = objective.units
         self.done = Stage(objective.name)
         self.seconds = options.budget * share
@@ -197,7 +211,7 @@ class Trainer:
                 }
                 for p, size, late in rows
             ],
-            lr=options.rate,
+            lr=self.rate,
         )
         self.best: dict[Key, float] = {}
         self.values: dict[Key, list[Tensor]] = {}
@@ -295,7 +309,7 @@ class Trainer:
             torch.nn.utils.clip_grad_norm_(unit.parameters, CLIP)
         for group in self.optimiser.param_groups:
             factor = self._factor(late=group["late"] and self.done.name == "local")
-            group["lr"] = self.options.rate * group["size"] * factor
+            group["lr"] = self.rate * group["size"] * factor
         self.optimiser.step()
         self.done.steps += 1
         mean = sum(losses) / max(len(losses), 1)

@@ -28,11 +28,12 @@ ROOT = Path(__file__).parent.parent
 TASKS = {"digits": "digits", "minilm": f"{ROOT}/examples/minilm.py:task"}
 STEPS = {
     "digits": {"sigmoid": 400, "relu": 800, "hydra": 1000, "skipat": 800},
-    "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 80),
+    "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 300),
 }
 OPTIONS = {"skipat": {"r": 0.5, "kernel": 3}}
 LOCAL = {"local": 1.0, "global": 0.0, "both": None}
-WATCHED = {"digits": 4, "minilm": 1}
+WATCHED = {"digits": (4, 100), "minilm": (1, 16)}
+"""Batches of the selection that distillation looks at, and items of each."""
 
 
 def sites(task: Task, form: str) -> list[str]:
@@ -94,14 +95,13 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
     plan, stages = convert(task, form), []
     calibrated = time.monotonic() - start
     if stage != "calibrate":
-        share = LOCAL[stage]
+        share, (batches, items) = LOCAL[stage], WATCHED.get(task.name, (4, 100))
+        watched = [task.validation[i][0] for i in judge.halves.selection[:batches]]
         stages = attnpass.distil(
             task.model,
             plan,
             task.recovery if len(task.recovery) else task.calibration,
-            selection=[
-                task.validation[i][0] for i in judge.halves.selection[: WATCHED.get(task.name, 4)]
-            ],
+            selection=[tuple(x[:items] for x in inputs) for inputs in watched],
             steps=steps,
             seed=seed,
             outputs=task.outputs,
@@ -125,8 +125,13 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
 def table(result: dict[str, Any]) -> list[str]:
     """Drops in points of a hundred, mean over seeds and the worst one, as rows of Markdown."""
     stages = [s for s in ("calibrate", "local", "global", "both") if _rows(result, stage=s)]
-    rows = ["| form | layers | " + " | ".join(stages) + " | bound | steps | seconds |"]
-    rows.append("| --- " * (len(stages) + 5) + "|")
+    tail = {"bound": lambda rows: f"{max(r['upper'] for r in rows):.2%}"}
+    if "mrr" in result["original"]:
+        tail["MRR"] = lambda rows: f"{max(r['mrr']['drop'] for r in rows):.2%}"
+    tail["steps"] = lambda rows: f"{max(r['steps'] for r in rows)}"
+    tail["seconds"] = lambda rows: f"{max(r['seconds'] for r in rows):.0f}"
+    rows = ["| form | layers | " + " | ".join([*stages, *tail]) + " |"]
+    rows.append("| --- " * (len(stages) + len(tail) + 2) + "|")
     for form in dict.fromkeys(r["form"] for r in result["rows"]):
         cells = []
         for stage in stages:
@@ -135,12 +140,9 @@ def table(result: dict[str, Any]) -> list[str]:
             worst = f" (worst of {len(drops)}: {max(drops):.2%})" if len(drops) > 1 else ""
             cells.append(f"{mean:.2%}{worst}" if drops else "-")
         both = _rows(result, form=form, stage="both")
-        tail = (
-            f"{max(r['upper'] for r in both):.2%} | {max(r['steps'] for r in both)} |"
-            f" {max(r['seconds'] for r in both):.0f} |"
-        )
-        layers = len(both[0]["sites"])
-        rows.append(f"| {form} | {layers} | {' | '.join(cells)} | {tail}")
+        cells += [write(both) if both else "-" for write in tail.values()]
+        layers = len(_rows(result, form=form)[0]["sites"])
+        rows.append(f"| {form} | {layers} | {' | '.join(cells)} |")
     return rows
 
 

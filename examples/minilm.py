@@ -31,6 +31,8 @@ from attnpass import Task
 from attnpass.errors import MissingDependencyError
 
 TOKENS, BATCH = 256, 16
+LESSON = 4
+"""Items of a batch to learn from: many small steps teach more than few large ones."""
 LEAST = 64
 """Tokens that an entry has at least."""
 ENTRIES, LEARN = 3500, 2048
@@ -232,20 +234,20 @@ def task(count: int = ENTRIES, learn: int = LEARN) -> Task:
             for i in range(0, len(judged), 100)
         ]
     sentences = torch.cat(asked)
-    lessons = list(zip(*(x.split(BATCH) for x in tokens([e.text for e in others])), strict=True))
+    learn_from = tokens([e.text for e in others])
     full = keep.all(1).nonzero().flatten()[:BATCH]
     return Task(
         name="minilm",
         model=model,
         example=(ids[full], keep[full]),
-        calibration=lessons[:4],
+        calibration=list(zip(*(x.split(BATCH) for x in learn_from), strict=True))[:4],
         validation=[
             ((a, b), c)
             for a, b, c in zip(ids.split(50), keep.split(50), sentences.split(50), strict=True)
         ],
         score=recall,
         metric="recall@1",
-        recovery=lessons,
+        recovery=list(zip(*(x.split(LESSON) for x in learn_from), strict=True)),
         outputs="features",
         pooled=True,
     )

@@ -11,10 +11,12 @@ from test_delta import model as random_model
 from torch import Tensor, nn
 
 import attnpass
-from attnpass import Capture, Plan, forms
+from attnpass import Capture, Plan, forms, objectives
+from attnpass.delta import Delta
 from attnpass.distillation import add_deltas
 from attnpass.errors import MeasureError, OptionError
 from attnpass.objectives import FEATURES, Global, Local, Unit, judge
+from attnpass.plan import Entry
 from attnpass.trainer import Checkpoint, DistilOptions, Trainer
 
 FORMS = {
@@ -447,7 +449,6 @@ def test_layers_that_share_a_graph_learn_each_for_itself():
     net = Broken().eval()
     net.net = model()
     plan = Plan.create(net, data(), form="sigmoid")
-    attnpass.calibrate(net, plan, batches())
     stages = attnpass.distil(net, plan, batches(), steps=12, outputs="features")
     assert [s.losses[-1] < s.losses[0] for s in stages] == [True, True]
     assert sorted(plan.deltas) == [f"net.blocks.{i}.attn" for i in range(3)]
@@ -592,3 +593,25 @@ def test_a_layer_that_runs_often_is_judged_by_all_its_runs():
     assert len(losses) == 3 and len(set(losses)) == 3
     (mean,) = judge(local, (x,)).values()
     assert mean == pytest.approx(sum(losses) / 3)
+
+
+@pytest.mark.parametrize(("local", "rates"), [(0.5, [0.02, 0.005]), (0.0, [0.02])])
+def test_what_was_trained_is_refined_at_a_lower_rate(local, rates, monkeypatch):
+    seen = []
+    run = Trainer.run
+    monkeypatch.setattr(Trainer, "run", lambda self, *a: seen.append(self.rate) or run(self, *a))
+    net = model()
+    plan = Plan.create(net, data(), form="sigmoid")
+    attnpass.distil(net, plan, batches(), steps=2, local=local)
+    assert seen == pytest.approx(rates)
+
+
+def test_wider_weights_learn_more_slowly():
+    names = ["blocks.0.attn"]
+    sizes = []
+    for width in (64, 256):
+        weights = {"w": torch.full((8, width), 0.5)}
+        plan = Plan({names[0]: Entry("sigmoid", {}, "", "")})
+        plan.deltas = {names[0]: {"w": Delta(weights["w"].shape, None)}}
+        sizes.append(objectives._unit(plan, names, weights).values[0][1])
+    assert sizes == pytest.approx([0.5, 0.25])

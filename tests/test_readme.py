@@ -6,6 +6,7 @@ import io
 import json
 import re
 
+import pytest
 import torch
 from rich.console import Console
 from test_examples import ROOT, recovery, train_forms
@@ -148,24 +149,24 @@ def test_the_choice_follows_what_was_measured():
             assert r["chosen"] == ("fused" if fused > aten else "aten"), r
 
 
-def test_recovery_is_the_committed_result():
-    row = result("recovery_digits_cpu.json")
+@pytest.mark.parametrize(("case", "seeds"), [("digits", 3), ("minilm", 1)])
+def test_recovery_is_the_committed_result(case, seeds):
+    row = result(f"recovery_{case}_cpu.json")
     text = (ROOT / "docs" / "recovery.md").read_text()
     for line in recovery.table(row):
         assert line in text
-    assert f"{row['original']:.1%} on {row['held_out']} held-out" in text
+    share = row["original"][row["metric"]]
+    assert f"{share:.1%} on {row['held_out']} held-out" in text
     both = [r for r in row["rows"] if r["stage"] == "both"]
-    for form in ("sigmoid", "relu", "hydra", "skipat"):
+    for form in {r["form"] for r in both}:
         worst = max(r["drop"] for r in both if r["form"] == form)
         assert f"{form} {worst:.2%}" in README
-    calibrated = [r for r in row["rows"] if r["stage"] == "calibrate"]
-    assert len(calibrated) == 4
-    assert all(f"{r['form']} {r['drop']:.2%}" in README for r in calibrated)
+        assert {r["seed"] for r in both if r["form"] == form} == set(range(seeds))
+    for r in row["rows"]:
+        if r["stage"] == "calibrate":
+            assert f"{r['form']} {r['drop']:.2%}" in README
     longest = max(r["seconds"] for r in both)
-    assert f"after {longest:.0f} s or less is" in README and longest < 600
-    assert {(r["form"], r["seed"]) for r in both} == {
-        (form, seed) for form in ("sigmoid", "relu", "hydra", "skipat") for seed in range(3)
-    }
+    assert f"after {longest:.0f} s or less" in README
 
 
 def test_training_from_scratch_is_the_committed_result():

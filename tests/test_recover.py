@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from test_cli import TINY
@@ -11,6 +13,7 @@ import attnpass
 from attnpass import forms, recover
 from attnpass.errors import OptionError, PlanError
 from attnpass.kernels.tile import Tile
+from attnpass.kernels.tiled import H
 from attnpass.task import load_task
 from attnpass.tuner.digits import DigitsViT
 
@@ -40,7 +43,6 @@ def test_calibrate_wants_inputs_and_a_plan_of_the_model():
 @pytest.mark.parametrize(("form", "h"), [("sigmoid", None), ("relu", "relu")])
 def test_calibration_by_blocks_of_rows_is_the_same(form, h, monkeypatch):
     task = load_task(TINY)
-    monkeypatch.setattr(recover, "LOGITS", 10**9)  # no logit is left out
     results = []
     for rows in (10_000, 7):
         monkeypatch.setattr(recover, "ROWS", rows)
@@ -78,3 +80,72 @@ def test_a_part_in_training_mode_keeps_its_buffers():
     plan = attnpass.Plan.create(net, x, form="sigmoid")
     attnpass.calibrate(net, plan, [(x,)])
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize("h", sorted(H))
+def test_a_shift_gives_every_row_its_mass(h):
+    torch.manual_seed(0)
+    x = 3 * torch.randn(2, 3, 5, 40)
+    x[..., 30:] = -math.inf
+    x[1, :, 2, 1:] = -math.inf
+    f = H[h][0]
+    mass = torch.tensor([[0.3], [1.0], [2.5], [0.5], [0.9]]) * (0.3 if h == "sigmoid" else 1.0)
+    shift = recover._solve_shift(f, x, mass)
+    kept = torch.isfinite(x)
+    found = torch.where(kept, f(torch.where(kept, x - shift, 0.0)), 0.0).sum(-1, keepdim=True)
+    torch.testing.assert_close(found, mass.expand_as(found), rtol=1e-4, atol=1e-4)
+
+
+def skewed(padding: bool = False) -> recover.Sample:
+    """Keys whose mean says little of what softmax divides by."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(4, 4, 64, 8), torch.randn(4, 2, 64, 8), torch.randn(4, 2, 64, 8)
+    k[:, :, :3, 0] += 8  # a few keys that many queries look at, each as much as it will
+    q[..., 0] += 2
+    keep = torch.ones(4, 1, 1, 64, dtype=torch.bool)
+    keep[:, ..., 48:] = not padding
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, keep, enable_gqa=True)
+    return recover.Sample(q, k, v, None, keep if padding else None, out)
+
+
+@pytest.mark.parametrize("h", ["sigmoid", "relu"])
+def test_rows_are_shifted_by_what_their_query_says(h, monkeypatch):
+    sample, errors = skewed(), []
+    for shrink in (1e-2, 1e12):  # at 1e12 only the mean key is left
+        monkeypatch.setattr(recover, "SHRINK", shrink)
+        module = forms.Pointwise(4, 2, 8, h=h).requires_grad_(False)
+        errors.append(recover.fit(module, [sample]))
+    assert errors[0] < 0.85 * errors[1]
+
+
+@pytest.mark.parametrize("h", ["sigmoid", "relu"])
+def test_rows_of_padding_teach_nothing(h):
+    found = []
+    for junk in (False, True):
+        s = skewed(padding=True)
+        if junk:
+            s.q[:, :, 48:], s.out[:, :, 48:] = 50.0, -9.0
+        module = forms.Pointwise(4, 2, 8, h=h).requires_grad_(False)
+        found.append((recover.fit(module, [s]), *module.parameters()))
+    assert found[0][0] == pytest.approx(found[1][0])
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("fill", [-1e4, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("h", ["sigmoid", "relu"])
+def test_a_mask_that_is_added_is_a_mask(h, fill):
+    found = []
+    for added in (False, True):
+        s = skewed(padding=True)
+        # one row of the batch has no key at all
+        s.keep = s.keep.repeat(1, 1, 64, 1)
+        s.keep[0, 0, 5] = False
+        s.out[0, :, 5] = 0.0
+        if added:
+            s.bias, s.keep = torch.where(s.keep, 0.0, fill), None
+        module = forms.Pointwise(4, 2, 8, h=h).requires_grad_(False)
+        recover._fit_shift(module, [s], 1.0)
+        found.append((module.k0, module.b))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

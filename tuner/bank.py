@@ -212,7 +212,8 @@ class Bank:
         key = key_of(objective.name, name, self._context())
         saved = Checkpoint(self.store.path.with_suffix(f".{key[:12]}.distil"), key)
         with self.voice.stage(f"distil, {objective.name}: {name}", 100) as step:
-            trainer = Trainer(objective, self.options(budget), 1.0, saved)
+            refines = isinstance(objective, Global)
+            trainer = Trainer(objective, self.options(budget), 1.0, saved, refines=refines)
             stage = trainer.run(self.inputs, self.selection, self._progress(step))
         saved.remove()
         return stage.as_dict()
