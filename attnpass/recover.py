@@ -61,12 +61,19 @@ class Sample:
     out: Tensor
 
     @property
+    def padding(self) -> Tensor | None:
+        """The mask ``[B, 1, 1, S]``, where it is one of padding: the same for all rows."""
+        keep = self.keep
+        padding = keep is not None and keep.dim() == 4 and keep.shape[1:3] == (1, 1)
+        return keep if padding else None
+
+    @property
     def rows(self) -> Tensor | None:
         """Which rows ``[B, 1, T, 1]`` are no padding, where a self-attention masks it."""
-        keep = self.keep
-        if keep is None or keep.dim() != 4 or keep.shape[1:3] != (1, 1):
+        keep = self.padding
+        if keep is None or keep.shape[3] != self.q.shape[2]:
             return None
-        return keep.transpose(-1, -2) if keep.shape[3] == self.q.shape[2] else None
+        return keep.transpose(-1, -2)
 
 
 @dataclass
@@ -344,8 +351,10 @@ def _solve_shift(h: Callable[[Tensor], Tensor], x: Tensor, mass: Tensor | float)
 def _key_sums(s: Sample) -> tuple[Tensor, Tensor]:
     """Sum of keys ``[G, d]`` and their number, over kept positions where the mask is padding."""
     k = s.k.double()
-    if s.keep is not None and s.keep.dim() == 4 and s.keep.shape[1:3] == (1, 1):
-        weight = s.keep.expand(k.shape[0], -1, -1, -1).transpose(-1, -2).double()  # [B, 1, S, 1]
+    if s.padding is not None:
+        weight = (
+            s.padding.expand(k.shape[0], -1, -1, -1).transpose(-1, -2).double()
+        )  # [B, 1, S, 1]
         return (k * weight).sum((0, 2)), weight.sum()
     return k.sum((0, 2)), k.new_tensor(k.shape[0] * k.shape[2])
 

@@ -32,8 +32,8 @@ STEPS = {
 }
 OPTIONS = {"skipat": {"r": 0.5, "kernel": 3}}
 LOCAL = {"local": 1.0, "global": 0.0, "both": None}
-WATCHED = {"digits": (4, 100), "minilm": (1, 16)}
-"""Batches of the selection that distillation looks at, and items of each."""
+WATCHED = {"minilm": (1, 16)}
+"""Batches of the selection that distillation looks at, and items of each; else 4 of 100."""
 
 
 def sites(task: Task, form: str) -> list[str]:

@@ -150,7 +150,6 @@ def test_no_database_means_no_pins_and_makes_none(path):
 
 WRITER = """
 import sys
-import threading
 from attnpass.store import Store
 with Store(sys.argv[1]) as store:
     for i in range(60):

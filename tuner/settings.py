@@ -14,7 +14,7 @@ from attnpass.plan import Plan
 from attnpass.tuner.accuracy import Bound
 
 REJECTED = 1e3
-"""Divergence that stands for a plan whose scoring was stopped early."""
+"""Divergence that stands for a plan whose scoring was stopped early, or that is not finite."""
 
 CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "sigmoid": ("sigmoid", {}),
