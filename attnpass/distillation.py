@@ -87,8 +87,7 @@ def distil(
             else:
                 objective = Global(model, capture, plan, chosen.outputs, allow)
             if any(unit.values for unit in objective.units.values()):
-                refines = bool(saved.finished)
-                trainer = Trainer(objective, chosen, share, saved, refines=refines)
+                trainer = Trainer(objective, chosen, share, saved)
                 trainer.run(inputs, selection, progress)
     saved.remove()
     if saved.finished:

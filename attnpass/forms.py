@@ -383,13 +383,17 @@ class SkipAt(nn.Module):
 
     def _features(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What the last linear reads, ``[B, N, rD]``."""
+        return F.gelu(self._mixed(x, mask))
+
+    def _mixed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What the convolution gives, ``[B, N, rD]``."""
         x = F.gelu(self.up(x))
         x = (x if mask is None else x * mask).transpose(1, 2)  # [B, rD, N]
         if self.grid is not None:
             x = self.conv(x.unflatten(2, self.grid)).flatten(2)
         else:
             x = self.conv(F.pad(x, (self.kernel - 1, 0)) if self.causal else x)
-        return F.gelu(x.transpose(1, 2))
+        return x.transpose(1, 2)
 
     def _channel_gate(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Efficient channel attention over ``x [B, N, D]``: ``[B, 1|N, D]`` in 0..1."""

@@ -6,7 +6,7 @@ Shapes: B batch, T tokens, D width.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ LEAST = -1e4
 """Logit that stands for -inf."""
 
 FEATURES = 1.0
-"""Weight of the last features beside the outputs."""
+"""Weight of the features beside the outputs."""
 
 WIDTH = 64
 """Columns of a weight from which on its learning rate shrinks."""
@@ -58,9 +58,10 @@ def _unit(plan: Plan, sites: Collection[str], weights: Mapping[str, Tensor]) -> 
     found = []
     for site in sites:
         for value in plan.values.get(site, {}).values():
-            size = _size(value, 0.02 if value.dim() > 1 else 0.3)
-            if plan.sites[site].form == "skipat" and value.dim() == 2:
-                size *= _narrow(value)
+            if plan.sites[site].form == "skipat":
+                size = _size(value) * _narrow(value)
+            else:
+                size = _size(value, 0.02 if value.dim() > 1 else 0.3)
             found.append((value, size, False))
         for path, delta in plan.deltas.get(site, {}).items():
             size = _size(weights[path]) * _narrow(weights[path])
@@ -87,7 +88,7 @@ def _size(x: Tensor, least: float = 0.02) -> float:
 class Local:
     """Every converted site of several plans for itself, fed by the original model."""
 
-    name = "local"
+    name, share = "local", 1.0
 
     def __init__(self, capture: Capture, plans: Mapping[str, Plan]) -> None:
         self.capture, self.plans = capture, plans
@@ -149,20 +150,9 @@ class Local:
             for n, d in zip(made.reads, deltas, strict=True)
         ]
         got, keep = made.graph(*values)
-        return relative(got, seen[made.target.name], _rows(keep, got, region))
-
-
-def _rows(keep: Tensor | None, got: Tensor, region: Region) -> Tensor | None:
-    """Which rows ``[B, T, 1]`` of a self-attention's block output are not padding."""
-    padding = (
-        keep is not None
-        and region.site.kind == "self"
-        and got.dim() == 3
-        and keep.dim() == 4
-        and keep.shape[1:3] == (1, 1)
-        and keep.shape[3] == got.shape[1]
-    )
-    return keep[:, 0, 0, :, None] if padding and keep is not None else None
+        own = keep is not None and region.site.kind == "self"
+        rows = _padding([keep] if own else [], got)
+        return relative(got, seen[made.target.name], rows)
 
 
 def relative(got: Tensor, want: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -174,9 +164,12 @@ def relative(got: Tensor, want: Tensor, rows: Tensor | None = None) -> Tensor:
 
 
 class Global:
-    """The whole converted model on the original's outputs and its last features."""
+    """The whole converted model on the original's outputs and features.
 
-    name = "global"
+    Features are what projections outside the sites read (hidden states, as in 1909.10351).
+    """
+
+    name, share = "global", 0.5
 
     def __init__(
         self,
@@ -201,29 +194,36 @@ class Global:
             OptionError: the model returns no floating tensor.
         """
         with torch.no_grad():
-            want, features = _answers(self.teacher, batch)
-        got, own = _answers(self.student, batch)
-        loss = self._output(got, want)
-        for name in features.keys() & own.keys():
-            loss = loss + FEATURES * relative(own[name], features[name])
+            want, features, _ = _answers(self.teacher, batch)
+        got, own, masks = _answers(self.student, batch)
+        loss = self._output(got, want, masks)
+        both = [name for name in features if name in own]
+        for name in both:
+            x, rows = own[name], _padding(masks, own[name])
+            loss = loss + FEATURES / len(both) * relative(x, features[name], rows)
         yield ("", ""), loss
 
-    def _output(self, got: list[Tensor], want: list[Tensor]) -> Tensor:
+    def _output(self, got: list[Tensor], want: list[Tensor], masks: list[Tensor]) -> Tensor:
         if not want:
             raise OptionError("expected a model that returns a floating tensor, got none")
         total = got[0].new_zeros((), dtype=torch.float32)
         for a, b in zip(got, want, strict=True):
+            rows = _padding(masks, a)
             if self.outputs == "logits" and a.dim() > 1 and a.shape[-1] > 1:
-                t, classes = TEMPERATURE, a.shape[-1]
-                # classes that are ruled out by -inf have no divergence, not NaN
-                p, q = ((x.float() / t).clamp_min(LEAST).log_softmax(-1) for x in (b, a))
-                p, q = p.reshape(-1, classes), q.reshape(-1, classes)
-                total = total + t * t * nn.functional.kl_div(
-                    q, p, reduction="batchmean", log_target=True
-                )
+                total = total + _divergence(a, b, rows)
             else:
-                total = total + relative(a, b)
+                total = total + relative(a, b, rows)
         return total
+
+
+def _divergence(got: Tensor, want: Tensor, rows: Tensor | None) -> Tensor:
+    """Kullback-Leibler divergence of logits ``[..., classes]``, mean over ``rows``."""
+    if rows is not None:
+        got, want = (x[rows[..., 0]] for x in (got, want))
+    t = TEMPERATURE
+    # classes that are ruled out by -inf have no divergence, not NaN
+    q, p = ((x.float() / t).clamp_min(LEAST).log_softmax(-1).flatten(0, -2) for x in (got, want))
+    return t * t * nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
 def judge(objective: Local | Global, batch: tuple[Any, ...]) -> dict[Key, float]:
@@ -235,24 +235,51 @@ def judge(objective: Local | Global, batch: tuple[Any, ...]) -> dict[Key, float]
     return {key: sum(losses) / len(losses) for key, losses in found.items()}
 
 
-def _answers(capture: Capture, batch: tuple[Any, ...]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """A model's floating outputs, and what its last projection reads, by node name."""
-    out, ran = watched(capture, batch, lambda graph, _: _head(graph))
-    features = {name: value for _, _, seen in ran for name, value in seen.items()}
+Answers = tuple[list[Tensor], dict[str, Tensor], list[Tensor]]
+
+
+def _answers(capture: Capture, batch: tuple[Any, ...]) -> Answers:
+    """A model's floating outputs, features by graph and node, masks that its forms were given."""
+    out, ran = watched(capture, batch, lambda g, layer: _features(g) | set(_masks(layer)))
+    features, masks = dict[str, Tensor](), list[Tensor]()
+    for i, (graph, layer, seen) in enumerate(ran):
+        features |= {f"{i} {name}": seen[name] for name in sorted(_features(graph) & seen.keys())}
+        masks += [seen[name] for name in _masks(layer)]
     leaves = torch.utils._pytree.tree_leaves(out)
-    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], features
+    return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], features, masks
 
 
-def _head(graph: Graph) -> list[str]:
-    """The node that a graph's last projection reads, where its result is what is returned."""
-    (result,) = graph.normal.graph.find_nodes(op="output")
-    for node in result.all_input_nodes:
-        while node.op == "call_function":
-            if op_name(node) in ("linear", "addmm"):
-                at = node.args[1 if op_name(node) == "addmm" else 0]
-                return [at.name] if isinstance(at, fx.Node) else []
-            floats = [n for n in node.all_input_nodes if n.op == "call_function"]
-            if len(floats) != 1:
-                break
-            node = floats[0]
-    return []
+def _features(graph: Graph) -> set[str]:
+    """The nodes that projections outside the sites read."""
+    inside = {n for r in graph.matches.regions for n in (*r.parameters, *r.output)}
+    found = set()
+    for node in graph.normal.graph.nodes:
+        if node.op == "call_function" and op_name(node) in ("linear", "addmm", "mm"):
+            x, weight = node.args[op_name(node) == "addmm" :][:2]
+            while weight.op == "call_function" and len(weight.all_input_nodes) == 1:
+                weight = weight.all_input_nodes[0]  # what it is a view of
+            if weight.op == "placeholder" and weight not in inside:
+                found.add(x.name)
+    return found
+
+
+def _masks(layer: Layer) -> list[str]:
+    """The nodes of the masks that a layer's forms of self-attention are given."""
+    assert isinstance(layer.active, fx.GraphModule)
+    calls = [
+        node
+        for node in layer.active.graph.find_nodes(op="call_module")
+        if layer.regions[int(node.target.rpartition(".")[2])].site.kind == "self"
+    ]
+    return list(dict.fromkeys(n.args[-1].name for n in calls if isinstance(n.args[-1], fx.Node)))
+
+
+def _padding(masks: Sequence[Tensor], x: Tensor) -> Tensor | None:
+    """Rows ``[B, T, 1]`` of ``x [B, T, D]`` that are no padding, where all masks agree."""
+    if x.dim() != 3:
+        return None
+    shapes = ((1, 1, 1, x.shape[1]), (len(x), 1, 1, x.shape[1]))
+    fit = [m for m in masks if m.dtype == torch.bool and m.shape in shapes]
+    if not fit or any(not torch.equal(m, fit[0]) for m in fit[1:]):
+        return None
+    return fit[0][:, 0, 0, :, None].expand(len(x), -1, 1)

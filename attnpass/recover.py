@@ -26,7 +26,10 @@ from attnpass.region import Region
 from attnpass.watch import Seen, watched
 
 ITEMS = 32
-"""Items per site that are kept for fitting."""
+"""Items per site whose queries, keys and values are kept for fitting."""
+
+BLOCKS = 128
+"""Items per site whose block outputs are kept, for skipat."""
 
 ROOM = 8
 """Items of a sample whose logits are looked at."""
@@ -44,7 +47,11 @@ MASSES = ((2.0, 8.0, 32.0, 128.0, 512.0), (0.1, 0.3, 1.0, 2.0))
 MASKED = -5e3
 """Logits below are a mask that was added."""
 
-RIDGE = 1e-3
+RIDGE = 3e-2
+LINEAR = 2.0
+TAPS = 0.3
+"""Norm of the random part of skipat's first convolution, beside 1 at a row itself."""
+
 SHRINK = 1e-2
 """Of the regression of shifts, relative to the queries' variance."""
 
@@ -76,21 +83,27 @@ class Sample:
         return keep.transpose(-1, -2)
 
 
+Block = tuple[Tensor, Tensor, Tensor | None]
+"""Previous block output and own block output ``[B, T, D]``, and the mask."""
+
+
 @dataclass
 class Observed:
     """Activations of the original model, per site."""
 
     samples: dict[str, list[Sample]] = field(default_factory=dict)
-    blocks: dict[str, list[tuple[Tensor, Tensor, Tensor | None]]] = field(default_factory=dict)
-    """Per site (previous block output, own block output ``[B, T, D]``, keep) for skipat."""
+    masks: dict[str, list[Tensor | None]] = field(default_factory=dict)
+    """Of every call, also where no more samples are kept."""
+    blocks: dict[str, list[Block]] = field(default_factory=dict)
 
 
 class _Recorder(nn.Module):
     """Softmax that keeps what passes."""
 
-    def __init__(self, softmax: nn.Module, into: list[Sample]) -> None:
+    def __init__(self, softmax: nn.Module, into: list[Sample], masks: list[Tensor | None]) -> None:
         super().__init__()
-        self.softmax, self.into = softmax, into
+        self.softmax, self.into, self.masks = softmax, into, masks
+        self.items = 0
 
     def forward(
         self,
@@ -101,9 +114,10 @@ class _Recorder(nn.Module):
         keep: Tensor | None = None,
     ) -> Tensor:
         out: Tensor = self.softmax(q, k, v, bias, keep)
-        room = ITEMS - sum(s.q.shape[0] for s in self.into)
+        self.masks.append(None if keep is None else keep.detach().clone())
+        b, room = q.shape[0], ITEMS - self.items
+        self.items += b
         if room > 0:
-            b = q.shape[0]
             parts = (
                 x if x is None or x.shape[0] != b else x[:room] for x in (q, k, v, bias, keep, out)
             )
@@ -111,29 +125,32 @@ class _Recorder(nn.Module):
         return out
 
 
-def observe(capture: Capture, batches: Sequence[tuple[Any, ...]]) -> Observed:
-    """Run the original model on ``batches`` and keep up to ``ITEMS`` items per site."""
+def observe(
+    capture: Capture, batches: Sequence[tuple[Any, ...]], *, blocks: bool = True
+) -> Observed:
+    """Run the original model and keep up to ``ITEMS`` items per site, ``BLOCKS`` for skipat."""
     out = Observed()
-    recorders: dict[str, nn.Module] = {
-        s.name: _Recorder(forms.build("softmax", s), out.samples.setdefault(s.name, []))
+    recorders = {
+        s.name: _Recorder(
+            forms.build("softmax", s),
+            out.samples.setdefault(s.name, []),
+            out.masks.setdefault(s.name, []),
+        )
         for s in capture.sites
         if s.legal.get("softmax") is None and not (s.swapped or s.sink)
     }
-    taken = 0
     with torch.no_grad():
         for batch in batches:
-            if taken >= ITEMS:
-                break
-            capture.use_modules(recorders)
+            capture.use_modules(dict(recorders))
             capture(*batch)
             capture.use_modules({})
-            _, ran = watched(capture, batch, _blocks)
-            for _, layer, seen in ran:
-                _keep_blocks(out, layer, seen)
-            taken = max(
-                (sum(x.q.shape[0] for x in s) for s in out.samples.values()), default=ITEMS
-            )
-    capture.use_modules({})
+            if blocks:
+                _, ran = watched(capture, batch, _blocks)
+                for _, layer, seen in ran:
+                    _keep_blocks(out, layer, seen)
+            taken = max((r.items for r in recorders.values()), default=math.inf)
+            if taken >= (BLOCKS if blocks else ITEMS):
+                break
     return out
 
 
@@ -153,9 +170,9 @@ def _blocks(graph: Graph, layer: Layer) -> set[str]:
 def _keep_blocks(out: Observed, layer: Layer, seen: Seen) -> None:
     for region, z, y in _pairs(layer):
         found = out.blocks.setdefault(region.site.name, [])
-        samples = out.samples.get(region.site.name, [])
-        keep = samples[len(found)].keep if len(found) < len(samples) else None
-        if sum(x.shape[0] for x, _, _ in found) < ITEMS:
+        masks = out.masks.get(region.site.name, [])
+        keep = masks[len(found)] if len(found) < len(masks) else None
+        if sum(len(x) for x, _, _ in found) < BLOCKS:
             found.append((seen[z.name].detach().clone(), seen[y.name].detach().clone(), keep))
 
 
@@ -171,7 +188,8 @@ def calibrate(
     Args:
         model: the original model, in the mode in which it will run. It is not changed.
         plan: of this model. inputs: batches, each the positional arguments of a call; up to
-            ``ITEMS`` items are used. allow: what the caller accepts (``site.ALLOW``).
+            ``ITEMS`` items are used, ``BLOCKS`` for skipat. allow: what the caller accepts
+            (``site.ALLOW``).
 
     Returns:
         Per converted site ``|form - softmax|^2 / |softmax|^2`` over the attention's output.
@@ -186,7 +204,8 @@ def calibrate(
     with buffers_kept(model):
         capture = Capture(model, allow=allow).trace(*batches[0])
         capture.use(plan, strict=True)
-        return fit_sites(capture, plan, observe(capture, batches))
+        blocks = any(e.form == "skipat" for e in plan.sites.values())
+        return fit_sites(capture, plan, observe(capture, batches, blocks=blocks))
 
 
 def fit_sites(capture: Capture, plan: Plan, observed: Observed) -> dict[str, float]:
@@ -209,7 +228,7 @@ def fit_sites(capture: Capture, plan: Plan, observed: Observed) -> dict[str, flo
 def fit(
     module: nn.Module,
     samples: Sequence[Sample],
-    blocks: Sequence[tuple[Tensor, Tensor, Tensor | None]] = (),
+    blocks: Sequence[Block] = (),
 ) -> float:
     """Fit one form's parameters to what softmax gave; returns the relative error left."""
     if isinstance(module, SkipAt):
@@ -391,29 +410,72 @@ def _four(x: Tensor | None) -> Tensor | None:
     return x.view((1,) * (4 - x.dim()) + x.shape)[:ROOM]
 
 
-def _fit_skipat(module: SkipAt, blocks: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> float:
-    """Ridge regression of the last linear on random features; the channel gate starts at 1/2."""
+def _fit_skipat(module: SkipAt, blocks: Sequence[Block]) -> float:
+    """The nearest linear map of rank rD, then ridge regression of the last linear; no gate yet.
+
+    GELU is nearly linear where its input is ``LINEAR`` deviations above 0, and Phi bends from
+    there. Random features fit a few batches better, and anything else worse.
+    """
     if not blocks:
         return math.nan
+    inputs = [(z[:, module.prefix :], _rows(keep, module.prefix)) for z, _, keep in blocks]
+    wanted = [
+        _kept(y[:, module.prefix :], rows).double()
+        for (_, y, _), (_, rows) in zip(blocks, inputs, strict=True)
+    ]
     if module.hidden:
-        module.eca.weight.zero_()
-        gram = right = blocks[0][0].new_zeros((), dtype=torch.float64)
-        for z, y, keep in blocks:
-            mask = None if keep is None else keep[:, 0, 0, :, None]
-            p = module.prefix
-            mask = mask[:, p:] if mask is not None and p else mask
-            x = module._features(z[:, p:], mask)
-            x = torch.cat([x, torch.ones_like(x[..., :1])], -1).flatten(0, 1).double()
-            gram = gram + x.T @ x
-            right = right + x.T @ (2 * y[:, p:].flatten(0, 1).double())
-        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
-        solved = torch.linalg.solve(gram, right)  # [rD + 1, D]
+        linear = _ridge([_kept(x, rows).double() for x, rows in inputs], wanted)[:-1]
+        found = torch.cat([_kept(x, rows) for x, rows in inputs]).double() @ linear
+        _, directions = torch.linalg.eigh(torch.cov(found.T))
+        known = (linear @ directions.flip(1)).T[: module.hidden]  # reduced-rank regression
+        module.up.weight[: len(known)].copy_(known)
+        _standardise(module.up, [_kept(module.up(x), rows) for x, rows in inputs])
+        taps = module.conv.weight.flatten(1)
+        own = taps.shape[1] - 1 if module.causal else taps.shape[1] // 2
+        taps.mul_(TAPS / taps.square().sum(1).mean().sqrt()).select(1, own).add_(1.0)
+        module.conv.weight.copy_(taps.view_as(module.conv.weight))
+        _standardise(module.conv, [_kept(module._mixed(x, rows), rows) for x, rows in inputs])
+        features = [_kept(module._features(x, rows), rows).double() for x, rows in inputs]
+        solved = 2 * _ridge(features, wanted)  # the gate halves
         module.down.weight.copy_(solved[:-1].T)
         module.down.bias.copy_(solved[-1])
-    left = sum(
-        float((module(z, keep).double() - y.double()).square().sum()) for z, y, keep in blocks
-    )
-    return left / max(sum(float(y.double().square().sum()) for _, y, _ in blocks), 1e-30)
+        module.eca.weight.zero_()
+    left = 0.0
+    for (z, _, keep), (_, rows), y in zip(blocks, inputs, wanted, strict=True):
+        got = _kept(module(z, keep)[:, module.prefix :], rows)
+        left += float((got.double() - y).square().sum())
+    return left / max(sum(float(y.square().sum()) for y in wanted), 1e-30)
+
+
+def _ridge(inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """The linear map ``[D + 1, E]``, its last row the offset, from rows to ``wanted`` rows."""
+    gram = right = inputs[0].new_zeros(())
+    for x, y in zip(inputs, wanted, strict=True):
+        x = torch.cat([x, torch.ones_like(x[:, :1])], -1)
+        gram, right = gram + x.T @ x, right + x.T @ y
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
+    solved: Tensor = torch.linalg.solve(gram, right)
+    return solved
+
+
+def _rows(keep: Tensor | None, prefix: int) -> Tensor | None:
+    """Rows ``[B|1, N, 1]`` after the prefix that a mask ``[B|1, 1, 1, T]`` keeps."""
+    return None if keep is None else keep[:, 0, 0, prefix:, None]
+
+
+def _kept(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows ``[n, D]`` of ``x [B, N, D]`` that are no padding."""
+    return x.flatten(0, 1) if rows is None else x[rows[..., 0].expand(len(x), -1)]
+
+
+def _standardise(layer: nn.Module, results: Sequence[Tensor]) -> None:
+    """What a layer gives has deviation 1 per channel (as in LSUV, 1511.06422), mean LINEAR."""
+    found = torch.cat([x.float() for x in results])
+    deviation = found.std(0, correction=0)
+    scale = 1.0 / deviation.clamp_min(max(1e-2 * float(deviation.max()), 1e-6))
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    weight.mul_(scale.view(-1, *(1,) * (weight.dim() - 1)))
+    bias.sub_(found.mean(0)).mul_(scale).add_(LINEAR)
 
 
 def _error(module: nn.Module, samples: Sequence[Sample]) -> float:

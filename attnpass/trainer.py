@@ -37,8 +37,10 @@ PATIENCE = 4
 LOOKING = 0.02
 """Share of a budget of time that one look may take; at least one batch is looked at."""
 
-GENTLE = 0.25
-"""Share of the rate with which a stage refines what another one has trained."""
+LEAST = 0.01
+MOST = 2.0
+"""Bounds of a loss at the start, by which a unit's rate is multiplied: near the goal, small steps.
+"""
 
 CLIP = 1.0
 DECAY = 0.01
@@ -55,7 +57,7 @@ class DistilOptions:
             a run repeatable.
         local: share of the local stage, 0 to 1; the rest is global.
         rank: of the deltas; ``None`` full, 0 none: only the forms' parameters learn.
-        rate: learning rate, relative to the size of what is changed.
+        rate: learning rate, relative to the size of what is changed and to the loss at the start.
         outputs: what the model returns: ``logits`` (divergence of distributions) or ``features``
             (relative squared error).
         seed: of the order of batches, of random inputs and of low-rank deltas.
@@ -68,7 +70,7 @@ class DistilOptions:
     steps: int | None = None
     local: float = 0.4
     rank: int | None = None
-    rate: float = 0.02
+    rate: float = 0.05
     outputs: str = "logits"
     seed: int = 0
 
@@ -180,7 +182,7 @@ class Trainer:
     """Trains one stage; the best values, by the selection, end up in the parameters.
 
     Args:
-        share: of the options' steps or budget. refines: what learns was trained before.
+        share: of the options' steps or budget.
     """
 
     def __init__(
@@ -189,27 +191,26 @@ class Trainer:
         options: DistilOptions,
         share: float,
         saved: Checkpoint,
-        *,
-        refines: bool = False,
     ) -> None:
         self.objective, self.options, self.saved = objective, options, saved
-        self.rate = options.rate * (GENTLE if refines else 1.0)
+        self.rate = options.rate * objective.share
         self.units = objective.units
         self.done = Stage(objective.name)
         self.seconds = options.budget * share
         if options.steps is not None:
             self.done.total = max(round(options.steps * share), 1)
-        rows = [x for unit in self.units.values() for x in unit.values]
-        self.parameters = [p for p, _, _ in rows]
+        rows = [(key, *x) for key, unit in self.units.items() for x in unit.values]
+        self.parameters = [p for _, p, _, _ in rows]
         self.optimiser = torch.optim.AdamW(
             [
                 {
                     "params": [p],
+                    "unit": key,
                     "size": size,
                     "late": late,
                     "weight_decay": DECAY if p.dim() > 1 else 0.0,
                 }
-                for p, size, late in rows
+                for key, p, size, late in rows
             ],
             lr=self.rate,
         )
@@ -308,6 +309,8 @@ class Trainer:
         for unit in self.units.values():
             torch.nn.utils.clip_grad_norm_(unit.parameters, CLIP)
         for group in self.optimiser.param_groups:
+            if self.done.steps == 0:
+                group["size"] *= min(max(self.last.get(group["unit"], 1.0), LEAST), MOST)
             factor = self._factor(late=group["late"] and self.done.name == "local")
             group["lr"] = self.rate * group["size"] * factor
         self.optimiser.step()

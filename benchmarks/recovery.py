@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,38 +22,54 @@ import torch
 
 import attnpass
 from attnpass import environment
+from attnpass.objectives import relative
 from attnpass.task import Task, load_task
 from attnpass.tuner.accuracy import Split, answer, bound, pooled_scores, scores, split
 
 ROOT = Path(__file__).parent.parent
 TASKS = {"digits": "digits", "minilm": f"{ROOT}/examples/minilm.py:task"}
 STEPS = {
-    "digits": {"sigmoid": 400, "relu": 800, "hydra": 1000, "skipat": 800},
-    "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 300),
+    "digits": {"sigmoid": 400, "relu": 600, "hydra": 1000, "skipat": 800},
+    "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 400),
 }
-OPTIONS = {"skipat": {"r": 0.5, "kernel": 3}}
+OPTIONS = {"skipat": {"r": 1.0, "kernel": 5}}
+RATES = {"digits": 0.05, "minilm": 0.1}
 LOCAL = {"local": 1.0, "global": 0.0, "both": None}
 WATCHED = {"minilm": (1, 16)}
 """Batches of the selection that distillation looks at, and items of each; else 4 of 100."""
 
 
-def sites(task: Task, form: str) -> list[str]:
-    """All of them; for skipat every other one, beginning with the second."""
-    names = [s.name for s in attnpass.find_sites(task.model, *task.example).sites]
-    return names[1::2] if form == "skipat" else names
+def convert(
+    task: Task, form: str, watched: Sequence[tuple[Any, ...]]
+) -> tuple[attnpass.Plan, dict[str, float]]:
+    """The calibrated plan with the errors left.
 
+    Skipat goes into the half of the layers where one alone changes the model's output least, on
+    the items that are ``watched``.
+    """
 
-def convert(task: Task, form: str) -> attnpass.Plan:
-    """The calibrated plan."""
-    plan = attnpass.Plan.create(
-        task.model,
-        *task.example,
-        form=form,
-        form_options=OPTIONS.get(form),
-        sites=sites(task, form),
-    )
-    attnpass.calibrate(task.model, plan, task.calibration)
-    return plan
+    def plan(sites: list[str] | None) -> tuple[attnpass.Plan, dict[str, float]]:
+        made = attnpass.Plan.create(
+            task.model, *task.example, form=form, form_options=OPTIONS.get(form), sites=sites
+        )
+        return made, attnpass.calibrate(task.model, made, task.calibration)
+
+    made, errors = plan(None)
+    if form != "skipat":
+        return made, errors
+    capture = attnpass.Capture(task.model).trace(*task.example)
+    changes = {}
+    for site in errors:
+        alone = attnpass.Plan({site: made.sites[site]})
+        alone.values[site] = made.values[site]
+        with torch.no_grad():
+            want = [capture(*inputs) for inputs in watched]
+            capture.use(alone, strict=True)
+            got = [capture(*inputs) for inputs in watched]
+            capture.use(None)
+        changes[site] = float(relative(torch.cat(got), torch.cat(want)))
+    made, errors = plan(sorted(changes, key=changes.__getitem__)[: len(made.sites) // 2])
+    return made, errors | {"alone": changes}
 
 
 class Judge:
@@ -91,18 +108,21 @@ class Judge:
 
 def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: int) -> Any:
     """One row: the plan's held-out score, and what recovery did."""
-    start = time.monotonic()
-    plan, stages = convert(task, form), []
+    start, stages = time.monotonic(), []
+    batches, items = WATCHED.get(task.name, (4, 100))
+    watched = [task.validation[i][0] for i in judge.halves.selection[:batches]]
+    watched = [tuple(x[:items] for x in inputs) for inputs in watched]
+    plan, errors = convert(task, form, watched)
     calibrated = time.monotonic() - start
     if stage != "calibrate":
-        share, (batches, items) = LOCAL[stage], WATCHED.get(task.name, (4, 100))
-        watched = [task.validation[i][0] for i in judge.halves.selection[:batches]]
+        share = LOCAL[stage]
         stages = attnpass.distil(
             task.model,
             plan,
             task.recovery if len(task.recovery) else task.calibration,
-            selection=[tuple(x[:items] for x in inputs) for inputs in watched],
+            selection=watched,
             steps=steps,
+            rate=RATES[task.name],
             seed=seed,
             outputs=task.outputs,
             **({} if share is None else {"local": share}),
@@ -111,6 +131,7 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
     return {
         "form": form,
         "sites": [n for n, e in plan.sites.items() if e.form == form],
+        "errors": errors,
         "stage": stage,
         "seed": seed,
         "asked": steps,
@@ -172,6 +193,7 @@ def main() -> None:
         "device": environment.device(),
         "versions": known,
         "threads": torch.get_num_threads(),
+        "rate": RATES[given.case],
         "metric": task.metric,
         "held_out": len(judge.base[task.metric]),
         "original": {name: float(x.mean()) for name, x in judge.base.items()},

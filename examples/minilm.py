@@ -240,7 +240,7 @@ def task(count: int = ENTRIES, learn: int = LEARN) -> Task:
         name="minilm",
         model=model,
         example=(ids[full], keep[full]),
-        calibration=list(zip(*(x.split(BATCH) for x in learn_from), strict=True))[:4],
+        calibration=list(zip(*(x.split(BATCH) for x in learn_from), strict=True))[:8],
         validation=[
             ((a, b), c)
             for a, b, c in zip(ids.split(50), keep.split(50), sentences.split(50), strict=True)

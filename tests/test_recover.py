@@ -149,3 +149,54 @@ def test_a_mask_that_is_added_is_a_mask(h, fill):
         found.append((module.k0, module.b))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def shifted(z: torch.Tensor) -> torch.Tensor:
+    """A linear map of rank 4 of rows ``[B, N, 12]``, with an offset."""
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.randn(*s, generator=generator) for s in ((12, 4), (4, 12)))
+    return z @ left @ right + 0.5
+
+
+@pytest.mark.parametrize(("grid", "prefix"), [(None, 0), ((4, 4), 1)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_skipat_starts_as_the_nearest_linear_map(grid, prefix, causal):
+    torch.manual_seed(0)
+    module = forms.SkipAt(12, r=0.5, kernel=3, grid=grid, prefix=prefix, causal=causal)
+    z, other = torch.randn(2, 64, 16 + prefix, 12)
+    y = shifted(z)
+    y[:, :prefix] = 1e3  # these rows pass, nothing can fit them
+    with torch.no_grad():
+        error = recover.fit(module, [], [(z, y, None)])
+        got = module(other)[:, prefix:]
+    assert 0 < error < 0.2
+    left = (got - shifted(other[:, prefix:])).square().sum()
+    assert left < 0.25 * shifted(other).square().sum()
+
+
+def test_padding_teaches_skipat_nothing():
+    torch.manual_seed(0)
+    z = torch.randn(8, 20, 12)
+    keep = (torch.arange(20) < torch.arange(4, 20, 2)[:, None])[:, None, None]
+    found = []
+    for filler in (0.0, 100.0):
+        y = torch.where(keep[:, 0, 0, :, None], shifted(z), filler)
+        x = torch.where(keep[:, 0, 0, :, None], z, filler)
+        module = forms.SkipAt(12, r=1.0, kernel=3)
+        with torch.no_grad():
+            error = recover.fit(module, [], [(x[:5], y[:5], keep[:5]), (x[5:], y[5:], keep[5:])])
+        found.append([torch.tensor(error), *module.parameters()])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+
+
+def test_skipat_learns_from_more_items_than_are_sampled(monkeypatch):
+    monkeypatch.setattr(recover, "ITEMS", 3)
+    monkeypatch.setattr(recover, "BLOCKS", 7)
+    task = load_task(TINY)
+    capture = attnpass.Capture(task.model).trace(*task.example)
+    batches = [tuple(x[:2] for x in inputs) for inputs in task.calibration] * 5
+    observed = recover.observe(capture, batches)
+    for site in capture.sites:
+        assert sum(len(s.q) for s in observed.samples[site.name]) == 3
+    assert {sum(len(z) for z, _, _ in own) for own in observed.blocks.values()} == {8}
+    assert not recover.observe(capture, batches, blocks=False).blocks

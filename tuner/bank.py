@@ -212,8 +212,7 @@ class Bank:
         key = key_of(objective.name, name, self._context())
         saved = Checkpoint(self.store.path.with_suffix(f".{key[:12]}.distil"), key)
         with self.voice.stage(f"distil, {objective.name}: {name}", 100) as step:
-            refines = isinstance(objective, Global)
-            trainer = Trainer(objective, self.options(budget), 1.0, saved, refines=refines)
+            trainer = Trainer(objective, self.options(budget), 1.0, saved)
             stage = trainer.run(self.inputs, self.selection, self._progress(step))
         saved.remove()
         return stage.as_dict()
