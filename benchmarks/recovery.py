@@ -24,6 +24,7 @@ import attnpass
 from attnpass import environment
 from attnpass.objectives import relative
 from attnpass.task import Task, load_task
+from attnpass.trainer import DistilOptions
 from attnpass.tuner.accuracy import Split, answer, bound, pooled_scores, scores, split
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +34,8 @@ STEPS = {
     "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 400),
 }
 OPTIONS = {"skipat": {"r": 1.0, "kernel": 5}}
-RATES = {"digits": 0.05, "minilm": 0.1}
+RATES = {"minilm": 0.1}
+"""Else the default."""
 LOCAL = {"local": 1.0, "global": 0.0, "both": None}
 WATCHED = {"minilm": (1, 16)}
 """Batches of the selection that distillation looks at, and items of each; else 4 of 100."""
@@ -122,7 +124,7 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
             task.recovery if len(task.recovery) else task.calibration,
             selection=watched,
             steps=steps,
-            rate=RATES[task.name],
+            rate=RATES.get(task.name, DistilOptions.rate),
             seed=seed,
             outputs=task.outputs,
             **({} if share is None else {"local": share}),
@@ -193,7 +195,7 @@ def main() -> None:
         "device": environment.device(),
         "versions": known,
         "threads": torch.get_num_threads(),
-        "rate": RATES[given.case],
+        "rate": RATES.get(task.name, DistilOptions.rate),
         "metric": task.metric,
         "held_out": len(judge.base[task.metric]),
         "original": {name: float(x.mean()) for name, x in judge.base.items()},
