@@ -149,7 +149,7 @@ def test_the_choice_follows_what_was_measured():
             assert r["chosen"] == ("fused" if fused > aten else "aten"), r
 
 
-@pytest.mark.parametrize(("case", "seeds", "calibrated"), [("digits", 3, 4), ("minilm", 1, 1)])
+@pytest.mark.parametrize(("case", "seeds", "calibrated"), [("digits", 3, 4), ("minilm", 1, 0)])
 def test_recovery_is_the_committed_result(case, seeds, calibrated):
     row = result(f"recovery_{case}_cpu.json")
     text = (ROOT / "docs" / "recovery.md").read_text()
