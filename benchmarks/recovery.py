@@ -61,15 +61,14 @@ def convert(
         return made, errors
     capture = attnpass.Capture(task.model).trace(*task.example)
     changes = {}
-    for site in errors:
-        alone = attnpass.Plan({site: made.sites[site]})
-        alone.values[site] = made.values[site]
-        with torch.no_grad():
-            want = [capture(*inputs) for inputs in watched]
+    with torch.no_grad():
+        want = torch.cat([capture(*inputs) for inputs in watched])
+        for site in errors:
+            alone = attnpass.Plan({site: made.sites[site]})
+            alone.values[site] = made.values[site]
             capture.use(alone, strict=True)
-            got = [capture(*inputs) for inputs in watched]
-            capture.use(None)
-        changes[site] = float(relative(torch.cat(got), torch.cat(want)))
+            got = torch.cat([capture(*inputs) for inputs in watched])
+            changes[site] = float(relative(got, want))
     made, errors = plan(sorted(changes, key=changes.__getitem__)[: len(made.sites) // 2])
     return made, errors | {"alone": changes}
 

@@ -32,7 +32,7 @@ from attnpass.errors import MissingDependencyError
 
 TOKENS, BATCH = 256, 16
 LESSON = 4
-"""Items of a batch to learn from: many small steps teach more than few large ones."""
+"""Items of a batch to learn from, fewer than in one that is served: more steps."""
 LEAST = 64
 """Tokens that an entry has at least."""
 ENTRIES, LEARN = 3500, 2048

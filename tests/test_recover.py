@@ -169,9 +169,9 @@ def test_skipat_starts_as_the_nearest_linear_map(grid, prefix, causal):
     with torch.no_grad():
         error = recover.fit(module, [], [(z, y, None)])
         got = module(other)[:, prefix:]
-    assert 0 < error < 0.2
+    assert 0 < error < 0.15
     left = (got - shifted(other[:, prefix:])).square().sum()
-    assert left < 0.25 * shifted(other).square().sum()
+    assert left < 0.16 * shifted(other).square().sum()
 
 
 def test_padding_teaches_skipat_nothing():
