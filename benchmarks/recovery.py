@@ -43,11 +43,11 @@ WATCHED = {"minilm": (1, 16)}
 
 def convert(
     task: Task, form: str, watched: Sequence[tuple[Any, ...]]
-) -> tuple[attnpass.Plan, dict[str, float]]:
+) -> tuple[attnpass.Plan, dict[str, Any]]:
     """The calibrated plan with the errors left.
 
     Skipat goes into the half of the layers where one alone changes the model's output least, on
-    the items that are ``watched``.
+    the items that are ``watched``; how much is among the errors, as ``alone``.
     """
 
     def plan(sites: list[str] | None) -> tuple[attnpass.Plan, dict[str, float]]:
