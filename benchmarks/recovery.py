@@ -29,9 +29,10 @@ from attnpass.tuner.accuracy import Split, answer, bound, pooled_scores, scores,
 
 ROOT = Path(__file__).parent.parent
 TASKS = {"digits": "digits", "minilm": f"{ROOT}/examples/minilm.py:task"}
+FORMS = ("sigmoid", "relu", "hydra", "skipat")
 STEPS = {
     "digits": {"sigmoid": 400, "relu": 600, "hydra": 1000, "skipat": 800},
-    "minilm": dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), 400),
+    "minilm": dict.fromkeys(FORMS, 400),
 }
 OPTIONS = {"skipat": {"r": 1.0, "kernel": 5}}
 RATES = {"minilm": 0.1}
@@ -137,6 +138,7 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
         "seed": seed,
         "asked": steps,
         "steps": sum(s.steps for s in stages),
+        "threads": torch.get_num_threads(),
         "seconds_calibrate": round(calibrated, 1),
         "seconds": round(seconds, 1),
         **judge(plan),
@@ -145,37 +147,45 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Drops in points of a hundred, mean over seeds and the worst one, as rows of Markdown."""
+    """Drops in points of a hundred, mean over seeds and the worst one, as rows of Markdown.
+
+    One per form and number of steps; calibration has none, it stands in the first of a form.
+    """
     stages = [s for s in ("calibrate", "local", "global", "both") if _rows(result, stage=s)]
     tail = {"bound": lambda rows: f"{max(r['upper'] for r in rows):.2%}"}
     if "mrr" in result["original"]:
         tail["MRR"] = lambda rows: f"{max(r['mrr']['drop'] for r in rows):.2%}"
-    tail["steps"] = lambda rows: f"{max(r['steps'] for r in rows)}"
+    tail["threads"] = lambda rows: f"{max(r['threads'] for r in rows)}"
     tail["seconds"] = lambda rows: f"{max(r['seconds'] for r in rows):.0f}"
-    rows = ["| form | layers | " + " | ".join([*stages, *tail]) + " |"]
-    rows.append("| --- " * (len(stages) + len(tail) + 2) + "|")
-    for form in dict.fromkeys(r["form"] for r in result["rows"]):
+    rows = ["| form | layers | steps | " + " | ".join([*stages, *tail]) + " |"]
+    rows.append("| --- " * (len(stages) + len(tail) + 3) + "|")
+    trained = [r for r in result["rows"] if r["stage"] != "calibrate"]
+    groups = dict.fromkeys((r["form"], r["asked"]) for r in trained)
+    for form, asked in sorted(groups, key=lambda x: (FORMS.index(x[0]), x[1])):
+        first = all((form, steps) not in groups for steps in range(asked))
         cells = []
         for stage in stages:
-            drops = [r["drop"] for r in _rows(result, form=form, stage=stage)]
+            found = _rows(result, form=form, stage=stage)
+            once = stage == "calibrate"
+            drops = [r["drop"] for r in found if (first if once else r["asked"] == asked)]
             mean = sum(drops) / max(len(drops), 1)
             worst = f" (worst of {len(drops)}: {max(drops):.2%})" if len(drops) > 1 else ""
             cells.append(f"{mean:.2%}{worst}" if drops else "-")
-        both = _rows(result, form=form, stage="both")
+        both = _rows(result, form=form, stage="both", asked=asked)
         cells += [write(both) if both else "-" for write in tail.values()]
         layers = len(_rows(result, form=form)[0]["sites"])
-        rows.append(f"| {form} | {layers} | {' | '.join(cells)} |")
+        rows.append(f"| {form} | {layers} | {asked} | {' | '.join(cells)} |")
     return rows
 
 
-def _rows(result: dict[str, Any], **wanted: str) -> list[dict[str, Any]]:
+def _rows(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
     return [r for r in result["rows"] if all(r[k] == v for k, v in wanted.items())]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=sorted(TASKS))
-    parser.add_argument("--forms", default="sigmoid,relu,hydra,skipat")
+    parser.add_argument("--forms", default=",".join(FORMS))
     parser.add_argument("--stages", default="both,calibrate,local,global")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="of all forms (0: as listed above)")
@@ -193,7 +203,6 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "device": environment.device(),
         "versions": known,
-        "threads": torch.get_num_threads(),
         "rate": RATES.get(task.name, DistilOptions.rate),
         "metric": task.metric,
         "held_out": len(judge.base[task.metric]),

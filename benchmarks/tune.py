@@ -2,7 +2,8 @@
 
 Writes the result of `attnpass tune` with a fresh database: held-out accuracy with its bound,
 latency ratios of interleaved pairs against the compiled SDPA model, device, versions, date. Every
-plan's output is checked before it is timed (worker.py).
+plan's output is checked before it is timed (worker.py). With ``--db`` a run that was interrupted
+goes on; the seconds are then of the last part.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ DISTIL = ["--recover", "distil", "--recover-budget"]
 CASES = {
     "digits": ["digits", "--max-drop", "0.02"],
     "digits_recovered": ["digits", "--max-drop", "0.01", *DISTIL, "5m"],
-    "minilm_recovered": ["examples/minilm.py:task", "--max-drop", "0.01", *DISTIL, "10m"],
+    "minilm_recovered": [
+        "examples/minilm.py:task",
+        "--max-drop",
+        "0.01",
+        *DISTIL,
+        "10m",
+        "--forms",
+        "sigmoid,skipat r=0.5",
+        "--trials",
+        "8",
+    ],
 }
 
 
@@ -28,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=sorted(CASES))
     parser.add_argument("out", type=Path, nargs="?")
+    parser.add_argument("--db", type=Path)
     given = parser.parse_args()
     out = given.out or ROOT / f"benchmarks/results/{given.case}_cpu.json"
     task, *rest = CASES[given.case]
@@ -41,7 +53,7 @@ def main() -> None:
                 "attnpass.tuner.cli",
                 *command,
                 "--db",
-                f"{folder}/a.db",
+                str(given.db or f"{folder}/a.db"),
                 "--out",
                 folder,
             ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,13 @@ from attnpass.objectives import Local
 from attnpass.store import Store
 from attnpass.task import load_task
 from attnpass.trainer import Trainer
-from attnpass.tuner.accuracy import scores
+from attnpass.tuner.accuracy import Bound, scores
 from attnpass.tuner.bank import Bank
 from attnpass.tuner.cli import seconds
 from attnpass.tuner.progress import Voice
 from attnpass.tuner.run import Run
+from attnpass.tuner.settings import Candidate
+from attnpass.tuner.show import verdict
 from attnpass.tuner.worker import Worker
 
 DISTIL = {"recover": "distil", "recover_budget": 12.0, "forms": ("hydra",)}
@@ -74,6 +77,50 @@ def test_recovered_plans_are_ranked_beside_what_they_were(recovered):
         assert c.recovery["drop_before"] == run.found[before.hash].selection.drop
         assert c.recovery["steps"] > 0
     assert {r["plan"] for r in result["front"]} <= set(run.found)
+
+
+def test_the_budget_says_how_many_plans_are_distilled(recovered):
+    """60 % of 12 s: a global step costs what three local ones of one form do, a plan needs 150."""
+    bank, one = recovered[2].bank, {"steps": 1000, "seconds": 3.9}
+    assert bank.room({"hydra": one}) == 4
+    assert bank.room({"hydra": one, "relu": one}) == 8
+    assert bank.room({"hydra": {"steps": 10, "seconds": 10.0}}) == 1
+
+
+@pytest.fixture
+def judged(recovered, monkeypatch):
+    """The run with four made-up plans, and these by name."""
+    run = recovered[2]
+    limit, plan = run.settings.max_drop, run.bank.plan({})
+    rows = {"far": (0.5, 4, 0.3), "near": (0.7, 2, 0.2), "worse": (0.8, 2, 0.25)}
+    made = {}
+    for name, (cost, drop, moved) in (rows | {"close": (0.9, 1.5, 0.1)}).items():
+        made[name] = Candidate({}, plan, run.base_ms * cost, latency={"divergence": moved})
+        made[name].scores = run.base_selection - limit * drop
+        made[name].selection = Bound(100, 0.5, limit * drop, limit * (drop + 1), 0.95)
+    monkeypatch.setattr(run, "found", made)
+    monkeypatch.setitem(run.facts, "baseline_ms", run.base_ms)
+    monkeypatch.setattr(run, "split", replace(run.split, crossed=False))
+    return run, made
+
+
+def test_plans_out_of_reach_are_distilled_last(judged):
+    run, made = judged
+    assert run._hopeful(2) == [made["near"], made["close"]]
+    assert run._hopeful(4) == [made["near"], made["close"], made["far"]]
+
+
+def test_where_no_plan_keeps_the_limit_the_nearest_are_shown(judged):
+    run, made = judged
+    assert run._nearest() == [made["close"], made["near"], made["far"]]
+    result = run._result([], "done")
+    assert [r["estimate_ms"] for r in result["nearest"]] == [
+        made[n].cost for n in ("close", "near", "far")
+    ]
+    said = verdict(result).splitlines()
+    limit = run.settings.max_drop
+    assert "no gain" in said[0] and len(said) == 4
+    assert f"about 1.11x, drop {1.5 * limit:.2%}, at most {2.5 * limit:.2%}" in said[1]
 
 
 def test_the_same_command_trains_nothing_again(recovered, monkeypatch):

@@ -29,6 +29,9 @@ from attnpass.tuner.settings import CHOICES, Settings
 LOCAL = DistilOptions.local
 """Share of the budget that goes into the bank; the rest into whole plans."""
 
+STEPS = 150
+"""Of the global stage, that every plan should have: fewer change next to nothing."""
+
 WATCHED = 4
 """Selection batches that decide when a stage ends."""
 
@@ -157,6 +160,15 @@ class Bank:
             if stored is not None:
                 self._keep(choice, stored)
         return {c: value for c, value in found.items() if value is not None}
+
+    def room(self, found: Mapping[str, Any]) -> int:
+        """How many plans the budget can distil globally, by what ``distil`` returned; 1 or more.
+
+        A global step is taken to be as long as three local ones of one choice.
+        """
+        local = [x["seconds"] / max(x["steps"], 1) / len(found) for x in found.values()]
+        left = self.settings.recover_budget * (1 - LOCAL)
+        return max(int(left / (3 * STEPS * max([1e-9, *local]))), 1)
 
     def recover(self, plan: Plan, share: float, run: str) -> tuple[Plan, dict[str, Any]]:
         """A plan distilled globally in ``share`` of the budget, and what that did.

@@ -48,6 +48,9 @@ from attnpass.tuner.search import Outcome, search
 from attnpass.tuner.settings import CHOICES, REJECTED, Candidate, Settings
 from attnpass.tuner.worker import Worker
 
+REACH = 3
+"""How many times the allowed drop a plan may lose before its global distillation."""
+
 
 class Run:
     """One tuning run over an open store."""
@@ -370,7 +373,8 @@ class Run:
         """Distil the hopeful plans globally; they are candidates beside what they were."""
         if self.settings.recover != "distil":
             return
-        hopeful = self._hopeful()
+        room = self.bank.room(self.facts.get("bank", {}))
+        hopeful = self._hopeful(min(room, self.settings.limits["finalists"]))
         for candidate in hopeful:
             plan, value = self.bank.recover(candidate.plan, 1 / len(hopeful), self.id)
             if value:
@@ -378,20 +382,25 @@ class Run:
                 assert candidate.selection is not None
                 better.recovery = {**value, "drop_before": candidate.selection.drop}
 
-    def _hopeful(self) -> list[Candidate]:
+    def _hopeful(self, count: int) -> list[Candidate]:
         """Plans that distillation may bring within the limit, or keep there.
 
         Half of them the fastest that are within; the others the fastest of those that do less
-        damage than everything cheaper.
+        damage than everything cheaper, before all those that are within its reach.
         """
-        count = self.settings.limits["finalists"]
         chosen = self._allowed(None)[: count // 2]
         least, front = REJECTED, []
         for c in sorted(self.found.values(), key=lambda c: (c.cost, c.latency["divergence"])):
             if c.cost < self.base_ms and c.latency["divergence"] < least:
                 least = c.latency["divergence"]
                 front.append(c)
+        front.sort(key=self._far)
         return chosen + [c for c in front if c not in chosen][: count - len(chosen)]
+
+    def _far(self, candidate: Candidate) -> bool:
+        """Whether a plan loses more than distillation is likely to give back."""
+        assert candidate.selection is not None
+        return candidate.selection.drop > REACH * self.settings.max_drop
 
     def _candidate(self, assignment: dict[str, str]) -> Candidate:
         """A plan with its measured selection scores, from the store or measured now."""
@@ -523,6 +532,15 @@ class Run:
                 out.append(c)
         return sorted(out, key=lambda c: (c.cost, c.latency["divergence"]))
 
+    def _nearest(self) -> list[Candidate]:
+        """Where no plan keeps the limit: those of least bound on the selection, each faster."""
+        out: list[Candidate] = []
+        whole = [c for c in self.found.values() if len(c.scores) == len(self.base_selection)]
+        for c in sorted(whole, key=lambda c: (c.selection.upper if c.selection else 1.0, c.cost)):
+            if c.cost < (out[-1].cost if out else self.base_ms):
+                out.append(c)
+        return out[: self.settings.limits["finalists"]]
+
     def _items(self, half: int) -> list[int]:
         """Positions of the items of every other batch."""
         owner = [i for i, size in enumerate(self.sizes) for _ in range(size)]
@@ -596,6 +614,7 @@ class Run:
             "fit": getattr(self, "fit", {}),
             "tried": len(self.found),
             "front": [c.as_dict() for c in rows],
+            "nearest": [] if rows else [c.as_dict() for c in self._nearest()],
             "best": kept[0].plan.hash if kept else None,
         }
 

@@ -91,7 +91,7 @@ def recovery_cell(row: Mapping[str, Any]) -> str:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """One sentence: what the run proved, or that there is no gain."""
+    """What the run proved, or that there is no gain, and what a larger drop would allow."""
     limit = percent(result["settings"]["max_drop"])
     facts = result["facts"]
     for row in result["front"]:
@@ -105,9 +105,18 @@ def verdict(result: Mapping[str, Any]) -> str:
             )
     if result["status"] == "interrupted":
         return "interrupted; what was measured is kept, the same command goes on"
-    return (
-        f"no plan is both proven within a drop of {limit} and faster than the noise"
-        f" ({percent(facts.get('finalists_floor', facts.get('floor', 0.0)))}): no gain"
+    noise = percent(facts.get("finalists_floor", facts.get("floor", 0.0)))
+    none = f"no plan is both proven within a drop of {limit} and faster than the noise ({noise})"
+    if not result.get("nearest"):
+        return f"{none}: no gain"
+    some = [
+        f"about {facts['baseline_ms'] / row['estimate_ms']:.2f}x, drop"
+        f" {percent(row['selection']['drop'])}, at most {percent(row['selection']['upper'])}"
+        f" ({forms_line(row['forms'])})"
+        for row in result["nearest"]
+    ]
+    return "\n".join(
+        [f"{none}: no gain; nearest, on the selection (a larger --max-drop starts there):", *some]
     )
 
 

@@ -105,8 +105,9 @@ class Worker:
         import torch
 
         arguments = (theirs, self.task, self.settings, torch.get_num_threads())
-        self.process = context.Process(target=_serve, args=arguments, daemon=False)
-        self.process.start()
+        process = context.Process(target=_serve, args=arguments, daemon=False)
+        process.start()
+        self.process = process
         theirs.close()
 
     def _kill(self) -> None:

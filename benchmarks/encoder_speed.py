@@ -1,0 +1,122 @@
+"""What can be gained on MiniLM-L6 at 256 and 512 tokens: `python benchmarks/encoder_speed.py`.
+
+Speed alone: the forms are untrained, for their accuracy see recovery.py. Times are medians of
+ratios to the compiled SDPA model, interleaved in one process, after the worker's correctness gate;
+``bare`` (attention replaced by one touch of q, k and v) and ``skipped`` (every block but the first
+left out) are what no plan can beat. The batch is of 16, no padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnpass import Plan, Task, environment
+from attnpass.tuner.latency import floor, ratio
+from attnpass.tuner.worker import Worker
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+import minilm  # noqa: E402
+
+BATCH = 16
+HALF = slice(2, 5)
+"""Layers of skipat: those that recovery.py found to matter least."""
+SKIPAT = {"r": 1.0, "kernel": 5}
+
+
+def tokens_256() -> Task:
+    """The encoder with a batch of 256 random tokens each."""
+    return _task(256)
+
+
+def tokens_512() -> Task:
+    """The encoder with a batch of 512 random tokens each."""
+    return _task(512)
+
+
+def _task(tokens: int) -> Task:
+    ids = torch.randint(1000, 20000, (BATCH, tokens), generator=torch.Generator().manual_seed(0))
+    inputs = (ids, torch.ones(BATCH, tokens, dtype=torch.bool))
+    return Task(
+        name=f"MiniLM-L6, {tokens} tokens",
+        model=minilm.encoder(),
+        example=inputs,
+        calibration=[inputs],
+        validation=[(inputs, torch.zeros(BATCH, 384))],
+        score=minilm.recall,
+        outputs="features",
+        pooled=True,
+    )
+
+
+def plans(task: Task) -> dict[str, Plan]:
+    """By name: sigmoid everywhere, skipat in half of the layers, and both."""
+    sigmoid = Plan.create(task.model, *task.example, form="sigmoid")
+    names = list(sigmoid.sites)
+    half = Plan.create(
+        task.model, *task.example, form="skipat", form_options=SKIPAT, sites=names[HALF]
+    )
+    mixed = half.copy()
+    for name in set(names) - set(names[HALF]):
+        mixed.sites[name], mixed.values[name] = sigmoid.sites[name], sigmoid.values[name]
+    return {"sigmoid": sigmoid, "skipat in half": half, "skipat in half, else sigmoid": mixed}
+
+
+def measure(name: str, rounds: int) -> dict[str, Any]:
+    """Milliseconds, ceilings and speed-ups at one length."""
+    path = f"{Path(__file__).resolve()}:{name}"
+    made = plans(_task(int(name.rsplit("_", 1)[1])))
+    with tempfile.TemporaryDirectory() as folder, Worker(path, db=f"{folder}/a.db") as worker:
+        files = [str(p.save(Path(folder) / f"{i}.json")) for i, p in enumerate(made.values())]
+        replies = [
+            worker.ceiling(rounds=rounds),
+            worker.measure([None, None, *files], rounds=rounds),
+        ]
+    for reply in replies:
+        if reply["outcome"] != "ok":
+            sys.exit(f"expected to measure {name}, got {reply['outcome']}: {reply['why']}")
+    (base, again, softmax, bare, skipped), (base2, again2, *rest) = (r["times"] for r in replies)
+    return {
+        "baseline_ms": sorted(base)[len(base) // 2],
+        "floor": max(floor(base, again), floor(base2, again2)),
+        "softmax": ratio(base, softmax).as_dict(),
+        "bare": ratio(base, bare).as_dict(),
+        "skipped": ratio(base, skipped).as_dict(),
+        "forms": {
+            form: ratio(base2, times).as_dict() for form, times in zip(made, rest, strict=True)
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "benchmarks/results/encoder_speed_cpu.json"
+    )
+    given = parser.parse_args()
+    result = {
+        "command": "python benchmarks/encoder_speed.py",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": environment.device(),
+        "versions": environment.versions(),
+        "rounds": given.rounds,
+        "batch": BATCH,
+        "tokens": {name[7:]: measure(name, given.rounds) for name in ("tokens_256", "tokens_512")},
+    }
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    for tokens, row in result["tokens"].items():
+        shown = {k: round(v["median"], 3) for k, v in row["forms"].items()}
+        print(tokens, {k: round(row[k]["median"], 3) for k in ("bare", "skipped")}, shown)
+
+
+if __name__ == "__main__":
+    main()
