@@ -96,6 +96,18 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
     }
 
 
+def table(result: dict[str, Any]) -> list[str]:
+    """Speed-ups over compiled SDPA with their intervals, as rows of Markdown."""
+    names = list(result["tokens"]["256"]["forms"])
+    columns = ["tokens", "compiled SDPA", "no attention", "no block but the first", *names]
+    rows = ["| " + " | ".join(columns) + " |", "| --- " * len(columns) + "|"]
+    for tokens, row in result["tokens"].items():
+        ratios = [row["bare"], row["skipped"], *row["forms"].values()]
+        cells = [f"{r['median']:.2f}x [{r['low']:.2f}, {r['high']:.2f}]" for r in ratios]
+        rows.append(f"| {tokens} | {row['baseline_ms']:.0f} ms | " + " | ".join(cells) + " |")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=30)
@@ -113,9 +125,7 @@ def main() -> None:
         "tokens": {name[7:]: measure(name, given.rounds) for name in ("tokens_256", "tokens_512")},
     }
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    for tokens, row in result["tokens"].items():
-        shown = {k: round(v["median"], 3) for k, v in row["forms"].items()}
-        print(tokens, {k: round(row[k]["median"], 3) for k in ("bare", "skipped")}, shown)
+    print("\n".join(table(result)))
 
 
 if __name__ == "__main__":

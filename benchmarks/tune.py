@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -67,6 +68,7 @@ def main() -> None:
     keep = (
         "run",
         "created",
+        "status",
         "task",
         "metric",
         "settings",
@@ -77,10 +79,11 @@ def main() -> None:
         "fit",
         "tried",
         "front",
+        "nearest",
         "best",
     )
     row = {
-        "command": "attnpass " + " ".join(command),
+        "command": shlex.join(["attnpass", *command]),
         "seconds": round(seconds, 1),
         **{k: result[k] for k in keep},
     }

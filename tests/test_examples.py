@@ -18,6 +18,7 @@ from attnpass.tuner import accuracy
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
+import encoder_speed  # noqa: E402
 import minilm  # noqa: E402
 import recovery  # noqa: E402
 import train_forms  # noqa: E402
@@ -116,3 +117,13 @@ def test_the_recovery_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert sorted(alone) == ["blocks.1.attn", "blocks.2.attn"] and len(set(alone.values())) == 2
     assert rows[0]["sites"] == [min(alone, key=alone.__getitem__)]
     assert len(recovery.table(json.loads(out.read_text()))) == 3
+
+
+def test_the_plans_that_are_timed_are_what_their_names_say():
+    made = encoder_speed.plans(encoder_speed._task(8))
+    forms = {name: [e.form for e in plan.sites.values()] for name, plan in made.items()}
+    around = ["sigmoid"] * 2 + ["skipat"] * 3 + ["sigmoid"]
+    assert forms["sigmoid"] == ["sigmoid"] * 6 and forms["skipat in half, else sigmoid"] == around
+    assert forms["skipat in half"] == [x.replace("sigmoid", "softmax") for x in around]
+    ids, keep = encoder_speed._task(8).example
+    assert ids.shape == (encoder_speed.BATCH, 8) and bool(keep.all())

@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 from rich.console import Console
-from test_examples import ROOT, recovery, train_forms
+from test_examples import ROOT, encoder_speed, recovery, train_forms
 
 from attnpass.tuner import show
 
@@ -149,8 +149,8 @@ def test_the_choice_follows_what_was_measured():
             assert r["chosen"] == ("fused" if fused > aten else "aten"), r
 
 
-@pytest.mark.parametrize(("case", "seeds", "calibrated"), [("digits", 3, 4), ("minilm", 1, 0)])
-def test_recovery_is_the_committed_result(case, seeds, calibrated):
+@pytest.mark.parametrize(("case", "seeds"), [("digits", 3), ("minilm", 1)])
+def test_recovery_is_the_committed_result(case, seeds):
     row = result(f"recovery_{case}_cpu.json")
     text = (ROOT / "docs" / "recovery.md").read_text()
     for line in recovery.table(row):
@@ -163,10 +163,24 @@ def test_recovery_is_the_committed_result(case, seeds, calibrated):
         assert f"{form} {worst:.2%}" in README
         assert {r["seed"] for r in both if r["form"] == form} == set(range(seeds))
     alone = [r for r in row["rows"] if r["stage"] == "calibrate"]
-    assert len(alone) == calibrated
-    assert all(f"{r['form']} {r['drop']:.2%}" in README for r in alone)
+    assert len(alone) == 4 and all(f"{r['form']} {r['drop']:.2%}" in README for r in alone)
+    for stage in ("local", "global"):
+        rows = [r for r in row["rows"] if r["stage"] == stage]
+        assert len({r["form"] for r in rows}) == 4
+        if (case, stage) == ("minilm", "global"):
+            assert all(f"{r['form']} {r['drop']:.2%}" in README for r in rows)
+            assert f"after {max(r['seconds'] for r in rows):.0f} s or less" in README
     longest = max(r["seconds"] for r in both)
     assert f"after {longest:.0f} s or less" in README and longest < 600
+
+
+def test_the_plans_for_the_encoder_are_the_committed_results():
+    row, text = result("minilm_recovered_cpu.json"), (ROOT / "docs" / "recovery.md").read_text()
+    assert all(line in text for line in show.verdict(row).splitlines())
+    facts = row["facts"]
+    assert f"is {facts['attention_share']:.0%} of the time: nothing gains more" in README
+    assert f"than {facts['ceiling']:.2f}x, skipat {facts['ceiling_skipat']:.2f}x" in README
+    assert all(line in text for line in encoder_speed.table(result("encoder_speed_cpu.json")))
 
 
 def test_training_from_scratch_is_the_committed_result():
