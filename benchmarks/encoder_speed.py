@@ -110,7 +110,7 @@ def table(result: dict[str, Any]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument(
         "--out", type=Path, default=ROOT / "benchmarks/results/encoder_speed_cpu.json"
     )
