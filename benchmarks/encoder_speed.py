@@ -26,7 +26,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 import minilm  # noqa: E402
 
-BATCH = 16
 HALF = slice(2, 5)
 """Layers of skipat: those that recovery.py found to matter least."""
 SKIPAT = {"r": 1.0, "kernel": 5}
@@ -43,14 +42,15 @@ def tokens_512() -> Task:
 
 
 def _task(tokens: int) -> Task:
-    ids = torch.randint(1000, 20000, (BATCH, tokens), generator=torch.Generator().manual_seed(0))
-    inputs = (ids, torch.ones(BATCH, tokens, dtype=torch.bool))
+    shape, generator = (minilm.BATCH, tokens), torch.Generator().manual_seed(0)
+    ids = torch.randint(1000, 20000, shape, generator=generator)
+    inputs = (ids, torch.ones(shape, dtype=torch.bool))
     return Task(
         name=f"MiniLM-L6, {tokens} tokens",
         model=minilm.encoder(),
         example=inputs,
         calibration=[inputs],
-        validation=[(inputs, torch.zeros(BATCH, 384))],
+        validation=[(inputs, torch.zeros(minilm.BATCH, 384))],
         score=minilm.recall,
         outputs="features",
         pooled=True,
@@ -70,10 +70,10 @@ def plans(task: Task) -> dict[str, Plan]:
     return {"sigmoid": sigmoid, "skipat in half": half, "skipat in half, else sigmoid": mixed}
 
 
-def measure(name: str, rounds: int) -> dict[str, Any]:
+def measure(tokens: int, rounds: int) -> dict[str, Any]:
     """Milliseconds, ceilings and speed-ups at one length."""
-    path = f"{Path(__file__).resolve()}:{name}"
-    made = plans(_task(int(name.rsplit("_", 1)[1])))
+    path = f"{Path(__file__).resolve()}:tokens_{tokens}"
+    made = plans(_task(tokens))
     with tempfile.TemporaryDirectory() as folder, Worker(path, db=f"{folder}/a.db") as worker:
         files = [str(p.save(Path(folder) / f"{i}.json")) for i, p in enumerate(made.values())]
         replies = [
@@ -82,7 +82,7 @@ def measure(name: str, rounds: int) -> dict[str, Any]:
         ]
     for reply in replies:
         if reply["outcome"] != "ok":
-            sys.exit(f"expected to measure {name}, got {reply['outcome']}: {reply['why']}")
+            sys.exit(f"expected times at {tokens} tokens, got {reply['outcome']}: {reply['why']}")
     (base, again, softmax, bare, skipped), (base2, again2, *rest) = (r["times"] for r in replies)
     return {
         "baseline_ms": sorted(base)[len(base) // 2],
@@ -121,8 +121,8 @@ def main() -> None:
         "device": environment.device(),
         "versions": environment.versions(),
         "rounds": given.rounds,
-        "batch": BATCH,
-        "tokens": {name[7:]: measure(name, given.rounds) for name in ("tokens_256", "tokens_512")},
+        "batch": minilm.BATCH,
+        "tokens": {str(tokens): measure(tokens, given.rounds) for tokens in (256, 512)},
     }
     given.out.write_text(json.dumps(result, indent=1) + "\n")
     print("\n".join(table(result)))

@@ -162,7 +162,7 @@ def table(result: dict[str, Any]) -> list[str]:
     trained = [r for r in result["rows"] if r["stage"] != "calibrate"]
     groups = dict.fromkeys((r["form"], r["asked"]) for r in trained)
     for form, asked in sorted(groups, key=lambda x: (FORMS.index(x[0]), x[1])):
-        first = all((form, steps) not in groups for steps in range(asked))
+        first = asked == min(steps for name, steps in groups if name == form)
         cells = []
         for stage in stages:
             found = _rows(result, form=form, stage=stage)

@@ -3,7 +3,7 @@
 Writes the result of `attnpass tune` with a fresh database: held-out accuracy with its bound,
 latency ratios of interleaved pairs against the compiled SDPA model, device, versions, date. Every
 plan's output is checked before it is timed (worker.py). With ``--db`` a run that was interrupted
-goes on; the seconds are then of the last part.
+goes on; no seconds are then given.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def main() -> None:
     )
     row = {
         "command": shlex.join(["attnpass", *command]),
-        "seconds": round(seconds, 1),
+        "seconds": None if given.db else round(seconds, 1),
         **{k: result[k] for k in keep},
     }
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -126,4 +126,4 @@ def test_the_plans_that_are_timed_are_what_their_names_say():
     assert forms["sigmoid"] == ["sigmoid"] * 6 and forms["skipat in half, else sigmoid"] == around
     assert forms["skipat in half"] == [x.replace("sigmoid", "softmax") for x in around]
     ids, keep = encoder_speed._task(8).example
-    assert ids.shape == (encoder_speed.BATCH, 8) and bool(keep.all())
+    assert ids.shape == (minilm.BATCH, 8) and bool(keep.all())

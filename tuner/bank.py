@@ -30,7 +30,7 @@ LOCAL = DistilOptions.local
 """Share of the budget that goes into the bank; the rest into whole plans."""
 
 STEPS = 150
-"""Of the global stage, that every plan should have: fewer change next to nothing."""
+"""Of the global stage, that every plan should have."""
 
 WATCHED = 4
 """Selection batches that decide when a stage ends."""
