@@ -1,9 +1,10 @@
 """Distillation: a converted model learns from the original one, on unlabelled batches.
 
-First locally: every converted site for itself, all in parallel, fed by the original model, on the
-block's output after its projection (attention maps are never compared). Then globally: the whole
-converted model on the original's output and its last features. What learns is the plan: the
-forms' parameters and deltas of the q, k, v and output projections; the model is never changed.
+Globally: the whole converted model on the original's output and its hidden states. Before that,
+where asked for, locally: every converted site for itself, all in parallel, fed by the original
+model, on the block's output after its projection (attention maps are never compared). What learns
+is the plan: the forms' parameters and deltas of the q, k, v and output projections; the model is
+never changed.
 """
 
 from __future__ import annotations

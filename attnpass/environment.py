@@ -43,6 +43,14 @@ def instructions() -> str:
     return "+".join([found, *(name for name, has in more.items() if has())])
 
 
+def narrow(device: str) -> bool:
+    """Whether a kind of device multiplies bfloat16 by instructions of its own."""
+    if device == "cuda":
+        found: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return found
+    return device == "cpu" and not {"bf16", "amx"}.isdisjoint(instructions().split("+"))
+
+
 def kernel_context(kind: str = "cpu") -> dict[str, Any]:
     """What a measured tile depends on beside its shape class."""
     numbers = {"torch": torch.__version__, "kernels": kernels_digest(), "protocol": PROTOCOL}

@@ -236,15 +236,17 @@ def judge(objective: Local | Global, batch: tuple[Any, ...]) -> dict[Key, float]
 
 
 Answers = tuple[list[Tensor], dict[str, Tensor], list[Tensor]]
+"""Outputs, features by graph and node, masks."""
 
 
 def _answers(capture: Capture, batch: tuple[Any, ...]) -> Answers:
-    """A model's floating outputs, features by graph and node, masks that its forms were given."""
+    """A model's floating outputs, its features, and the masks that its forms were given."""
     out, ran = watched(capture, batch, lambda g, layer: _features(g) | set(_masks(layer)))
     features, masks = dict[str, Tensor](), list[Tensor]()
-    for i, (graph, layer, seen) in enumerate(ran):
-        features |= {f"{i} {name}": seen[name] for name in sorted(_features(graph) & seen.keys())}
-        masks += [seen[name] for name in _masks(layer)]
+    for i, (_, layer, seen) in enumerate(ran):
+        own = _masks(layer)
+        masks += [seen[name] for name in own]
+        features |= {f"{i} {name}": seen[name] for name in sorted(seen.keys() - set(own))}
     leaves = torch.utils._pytree.tree_leaves(out)
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], features, masks
 

@@ -48,7 +48,11 @@ MASKED = -5e3
 """Logits below are a mask that was added."""
 
 RIDGE = 3e-2
+"""Of skipat's regressions, relative to the inputs' variance."""
+
 LINEAR = 2.0
+"""Mean, in deviations, of what skipat's GELUs get: there they are nearly straight."""
+
 TAPS = 0.3
 """Norm of the random part of skipat's first convolution, beside 1 at a row itself."""
 
@@ -273,11 +277,12 @@ def _fit_pointwise(module: Pointwise, samples: Sequence[Sample]) -> None:
     groups = module.b.shape[0] if module.k0 is None else module.k0.shape[0]
     least = module.b.new_full((groups,), math.inf, dtype=torch.float64)
     kept: list[Tensor] = []
+    mean = None if module.k0 is None else _mean_key(samples)
     for log_tau, mass in itertools.product(taus, MASSES[module.h == "sigmoid"]):
         module.gain.fill_(1.0)
         if module.log_tau is not None:
             module.log_tau.fill_(log_tau)
-        _fit_shift(module, samples, mass)
+        _fit_shift(module, samples, mass, mean)
         dot, power = _moments(module, samples, (0, 2, 3))
         # |y - g f|^2 at the best g is |y|^2 - dot^2 / power
         error = torch.where(power > 0, -dot * dot / power.clamp_min(1e-30), 0.0)
@@ -297,16 +302,23 @@ def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(chosen.view(-1, *(1,) * (new.dim() - 1)), new, old)
 
 
-def _fit_shift(module: Pointwise, samples: Sequence[Sample], mass: float) -> None:
+def _mean_key(samples: Sequence[Sample]) -> Tensor:
+    """Per key/value head, over the keys that are not masked."""
+    sums, counts = zip(*(_key_sums(s) for s in samples), strict=True)
+    mean: Tensor = torch.stack(sums).sum(0) / torch.stack(counts).sum().clamp_min(1)
+    return mean
+
+
+def _fit_shift(
+    module: Pointwise, samples: Sequence[Sample], mass: float, mean: Tensor | None
+) -> None:
     """B and k0 by ridge regression of the shifts that give rows a mass, on their queries.
 
-    k0 starts from the mean key, which is the answer where logits of a row vary little.
+    k0 starts from the ``mean`` key, which is the answer where logits of a row vary little.
     """
     assert module.b is not None
     heads = module.b.shape[0]
-    if module.k0 is not None:
-        sums, counts = zip(*(_key_sums(s) for s in samples), strict=True)
-        mean = torch.stack(sums).sum(0) / torch.stack(counts).sum().clamp_min(1)
+    if module.k0 is not None and mean is not None:
         module.k0.copy_(mean.to(module.k0.dtype))
     tau = 1.0 if module.log_tau is None else float(module.log_tau[0].exp())
     rows: list[Tensor] = []  # [H, n, d + 2]: queries, shift, whether it counts
@@ -413,8 +425,7 @@ def _four(x: Tensor | None) -> Tensor | None:
 def _fit_skipat(module: SkipAt, blocks: Sequence[Block]) -> float:
     """The nearest linear map of rank rD, then ridge regression of the last linear; no gate yet.
 
-    GELU is nearly linear where its input is ``LINEAR`` deviations above 0, and Phi bends from
-    there. Random features fit a few batches better, and anything else worse.
+    GELU is nearly linear where its input is ``LINEAR`` deviations above 0; Phi bends from there.
     """
     if not blocks:
         return math.nan

@@ -7,6 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnpass import environment
 from attnpass.errors import MeasureError, OptionError
 from attnpass.objectives import Global, Key, Local, judge
 
@@ -32,7 +34,7 @@ LOOKS = 10
 """How often a stage looks at the selection."""
 
 PATIENCE = 4
-"""Looks without a better one that end a stage."""
+"""Looks that end a stage: none of them better than the best or than the one before."""
 
 LOOKING = 0.02
 """Share of a budget of time that one look may take; at least one batch is looked at."""
@@ -55,11 +57,14 @@ class DistilOptions:
     Attributes:
         budget: seconds for all stages. steps: optimiser steps for all stages instead, which makes
             a run repeatable.
-        local: share of the local stage, 0 to 1; the rest is global.
+        local: share of the local stage, 0 to 1; the rest is global. Pays where what is learnt
+            serves several plans, as in the tuner; for one plan global steps gave back more.
         rank: of the deltas; ``None`` full, 0 none: only the forms' parameters learn.
         rate: learning rate, relative to the size of what is changed and to the loss at the start.
         outputs: what the model returns: ``logits`` (divergence of distributions) or ``features``
             (relative squared error).
+        autocast: whether products are in bfloat16 (``torch.autocast``), what learns stays as it
+            is; ``None`` where the device has instructions for it.
         seed: of the order of batches, of random inputs and of low-rank deltas.
 
     Raises:
@@ -68,10 +73,11 @@ class DistilOptions:
 
     budget: float = 300.0
     steps: int | None = None
-    local: float = 0.4
+    local: float = 0.0
     rank: int | None = None
     rate: float = 0.05
     outputs: str = "logits"
+    autocast: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -246,6 +252,14 @@ class Trainer:
         self.saved.finished.append(self.done)
         return self.done
 
+    def _precision(self) -> AbstractContextManager[Any]:
+        kind = self.parameters[0].device.type
+        wanted = self.options.autocast
+        if not (environment.narrow(kind) if wanted is None else wanted):
+            return nullcontext()
+        # a weight that was cast without gradients must not serve where there are some
+        return torch.autocast(kind, torch.bfloat16, cache_enabled=False)
+
     def _tell(self, progress: Progress | None, loss: float) -> None:
         if progress is None:
             return
@@ -300,7 +314,7 @@ class Trainer:
         losses = []
         self.optimiser.zero_grad()
         # augmentation and dropout are the same in every run
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=devices), self._precision():
             torch.manual_seed(self.options.seed * 1_000_003 + self.done.steps)
             for key, loss in self.objective.losses(self._batch(inputs)):
                 losses.append(float(loss.detach()))
@@ -360,7 +374,9 @@ class Trainer:
         found: dict[Key, float] = {}
         start, count = time.monotonic(), self._watched or len(selection)
         for at, batch in enumerate(selection[:count], 1):
-            for key, loss in judge(self.objective, batch).items():
+            with self._precision():
+                judged = judge(self.objective, batch)
+            for key, loss in judged.items():
                 found[key] = found.get(key, 0.0) + loss
             late = time.monotonic() - start > LOOKING * self.seconds
             if late and not self._watched and self.options.steps is None:
@@ -369,9 +385,11 @@ class Trainer:
         # the same batches at every look, else losses could not be compared
         self._watched = count
         found = {key: loss / count for key, loss in found.items()}
-        self.done.looks.append((self.done.steps, sum(found.values()) / max(len(found), 1)))
-        # while the rate is high a loss may well rise
-        self.stale += 2 * self.done.steps >= self.done.total > 0
+        mean = sum(found.values()) / max(len(found), 1)
+        # a high rate may cost what the start had; while it comes back, nothing is stale
+        falls = bool(self.done.looks) and mean < self.done.looks[-1][1]
+        self.stale += not falls and 2 * self.done.steps >= self.done.total > 0
+        self.done.looks.append((self.done.steps, mean))
         for key, loss in found.items():
             if loss < self.best.get(key, math.inf):
                 self.stale, self.best[key] = 0, loss

@@ -23,7 +23,7 @@ CASES = {
     "digits": ["digits", "--max-drop", "0.02"],
     "digits_recovered": ["digits", "--max-drop", "0.01", *DISTIL, "5m"],
     "minilm_recovered": [
-        "examples/minilm.py:task",
+        "examples/minilm.py:mrr",
         "--max-drop",
         "0.01",
         *DISTIL,

@@ -229,7 +229,7 @@ def test_a_model_in_training_mode_keeps_its_buffers():
     net = model().train()
     before = state(net)
     plan = planned(net)
-    attnpass.distil(net, plan, batches(), steps=4)
+    attnpass.distil(net, plan, batches(), steps=4, local=0.5)
     assert net.training
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
@@ -245,7 +245,7 @@ def test_labels_order_and_noise_come_from_the_seed():
     net, found = model(), []
     for seed in (0, 0, 1):
         plan = planned(net, "hydra")
-        attnpass.distil(net, plan, Noisy(), steps=6, seed=seed)
+        attnpass.distil(net, plan, Noisy(), steps=6, local=0.5, seed=seed)
         found.append(plan.hash)
         torch.rand(1)
     assert found[0] == found[1] != found[2]
@@ -356,6 +356,42 @@ def test_a_stage_that_no_longer_improves_ends_and_its_best_is_kept():
     assert [loss for _, loss in stage.looks] == looks[:9]
     assert torch.equal(objective.value.detach(), objective.seen[2])
     assert not torch.equal(objective.seen[2], objective.seen[8])
+
+
+def test_a_stage_goes_on_while_it_comes_back_from_a_high_rate():
+    looks = [1.0, *(9.0 - i / 2 for i in range(10))]
+    stage = trained(Scripted(looks), steps=100).done
+    assert stage.steps == 100 and stage.kept == {"|a": 0}
+
+
+@pytest.mark.parametrize(("wanted", "native"), [(True, False), (False, True), (None, True)])
+def test_products_are_narrow_where_asked_for_or_native(wanted, native, monkeypatch):
+    monkeypatch.setattr("attnpass.environment.narrow", lambda device: native)
+    seen = []
+
+    class Products(Scripted):
+        def losses(self, batch):
+            seen.append((self.value @ self.value).dtype)
+            yield from super().losses(batch)
+
+    objective = Products([1.0 / (i + 1) for i in range(20)])
+    trained(objective, steps=10, autocast=wanted)
+    narrow = wanted is None or wanted
+    assert len(seen) == 21 and set(seen) == {torch.bfloat16 if narrow else torch.float32}
+    assert objective.value.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def test_a_model_comes_nearer_in_narrow_products():
+    net, losses = model(), []
+    for autocast in (False, True):
+        plan = planned(net)
+        given = {"steps": 12, "selection": batches(1), "autocast": autocast}
+        (stage,) = attnpass.distil(net, plan, batches(), **given)
+        losses.append([loss for _, loss in stage.looks])
+        assert all(p.dtype == torch.float32 for p in plan.parameters())
+    wide, narrow = losses
+    assert wide != narrow and narrow[-1] < 0.9 * narrow[0]
+    assert narrow == pytest.approx(wide, rel=0.1)
 
 
 def test_what_it_starts_from_may_be_the_best():
@@ -474,7 +510,7 @@ def test_layers_that_share_a_graph_learn_each_for_itself():
     net = Broken().eval()
     net.net = model()
     plan = Plan.create(net, data(), form="sigmoid")
-    stages = attnpass.distil(net, plan, batches(), steps=12, outputs="features")
+    stages = attnpass.distil(net, plan, batches(), steps=12, local=0.5, outputs="features")
     assert [s.losses[-1] < s.losses[0] for s in stages] == [True, True]
     assert sorted(plan.deltas) == [f"net.blocks.{i}.attn" for i in range(3)]
 
@@ -520,7 +556,7 @@ def test_bfloat16_models_learn_too():
     given = [(x.bfloat16(),) for (x,) in batches()]
     plan = Plan.create(net, *given[0], form="sigmoid")
     attnpass.calibrate(net, plan, given)
-    stages = attnpass.distil(net, plan, given, steps=16)
+    stages = attnpass.distil(net, plan, given, steps=16, local=0.5)
     assert all(s.losses[-1] < s.losses[0] for s in stages)
     assert all(p.dtype == torch.float32 for p in plan.parameters())
 
@@ -531,7 +567,7 @@ def test_dropout_is_the_same_in_every_run():
         net = model()
         net.head = nn.Sequential(nn.Dropout(0.5), net.head).train()
         plan = planned(net)
-        attnpass.distil(net, plan, batches(), steps=6)
+        attnpass.distil(net, plan, batches(), steps=6, local=0.5)
         found.append(plan.hash)
         torch.rand(3)
     assert found[0] == found[1]
@@ -542,7 +578,7 @@ def test_it_trains_whatever_the_mode_it_is_called_in(mode):
     net = model()
     plan = planned(net)
     with mode():
-        stages = attnpass.distil(net, plan, batches(), steps=8)
+        stages = attnpass.distil(net, plan, batches(), steps=8, local=0.4)
     assert [s.steps for s in stages] == [3, 5]
     assert any(
         p.abs().max() > 0 for d in plan.deltas.values() for x in d.values() for p in x.parameters()

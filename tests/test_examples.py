@@ -64,10 +64,25 @@ def test_the_task_finds_entries_and_can_be_converted(corpus, monkeypatch):
     found = task.score(outputs, targets)
     assert found.shape == (60,) and found.mean() > 0.6
     assert task.score(outputs.flip(0), targets).mean() < 0.1
+    monkeypatch.setattr(minilm, "task", lambda: task)
+    finer = minilm.mrr()
+    assert found.mean() < finer.score(outputs, targets).mean() < 1.0
+    assert (task.metric, finer.metric) == ("recall@1", "MRR") and finer.model is task.model
     plan = attnpass.Plan.create(task.model, *task.example, form="sigmoid")
     assert [e.form for e in plan.sites.values()] == ["sigmoid"] * 6
     errors = attnpass.calibrate(task.model, plan, task.calibration[:1])
     assert all(0 < e < 0.5 for e in errors.values())
+
+
+def test_lessons_hold_every_text_and_little_padding():
+    counts = [5, 2, 9, 3, 9, 4, 2, 6]
+    keep = torch.arange(12) < torch.tensor(counts)[:, None]
+    ids = torch.where(keep, 10 * torch.arange(1, 9)[:, None] + torch.arange(12), 0)
+    found = minilm.lessons(ids, keep)
+    assert [tuple(x.shape) for x, _ in found] == [(4, 4), (4, 9)]
+    rows = [row[own] for x, kept in found for row, own in zip(x, kept, strict=True)]
+    every = [row[own] for row, own in zip(ids, keep, strict=True)]
+    assert sorted(r.tolist() for r in rows) == sorted(r.tolist() for r in every)
 
 
 def test_ranks_count_what_is_more_similar():

@@ -26,7 +26,7 @@ from attnpass.trainer import Checkpoint, DistilOptions, Progress, Trainer
 from attnpass.tuner.progress import Voice
 from attnpass.tuner.settings import CHOICES, Settings
 
-LOCAL = DistilOptions.local
+LOCAL = 0.4
 """Share of the budget that goes into the bank; the rest into whole plans."""
 
 STEPS = 150
