@@ -1,16 +1,17 @@
 """What recovery gives back: `python benchmarks/recovery.py digits` or `minilm`.
 
-Every form in all layers (skipat in half of them, hydra there too on MiniLM), after calibration
-only, after the local stage only, the global stage only (the default), and both, with the same
-number of steps. Scores are of held-out items, paired with the original model's, with the bound at
-95 %; the selection split decides when a stage ends. Rows that are in the result file already are
-not taken again: an interrupted run goes on; each carries the digest of the sources it was taken
-of. No time is claimed here but that of recovery itself.
+Every form in all layers (skipat in half of them), after calibration only, after the local stage
+only, the global stage only (the default), and both, with the same number of steps. Scores are of
+held-out items, paired with the original model's, with the bound at 95 %; the selection split
+decides when a stage ends. Rows that are in the result file already are not taken again: an
+interrupted run goes on; each carries the digest of the sources it was taken of. No time is claimed
+here but that of recovery itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -30,16 +31,10 @@ from attnpass.tuner.accuracy import Split, answer, bound, pooled_scores, scores,
 
 ROOT = Path(__file__).parent.parent
 TASKS = {"digits": "digits", "minilm": f"{ROOT}/examples/minilm.py:task"}
-FORMS = ("sigmoid", "relu", "hydra", "hydra in half", "skipat")
+FORMS = ("sigmoid", "relu", "hydra", "skipat")
 STEPS = {
     "digits": {"sigmoid": 400, "relu": 600, "hydra": 1000, "skipat": 800},
-    "minilm": {
-        "sigmoid": 600,
-        "relu": 600,
-        "hydra": 1000,
-        "hydra in half": 1000,
-        "skipat": 800,
-    },
+    "minilm": {"sigmoid": 600, "relu": 600, "hydra": 1000, "skipat": 600},
 }
 OPTIONS = {"skipat": {"r": 1.0, "kernel": 5}}
 AUTOCAST = {"minilm"}
@@ -54,12 +49,9 @@ def convert(
 ) -> tuple[attnpass.Plan, dict[str, Any]]:
     """The calibrated plan with the errors left.
 
-    Skipat, and hydra where that is asked for, goes into the half of the layers where one alone
-    changes the model's output least, on the items that are ``watched``; how much is among the
-    errors, as ``alone``.
+    Skipat goes into the half of the layers that together change the model's output least, on the
+    items that are ``watched``; how much each half does is among the errors, as ``halves``.
     """
-    half = form in ("skipat", "hydra in half")
-    form = form.partition(" ")[0]
 
     def plan(sites: list[str] | None) -> tuple[attnpass.Plan, dict[str, float]]:
         made = attnpass.Plan.create(
@@ -68,20 +60,20 @@ def convert(
         return made, attnpass.calibrate(task.model, made, task.calibration)
 
     made, errors = plan(None)
-    if not half:
+    if form != "skipat":
         return made, errors
     capture = attnpass.Capture(task.model).trace(*task.example)
     changes = {}
     with torch.no_grad():
         want = torch.cat([capture(*inputs) for inputs in watched])
-        for site in errors:
-            alone = attnpass.Plan({site: made.sites[site]})
-            alone.values[site] = made.values[site]
-            capture.use(alone, strict=True)
+        for sites in itertools.combinations(errors, len(made.sites) // 2):
+            together = attnpass.Plan({site: made.sites[site] for site in sites})
+            together.values = {site: made.values[site] for site in sites}
+            capture.use(together, strict=True)
             got = torch.cat([capture(*inputs) for inputs in watched])
-            changes[site] = float(relative(got, want))
-    made, errors = plan(sorted(changes, key=changes.__getitem__)[: len(made.sites) // 2])
-    return made, errors | {"alone": changes}
+            changes[" ".join(sites)] = float(relative(got, want))
+    made, errors = plan(min(changes, key=changes.__getitem__).split())
+    return made, errors | {"halves": changes}
 
 
 class Judge:
@@ -141,7 +133,7 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
     seconds = time.monotonic() - start
     return {
         "form": form,
-        "sites": [n for n, e in plan.sites.items() if e.form != "softmax"],
+        "sites": [n for n, e in plan.sites.items() if e.form == form],
         "errors": errors,
         "stage": stage,
         "seed": seed,
@@ -197,7 +189,7 @@ def _rows(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=sorted(TASKS))
-    parser.add_argument("--forms", help="with commas between; else those of the case")
+    parser.add_argument("--forms", default=",".join(FORMS))
     parser.add_argument("--stages", default="global,calibrate,local,both")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="of all forms (0: as listed above)")
@@ -223,7 +215,7 @@ def main() -> None:
     taken = {(r["form"], r["stage"], r["seed"], r["asked"]) for r in result["rows"]}
     for seed in range(given.seeds):
         for stage in given.stages.split(","):
-            for form in given.forms.split(",") if given.forms else STEPS[given.case]:
+            for form in given.forms.split(","):
                 steps = given.steps or STEPS[given.case][form]
                 # calibration has no seed
                 if (form, stage, seed, steps) in taken or (stage == "calibrate" and seed):
@@ -232,7 +224,7 @@ def main() -> None:
                 result["rows"].append(row)
                 out.write_text(json.dumps(result, indent=1) + "\n")
                 print(
-                    f"{form:13} {stage:9} seed {seed}: {row['score']:.4f}, drop {row['drop']:.2%}"
+                    f"{form:8} {stage:9} seed {seed}: {row['score']:.4f}, drop {row['drop']:.2%}"
                     f" (at most {row['upper']:.2%}), {row['seconds']:.0f} s",
                     flush=True,
                 )

@@ -31,7 +31,7 @@ CASES = {
         "--forms",
         "sigmoid,skipat r=0.5",
         "--trials",
-        "8",
+        "6",
     ],
 }
 

@@ -128,9 +128,9 @@ def test_the_recovery_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     rows = run("calibrate,both")
     assert rows[0] == first and [r["stage"] for r in rows] == ["calibrate", "both"]
     assert rows[1]["steps"] == 2 and rows[1]["items"] == 40
-    alone = rows[0]["errors"]["alone"]
-    assert sorted(alone) == ["blocks.1.attn", "blocks.2.attn"] and len(set(alone.values())) == 2
-    assert rows[0]["sites"] == [min(alone, key=alone.__getitem__)]
+    halves = rows[0]["errors"]["halves"]
+    assert sorted(halves) == ["blocks.1.attn", "blocks.2.attn"] and len(set(halves.values())) == 2
+    assert rows[0]["sites"] == [min(halves, key=halves.__getitem__)]
     assert len(recovery.table(json.loads(out.read_text()))) == 3
 
 
