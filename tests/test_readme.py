@@ -214,6 +214,9 @@ def test_what_recovery_gives_back_on_the_encoder():
 def test_the_plans_for_the_encoder_are_the_committed_results():
     row, text = result("minilm_recovered_cpu.json"), (ROOT / "docs" / "recovery.md").read_text()
     assert all(line in text for line in show.verdict(row).splitlines())
+    (best,) = [r for r in row["front"] if r["plan"] == row["best"]]
+    ratio, upper = best["latency"]["ratio"]["median"], best["held_out"]["upper"]
+    assert f"is {ratio:.2f}x with a drop of {upper:.2%} MRR at most" in README
     facts = row["facts"]
     assert f"is {facts['attention_share']:.0%} of the time: nothing gains more" in README
     assert f"than {facts['ceiling']:.2f}x, skipat {facts['ceiling_skipat']:.2f}x" in README
