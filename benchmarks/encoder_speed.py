@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import minilm  # noqa: E402
 
 HALF = slice(2, 5)
-"""Layers of skipat: those that recovery.py found to matter least."""
+"""Layers of skipat: any but the first are equally fast."""
 SKIPAT = {"r": 1.0, "kernel": 5}
 
 
@@ -72,8 +72,11 @@ def plans(task: Task) -> dict[str, Plan]:
 
 def measure(tokens: int, rounds: int) -> dict[str, Any]:
     """Milliseconds, ceilings and speed-ups at one length."""
-    path = f"{Path(__file__).resolve()}:tokens_{tokens}"
-    made = plans(_task(tokens))
+    return speed(f"{Path(__file__).resolve()}:tokens_{tokens}", plans(_task(tokens)), rounds)
+
+
+def speed(path: str, made: dict[str, Plan], rounds: int) -> dict[str, Any]:
+    """Milliseconds, ceilings and the speed-ups of plans ``made`` on the task at ``path``."""
     with tempfile.TemporaryDirectory() as folder, Worker(path, db=f"{folder}/a.db") as worker:
         files = [str(p.save(Path(folder) / f"{i}.json")) for i, p in enumerate(made.values())]
         replies = [
@@ -82,7 +85,7 @@ def measure(tokens: int, rounds: int) -> dict[str, Any]:
         ]
     for reply in replies:
         if reply["outcome"] != "ok":
-            sys.exit(f"expected times at {tokens} tokens, got {reply['outcome']}: {reply['why']}")
+            sys.exit(f"expected times of {path}, got {reply['outcome']}: {reply['why']}")
     (base, again, softmax, bare, skipped), (base2, again2, *rest) = (r["times"] for r in replies)
     return {
         "baseline_ms": sorted(base)[len(base) // 2],

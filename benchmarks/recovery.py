@@ -1,11 +1,12 @@
-"""What recovery gives back: `python benchmarks/recovery.py digits` or `minilm`.
+"""What recovery gives back: `python benchmarks/recovery.py digits`, `minilm` or `minilm_512`.
 
-Every form in all layers (skipat in half of them), after calibration only, after the local stage
-only, the global stage only (the default), and both, with the same number of steps. Scores are of
-held-out items, paired with the original model's, with the bound at 95 %; the selection split
-decides when a stage ends. Rows that are in the result file already are not taken again: an
-interrupted run goes on; each carries the digest of the sources it was taken of. No time is claimed
-here but that of recovery itself.
+Every form in all layers (skipat in half of them; at 512 tokens with sigmoid in the others), after
+calibration only, after the local stage only, the global stage only (the default), and both, with
+the same number of steps. Scores are of held-out items, paired with the original model's, with the
+bound at 95 %; the selection split decides when a stage ends. Rows that are in the result file
+already are not taken again: an interrupted run goes on; each carries the digest of the sources it
+was taken of. How fast the plans are that ``--plans DIR`` keeps is measured at the end, interleaved
+in one process (`--rounds 0`: not).
 """
 
 from __future__ import annotations
@@ -30,37 +31,53 @@ from attnpass.trainer import DistilOptions
 from attnpass.tuner.accuracy import Split, answer, bound, pooled_scores, scores, split
 
 ROOT = Path(__file__).parent.parent
-TASKS = {"digits": "digits", "minilm": f"{ROOT}/examples/minilm.py:task"}
-FORMS = ("sigmoid", "relu", "hydra", "skipat")
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from encoder_speed import speed  # noqa: E402
+
+TASKS = {
+    "digits": "digits",
+    "minilm": f"{ROOT}/examples/minilm.py:task",
+    "minilm_512": f"{ROOT}/examples/minilm.py:mrr_512",
+}
+HALF = {
+    "skipat": ("skipat", None),
+    "half-hydra": ("hydra", None),
+    "skipat+sigmoid": ("skipat", "sigmoid"),
+}
+"""Designs that put a form into half of the layers, and what they put into the others."""
+FORMS = ("sigmoid", "relu", "hydra", *HALF)
 STEPS = {
     "digits": {"sigmoid": 400, "relu": 600, "hydra": 1000, "skipat": 800},
-    "minilm": {"sigmoid": 600, "relu": 600, "hydra": 1000, "skipat": 600},
+    "minilm": {"sigmoid": 600, "relu": 600, "hydra": 1000, "skipat": 600, "half-hydra": 600},
+    "minilm_512": {"skipat+sigmoid": 2000},
 }
+"""Of every design that a case has."""
 OPTIONS = {"skipat": {"r": 1.0, "kernel": 5}}
-AUTOCAST = {"minilm"}
+AUTOCAST = {"minilm", "minilm_512"}
 """What is distilled in bfloat16."""
 LOCAL = {"local": 1.0, "global": 0.0, "both": 0.4}
-WATCHED = {"minilm": (1, 16)}
+WATCHED = {"minilm": (1, 16), "minilm_512": (1, 16)}
 """Batches of the selection that distillation looks at, and items of each; else 4 of 100."""
 
 
 def convert(
-    task: Task, form: str, watched: Sequence[tuple[Any, ...]]
+    task: Task, design: str, watched: Sequence[tuple[Any, ...]]
 ) -> tuple[attnpass.Plan, dict[str, Any]]:
     """The calibrated plan with the errors left.
 
-    Skipat goes into the half of the layers that together change the model's output least, on the
-    items that are ``watched``; how much each half does is among the errors, as ``halves``.
+    A form for half of the layers goes into those that together change the model's output least, on
+    the items that are ``watched``; how much each half does is among the errors, as ``halves``.
     """
+    form, other = HALF.get(design, (design, None))
 
-    def plan(sites: list[str] | None) -> tuple[attnpass.Plan, dict[str, float]]:
-        made = attnpass.Plan.create(
+    def plan(form: str, sites: list[str] | None = None) -> attnpass.Plan:
+        return attnpass.Plan.create(
             task.model, *task.example, form=form, form_options=OPTIONS.get(form), sites=sites
         )
-        return made, attnpass.calibrate(task.model, made, task.calibration)
 
-    made, errors = plan(None)
-    if form != "skipat":
+    made = plan(form)
+    errors = attnpass.calibrate(task.model, made, task.calibration)
+    if design not in HALF:
         return made, errors
     capture = attnpass.Capture(task.model).trace(*task.example)
     changes = {}
@@ -72,21 +89,32 @@ def convert(
             capture.use(together, strict=True)
             got = torch.cat([capture(*inputs) for inputs in watched])
             changes[" ".join(sites)] = float(relative(got, want))
-    made, errors = plan(min(changes, key=changes.__getitem__).split())
-    return made, errors | {"halves": changes}
+    half = min(changes, key=changes.__getitem__).split()
+    best = plan(form, half)
+    if other:
+        around = plan(other, [site for site in made.sites if site not in half])
+        best.sites |= {n: e for n, e in around.sites.items() if e.form == other}
+        best.values |= around.values
+    return best, attnpass.calibrate(task.model, best, task.calibration) | {"halves": changes}
+
+
+OTHERS = {"recall": "recall@1", "reciprocal_rank": "MRR"}
+"""Functions of a task's file that score what it retrieves, and what they are called."""
 
 
 class Judge:
     """Held-out scores of the original, and of plans beside it.
 
-    Where all items are judged together, ``reciprocal_rank`` of the task's file is taken too.
+    Where all items are judged together, the other of ``OTHERS`` is taken too.
     """
 
     def __init__(self, task: Task) -> None:
         self.scored = {task.metric: task}
         file = sys.modules[task.score.__module__] if task.pooled else None
-        if hasattr(file, "reciprocal_rank"):
-            self.scored["mrr"] = replace(task, score=file.reciprocal_rank)
+        for name in OTHERS:
+            score = getattr(file, name, task.score)
+            if score is not task.score:
+                self.scored[name] = replace(task, score=score)
         self.task = task
         self.capture = attnpass.Capture(task.model).trace(*task.example)
         sizes = [len(target) for _, target in task.validation]
@@ -110,8 +138,10 @@ class Judge:
         return {**bounds.pop(self.task.metric), **bounds}
 
 
-def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: int) -> Any:
-    """One row: the plan's held-out score, and what recovery did."""
+def recover(
+    task: Task, judge: Judge, form: str, stage: str, seed: int, steps: int
+) -> tuple[dict[str, Any], attnpass.Plan]:
+    """One row, the plan's held-out score and what recovery did; and the plan."""
     start, stages = time.monotonic(), []
     batches, items = WATCHED.get(task.name, (4, 100))
     watched = [task.validation[i][0] for i in judge.halves.selection[:batches]]
@@ -131,9 +161,9 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
             autocast=task.name in AUTOCAST,
         )
     seconds = time.monotonic() - start
-    return {
+    row = {
         "form": form,
-        "sites": [n for n, e in plan.sites.items() if e.form == form],
+        "sites": [n for n, e in plan.sites.items() if e.form != "softmax"],
         "errors": errors,
         "stage": stage,
         "seed": seed,
@@ -148,6 +178,7 @@ def recover(task: Task, judge: Judge, form: str, stage: str, seed: int, steps: i
         **judge(plan),
         "stages": [s.as_dict() for s in stages],
     }
+    return row, plan
 
 
 def table(result: dict[str, Any]) -> list[str]:
@@ -157,8 +188,8 @@ def table(result: dict[str, Any]) -> list[str]:
     """
     stages = [s for s in ("calibrate", "local", "global", "both") if _rows(result, stage=s)]
     tail = {"bound": lambda rows: f"{max(r['upper'] for r in rows):.2%}"}
-    if "mrr" in result["original"]:
-        tail["MRR"] = lambda rows: f"{max(r['mrr']['drop'] for r in rows):.2%}"
+    for other in OTHERS.keys() & result["original"].keys():
+        tail[OTHERS[other]] = lambda rows, key=other: f"{max(r[key]['drop'] for r in rows):.2%}"
     tail["threads"] = lambda rows: f"{max(r['threads'] for r in rows)}"
     tail["seconds"] = lambda rows: f"{max(r['seconds'] for r in rows):.0f}"
     rows = ["| form | layers | steps | " + " | ".join([*stages, *tail]) + " |"]
@@ -189,12 +220,15 @@ def _rows(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=sorted(TASKS))
-    parser.add_argument("--forms", default=",".join(FORMS))
+    parser.add_argument("--forms", help="default: all that are listed above for the case")
     parser.add_argument("--stages", default="global,calibrate,local,both")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="of all forms (0: as listed above)")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plans", type=Path, help="folder for the plans of the global stage")
+    parser.add_argument("--rounds", type=int, default=20)
     given = parser.parse_args()
+    forms = given.forms.split(",") if given.forms else list(STEPS[given.case])
     out = given.out or ROOT / f"benchmarks/results/recovery_{given.case}_cpu.json"
     result = json.loads(out.read_text()) if out.exists() else {"rows": []}
     known = environment.versions()
@@ -215,12 +249,15 @@ def main() -> None:
     taken = {(r["form"], r["stage"], r["seed"], r["asked"]) for r in result["rows"]}
     for seed in range(given.seeds):
         for stage in given.stages.split(","):
-            for form in given.forms.split(","):
+            for form in forms:
                 steps = given.steps or STEPS[given.case][form]
                 # calibration has no seed
                 if (form, stage, seed, steps) in taken or (stage == "calibrate" and seed):
                     continue
-                row = recover(task, judge, form, stage, seed, steps)
+                row, plan = recover(task, judge, form, stage, seed, steps)
+                if given.plans and stage == "global":
+                    given.plans.mkdir(parents=True, exist_ok=True)
+                    plan.save(given.plans / f"{form}, {steps} steps, seed {seed}.json")
                 result["rows"].append(row)
                 out.write_text(json.dumps(result, indent=1) + "\n")
                 print(
@@ -228,6 +265,13 @@ def main() -> None:
                     f" (at most {row['upper']:.2%}), {row['seconds']:.0f} s",
                     flush=True,
                 )
+    kept = sorted(given.plans.glob("*.json")) if given.plans and given.rounds else []
+    if kept:
+        plans = {file.stem: attnpass.Plan.load(file) for file in kept}
+        result["speed"] = speed(TASKS[given.case], plans, given.rounds)
+        out.write_text(json.dumps(result, indent=1) + "\n")
+        for name, ratio in result["speed"]["forms"].items():
+            print(f"{name}: {ratio['median']:.3f}x [{ratio['low']:.3f}, {ratio['high']:.3f}]")
 
 
 if __name__ == "__main__":

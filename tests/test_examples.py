@@ -64,8 +64,13 @@ def test_the_task_finds_entries_and_can_be_converted(corpus, monkeypatch):
     found = task.score(outputs, targets)
     assert found.shape == (60,) and found.mean() > 0.6
     assert task.score(outputs.flip(0), targets).mean() < 0.1
-    monkeypatch.setattr(minilm, "task", lambda: task)
-    finer = minilm.mrr()
+    (whole, kept), _ = minilm.task(60, 32, 512).validation[0]
+    (cut, _), _ = task.validation[0]
+    assert torch.equal(whole[:, :255], cut[:, :255]) and kept.sum(1).max() > 256
+    asked = []
+    monkeypatch.setattr(minilm, "task", lambda **given: asked.append(given) or task)
+    finer, long = minilm.mrr(), minilm.mrr_512()
+    assert asked == [{}, {"learn": 3400, "length": 512}] and long.score is finer.score
     assert found.mean() < finer.score(outputs, targets).mean() < 1.0
     assert (task.metric, finer.metric) == ("recall@1", "MRR") and finer.model is task.model
     plan = attnpass.Plan.create(task.model, *task.example, form="sigmoid")
@@ -132,6 +137,27 @@ def test_the_recovery_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert sorted(halves) == ["blocks.1.attn", "blocks.2.attn"] and len(set(halves.values())) == 2
     assert rows[0]["sites"] == [min(halves, key=halves.__getitem__)]
     assert len(recovery.table(json.loads(out.read_text()))) == 3
+
+
+@pytest.mark.parametrize(
+    ("design", "around"), [("skipat+sigmoid", "sigmoid"), ("half-hydra", None)]
+)
+def test_the_recovery_benchmark_converts_half_of_the_layers(design, around, tmp_path, monkeypatch):
+    monkeypatch.setattr(recovery, "TASKS", {"digits": TINY})
+    monkeypatch.setattr(accuracy, "HELD_OUT", 30)
+    command = f"recovery.py digits --forms {design} --seeds 1 --steps 2 --stages global --rounds 0"
+    folder, out = tmp_path / "plans", tmp_path / "rows.json"
+    monkeypatch.setattr(sys, "argv", [*command.split(), f"--plans={folder}", f"--out={out}"])
+    recovery.main()
+    (row,) = json.loads(out.read_text())["rows"]
+    plan = attnpass.Plan.load(folder / f"{design}, 2 steps, seed 0.json")
+    forms = {name: entry.form for name, entry in plan.sites.items()}
+    halves = row["errors"]["halves"]
+    half = min(halves, key=halves.__getitem__).split()
+    assert 2 * len(half) <= len(forms)
+    for name, form in forms.items():
+        assert form == (recovery.HALF[design][0] if name in half else around or "softmax")
+    assert row["sites"] == [name for name, form in forms.items() if form != "softmax"]
 
 
 def test_the_plans_that_are_timed_are_what_their_names_say():

@@ -195,7 +195,7 @@ def test_what_recovery_gives_back_on_the_encoder():
     rows = result("recovery_minilm_cpu.json")["rows"]
     steps = recovery.STEPS["minilm"]
     full = [r for r in rows if r["stage"] == "global" and r["asked"] == steps[r["form"]]]
-    _said(full, ("sigmoid", "relu", "skipat"), 2)
+    _said(full, ("sigmoid", "relu", "skipat"), 3)
     _said(full, ("hydra",), 1)
     together = [r["drop"] for r in full if r["form"] == "skipat"]
     apart = [r for r in rows if (r["form"], r["stage"]) == ("skipat", "global") and r not in full]
