@@ -184,7 +184,7 @@ def recover(
 def table(result: dict[str, Any]) -> list[str]:
     """Drops in points of a hundred, mean over seeds and the worst one, as rows of Markdown.
 
-    One per form and number of steps; calibration has none, it stands in the first of a form.
+    One per form and number of steps asked for.
     """
     stages = [s for s in ("calibrate", "local", "global", "both") if _rows(result, stage=s)]
     tail = {"bound": lambda rows: f"{max(r['upper'] for r in rows):.2%}"}
@@ -192,17 +192,17 @@ def table(result: dict[str, Any]) -> list[str]:
         tail[OTHERS[other]] = lambda rows, key=other: f"{max(r[key]['drop'] for r in rows):.2%}"
     tail["threads"] = lambda rows: f"{max(r['threads'] for r in rows)}"
     tail["seconds"] = lambda rows: f"{max(r['seconds'] for r in rows):.0f}"
+    timed = result.get("speed", {}).get("forms")
+    if timed:
+        tail["speed-up"] = lambda rows: _slowest(timed, rows)
     rows = ["| form | layers | steps | " + " | ".join([*stages, *tail]) + " |"]
     rows.append("| --- " * (len(stages) + len(tail) + 3) + "|")
     trained = [r for r in result["rows"] if r["stage"] != "calibrate"]
     groups = dict.fromkeys((r["form"], r["asked"]) for r in trained)
     for form, asked in sorted(groups, key=lambda x: (FORMS.index(x[0]), x[1])):
-        first = asked == min(steps for name, steps in groups if name == form)
         cells = []
         for stage in stages:
-            found = _rows(result, form=form, stage=stage)
-            once = stage == "calibrate"
-            drops = [r["drop"] for r in found if (first if once else r["asked"] == asked)]
+            drops = [r["drop"] for r in _rows(result, form=form, stage=stage, asked=asked)]
             mean = sum(drops) / max(len(drops), 1)
             worst = f" (worst of {len(drops)}: {max(drops):.2%})" if len(drops) > 1 else ""
             cells.append(f"{mean:.2%}{worst}" if drops else "-")
@@ -211,6 +211,20 @@ def table(result: dict[str, Any]) -> list[str]:
         layers = len(_rows(result, form=form)[0]["sites"])
         rows.append(f"| {form} | {layers} | {asked} | {' | '.join(cells)} |")
     return rows
+
+
+def _name(row: dict[str, Any]) -> str:
+    """Of the plan that a row is of."""
+    return f"{row['form']}, {row['asked']} steps, seed {row['seed']}"
+
+
+def _slowest(timed: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The least speed-up of the rows' plans that were timed, with its interval."""
+    found = [timed[_name(r)] for r in rows if _name(r) in timed]
+    if not found:
+        return "-"
+    least = min(found, key=lambda r: r["median"])
+    return f"{least['median']:.2f}x [{least['low']:.2f}, {least['high']:.2f}]"
 
 
 def _rows(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
@@ -257,7 +271,7 @@ def main() -> None:
                 row, plan = recover(task, judge, form, stage, seed, steps)
                 if given.plans and stage == "global":
                     given.plans.mkdir(parents=True, exist_ok=True)
-                    plan.save(given.plans / f"{form}, {steps} steps, seed {seed}.json")
+                    plan.save(given.plans / f"{_name(row)}.json")
                 result["rows"].append(row)
                 out.write_text(json.dumps(result, indent=1) + "\n")
                 print(
