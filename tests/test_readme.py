@@ -202,6 +202,8 @@ def test_what_recovery_gives_back_on_the_encoder():
     full = [r for r in rows if r["stage"] == "global" and r["asked"] == steps[r["form"]]]
     _said(full, ("sigmoid", "relu", "skipat"), 3)
     _said(full, ("hydra",), 1)
+    (half,) = [r for r in full if r["form"] == "half-hydra"]
+    assert f"loses {half['drop']:.2%} (at most {half['upper']:.2%}), one seed" in README
     together = [r["drop"] for r in full if r["form"] == "skipat"]
     apart = [r for r in rows if (r["form"], r["stage"]) == ("skipat", "global") and r not in full]
     assert len(apart) == 2 and min(r["drop"] for r in apart) > max(together)
