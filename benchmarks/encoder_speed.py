@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 import minilm  # noqa: E402
 
 HALF = slice(2, 5)
-"""Layers of skipat: any but the first are equally fast."""
+"""Layers of skipat; the first has none before it."""
 SKIPAT = {"r": 1.0, "kernel": 5}
 
 
@@ -64,10 +64,17 @@ def plans(task: Task) -> dict[str, Plan]:
     half = Plan.create(
         task.model, *task.example, form="skipat", form_options=SKIPAT, sites=names[HALF]
     )
-    mixed = half.copy()
-    for name in set(names) - set(names[HALF]):
-        mixed.sites[name], mixed.values[name] = sigmoid.sites[name], sigmoid.values[name]
+    mixed = fill(half, sigmoid)
     return {"sigmoid": sigmoid, "skipat in half": half, "skipat in half, else sigmoid": mixed}
+
+
+def fill(plan: Plan, other: Plan) -> Plan:
+    """A copy of ``plan`` that takes from ``other`` what is softmax in it."""
+    filled = plan.copy()
+    for name, entry in plan.sites.items():
+        if entry.form == "softmax" and name in other.values:
+            filled.sites[name], filled.values[name] = other.sites[name], other.values[name]
+    return filled
 
 
 def measure(tokens: int, rounds: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from encoder_speed import SKIPAT, fill, speed
 
 import attnpass
 from attnpass import environment
@@ -31,9 +32,6 @@ from attnpass.trainer import DistilOptions
 from attnpass.tuner.accuracy import Split, answer, bound, pooled_scores, scores, split
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from encoder_speed import speed  # noqa: E402
-
 TASKS = {
     "digits": "digits",
     "minilm": f"{ROOT}/examples/minilm.py:task",
@@ -52,7 +50,7 @@ STEPS = {
     "minilm_512": {"skipat+sigmoid": 2000},
 }
 """Of every design that a case has."""
-OPTIONS = {"skipat": {"r": 1.0, "kernel": 5}}
+OPTIONS = {"skipat": SKIPAT}
 AUTOCAST = {"minilm", "minilm_512"}
 """What is distilled in bfloat16."""
 LOCAL = {"local": 1.0, "global": 0.0, "both": 0.4}
@@ -92,9 +90,7 @@ def convert(
     half = min(changes, key=changes.__getitem__).split()
     best = plan(form, half)
     if other:
-        around = plan(other, [site for site in made.sites if site not in half])
-        best.sites |= {n: e for n, e in around.sites.items() if e.form == other}
-        best.values |= around.values
+        best = fill(best, plan(other))
     return best, attnpass.calibrate(task.model, best, task.calibration) | {"halves": changes}
 
 
@@ -188,7 +184,7 @@ def table(result: dict[str, Any]) -> list[str]:
     """
     stages = [s for s in ("calibrate", "local", "global", "both") if _rows(result, stage=s)]
     tail = {"bound": lambda rows: f"{max(r['upper'] for r in rows):.2%}"}
-    for other in OTHERS.keys() & result["original"].keys():
+    for other in (name for name in OTHERS if name in result["original"]):
         tail[OTHERS[other]] = lambda rows, key=other: f"{max(r[key]['drop'] for r in rows):.2%}"
     tail["threads"] = lambda rows: f"{max(r['threads'] for r in rows)}"
     tail["seconds"] = lambda rows: f"{max(r['seconds'] for r in rows):.0f}"

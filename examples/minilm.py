@@ -36,6 +36,7 @@ LESSON = 4
 LEAST = 64
 """Tokens that an entry has at least."""
 ENTRIES, LEARN, MORE = 3500, 2048, 3400
+"""Entries to be found, texts to learn from, and how many for longer training."""
 SKIPPED = {"site-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo"}
 NAMES = {
     "attention.self.query": "query",
