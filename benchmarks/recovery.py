@@ -47,7 +47,7 @@ FORMS = ("sigmoid", "relu", "hydra", *HALF)
 STEPS = {
     "digits": {"sigmoid": 400, "relu": 600, "hydra": 1000, "skipat": 800},
     "minilm": {"sigmoid": 600, "relu": 600, "hydra": 1000, "skipat": 600, "half-hydra": 600},
-    "minilm_512": {"skipat+sigmoid": 2000},
+    "minilm_512": {"skipat+sigmoid": 4000},
 }
 """Of every design that a case has."""
 OPTIONS = {"skipat": SKIPAT}
@@ -134,21 +134,31 @@ class Judge:
         return {**bounds.pop(self.task.metric), **bounds}
 
 
+def lessons(task: Task) -> Sequence[tuple[Any, ...]]:
+    """Batches to learn from."""
+    return task.recovery if len(task.recovery) else task.calibration
+
+
+def items(task: Task) -> int:
+    """How many there are to learn from."""
+    return sum(len(inputs[0]) for inputs in lessons(task))
+
+
 def recover(
     task: Task, judge: Judge, form: str, stage: str, seed: int, steps: int
 ) -> tuple[dict[str, Any], attnpass.Plan]:
-    """One row, the plan's held-out score and what recovery did; and the plan."""
+    """What recovery did, a row still without the held-out score; and the plan."""
     start, stages = time.monotonic(), []
-    batches, items = WATCHED.get(task.name, (4, 100))
+    batches, each = WATCHED.get(task.name, (4, 100))
     watched = [task.validation[i][0] for i in judge.halves.selection[:batches]]
-    watched = [tuple(x[:items] for x in inputs) for inputs in watched]
+    watched = [tuple(x[:each] for x in inputs) for inputs in watched]
     plan, errors = convert(task, form, watched)
     calibrated = time.monotonic() - start
     if stage != "calibrate":
         stages = attnpass.distil(
             task.model,
             plan,
-            task.recovery if len(task.recovery) else task.calibration,
+            lessons(task),
             selection=watched,
             steps=steps,
             seed=seed,
@@ -164,6 +174,7 @@ def recover(
         "stage": stage,
         "seed": seed,
         "asked": steps,
+        "learned_from": items(task),
         "steps": sum(s.steps for s in stages),
         "threads": torch.get_num_threads(),
         "rate": DistilOptions.rate,
@@ -171,7 +182,6 @@ def recover(
         "sources": environment.recovery_digest(),
         "seconds_calibrate": round(calibrated, 1),
         "seconds": round(seconds, 1),
-        **judge(plan),
         "stages": [s.as_dict() for s in stages],
     }
     return row, plan
@@ -180,38 +190,40 @@ def recover(
 def table(result: dict[str, Any]) -> list[str]:
     """Drops in points of a hundred, mean over seeds and the worst one, as rows of Markdown.
 
-    One per form and number of steps asked for.
+    One per form, number of steps asked for, and of items to learn from.
     """
     stages = [s for s in ("calibrate", "local", "global", "both") if _rows(result, stage=s)]
     tail = {"bound": lambda rows: f"{max(r['upper'] for r in rows):.2%}"}
     for other in (name for name in OTHERS if name in result["original"]):
         tail[OTHERS[other]] = lambda rows, key=other: f"{max(r[key]['drop'] for r in rows):.2%}"
-    tail["threads"] = lambda rows: f"{max(r['threads'] for r in rows)}"
+    tail["threads"] = lambda rows: ", ".join(str(n) for n in sorted({r["threads"] for r in rows}))
     tail["seconds"] = lambda rows: f"{max(r['seconds'] for r in rows):.0f}"
     timed = result.get("speed", {}).get("forms")
     if timed:
         tail["speed-up"] = lambda rows: _slowest(timed, rows)
-    rows = ["| form | layers | steps | " + " | ".join([*stages, *tail]) + " |"]
-    rows.append("| --- " * (len(stages) + len(tail) + 3) + "|")
+    rows = ["| form | layers | steps | learned from | " + " | ".join([*stages, *tail]) + " |"]
+    rows.append("| --- " * (len(stages) + len(tail) + 4) + "|")
     trained = [r for r in result["rows"] if r["stage"] != "calibrate"]
-    groups = dict.fromkeys((r["form"], r["asked"]) for r in trained)
-    for form, asked in sorted(groups, key=lambda x: (FORMS.index(x[0]), x[1])):
+    groups = dict.fromkeys((r["form"], r["asked"], r["learned_from"]) for r in trained)
+    for form, asked, learned in sorted(groups, key=lambda x: (FORMS.index(x[0]), *x[1:])):
+        group = {"form": form, "asked": asked, "learned_from": learned}
         cells = []
         for stage in stages:
-            drops = [r["drop"] for r in _rows(result, form=form, stage=stage, asked=asked)]
+            drops = [r["drop"] for r in _rows(result, stage=stage, **group)]
             mean = sum(drops) / max(len(drops), 1)
             worst = f" (worst of {len(drops)}: {max(drops):.2%})" if len(drops) > 1 else ""
             cells.append(f"{mean:.2%}{worst}" if drops else "-")
-        alone = _rows(result, form=form, stage="global", asked=asked)
+        alone = _rows(result, stage="global", **group)
         cells += [write(alone) if alone else "-" for write in tail.values()]
         layers = len(_rows(result, form=form)[0]["sites"])
-        rows.append(f"| {form} | {layers} | {asked} | {' | '.join(cells)} |")
+        rows.append(f"| {form} | {layers} | {asked} | {learned} | {' | '.join(cells)} |")
     return rows
 
 
 def _name(row: dict[str, Any]) -> str:
     """Of the plan that a row is of."""
-    return f"{row['form']}, {row['asked']} steps, seed {row['seed']}"
+    asked = f"{row['asked']} steps over {row['learned_from']}"
+    return f"{row['form']}, {asked}, seed {row['seed']}"
 
 
 def _slowest(timed: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -256,7 +268,8 @@ def main() -> None:
         "original": {name: float(x.mean()) for name, x in judge.base.items()},
     }
     print(f"original {result['original']} on {result['held_out']} items", flush=True)
-    taken = {(r["form"], r["stage"], r["seed"], r["asked"]) for r in result["rows"]}
+    same = [r for r in result["rows"] if r["learned_from"] == items(task)]
+    taken = {(r["form"], r["stage"], r["seed"], r["asked"]) for r in same}
     for seed in range(given.seeds):
         for stage in given.stages.split(","):
             for form in forms:
@@ -268,6 +281,7 @@ def main() -> None:
                 if given.plans and stage == "global":
                     given.plans.mkdir(parents=True, exist_ok=True)
                     plan.save(given.plans / f"{_name(row)}.json")
+                row |= judge(plan)
                 result["rows"].append(row)
                 out.write_text(json.dumps(result, indent=1) + "\n")
                 print(

@@ -137,6 +137,12 @@ def test_the_recovery_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert sorted(halves) == ["blocks.1.attn", "blocks.2.attn"] and len(set(halves.values())) == 2
     assert rows[0]["sites"] == [min(halves, key=halves.__getitem__)]
     assert len(recovery.table(json.loads(out.read_text()))) == 3
+    # what learned from other items is another row
+    result = json.loads(out.read_text())
+    result["rows"][1]["learned_from"] += 1
+    out.write_text(json.dumps(result))
+    assert run("calibrate,both")[:2] == result["rows"] and len(run("both")) == 3
+    assert len(recovery.table(json.loads(out.read_text()))) == 4
 
 
 @pytest.mark.parametrize(
@@ -150,7 +156,7 @@ def test_the_recovery_benchmark_converts_half_of_the_layers(design, around, tmp_
     monkeypatch.setattr(sys, "argv", [*command.split(), f"--plans={folder}", f"--out={out}"])
     recovery.main()
     (row,) = json.loads(out.read_text())["rows"]
-    plan = attnpass.Plan.load(folder / f"{design}, 2 steps, seed 0.json")
+    plan = attnpass.Plan.load(folder / f"{recovery._name(row)}.json")
     forms = {name: entry.form for name, entry in plan.sites.items()}
     halves = row["errors"]["halves"]
     half = min(halves, key=halves.__getitem__).split()
