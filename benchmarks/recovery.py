@@ -222,8 +222,7 @@ def table(result: dict[str, Any]) -> list[str]:
 
 def _name(row: dict[str, Any]) -> str:
     """Of the plan that a row is of."""
-    asked = f"{row['asked']} steps over {row['learned_from']}"
-    return f"{row['form']}, {asked}, seed {row['seed']}"
+    return "{form}, {asked} steps over {learned_from}, seed {seed}".format_map(row)
 
 
 def _slowest(timed: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -268,7 +267,7 @@ def main() -> None:
         "original": {name: float(x.mean()) for name, x in judge.base.items()},
     }
     print(f"original {result['original']} on {result['held_out']} items", flush=True)
-    same = [r for r in result["rows"] if r["learned_from"] == items(task)]
+    same = _rows(result, learned_from=items(task))
     taken = {(r["form"], r["stage"], r["seed"], r["asked"]) for r in same}
     for seed in range(given.seeds):
         for stage in given.stages.split(","):
