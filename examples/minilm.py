@@ -5,7 +5,7 @@ it) retrieves an entry of Python's own standard library from the first sentence 
 documentation string. An entry is a definition as it stands there: signature, the rest of the
 documentation string, code; up to 256 or 512 tokens. Entries are encoded by the converted model,
 sentences by the original one. Text to learn from is of definitions without such a sentence that
-share no line with an entry.
+share no line with an entry; where these are too few, of torch's own sources.
 
 Shapes: B batch, T tokens, D = 384 width, H = 12 heads.
 """
@@ -35,8 +35,10 @@ LESSON = 4
 """Items of a batch to learn from, fewer than in one that is served: more steps."""
 LEAST = 64
 """Tokens that an entry has at least."""
-ENTRIES, LEARN, MORE = 3500, 2048, 3400
+ENTRIES, LEARN, MORE = 3500, 2048, 24000
 """Entries to be found, texts to learn from, and how many for longer training."""
+STDLIB, SPARE = Path(sysconfig.get_paths()["stdlib"]), Path(torch.__file__).parent
+"""Where entries are from, and more texts to learn from."""
 SKIPPED = {"site-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo"}
 NAMES = {
     "attention.self.query": "query",
@@ -136,10 +138,9 @@ class Entry:
     lines: range
 
 
-def entries() -> list[Entry]:
-    """Every definition of the installed standard library, each text and sentence once."""
-    root, found = Path(sysconfig.get_paths()["stdlib"]), dict[str, Entry]()
-    taken: set[str] = set()
+def entries(root: Path) -> list[Entry]:
+    """Every definition in the files below ``root``, each text and sentence once."""
+    found, taken = dict[str, Entry](), set[str]()
     for file in sorted(root.rglob("*.py")):
         if SKIPPED & set(file.relative_to(root).parts):
             continue
@@ -213,15 +214,32 @@ MRR: dict[str, Any] = {"score": reciprocal_rank, "metric": "MRR"}
 
 
 def data(count: int, learn: int) -> tuple[list[Entry], list[Entry]]:
-    """Entries to be found, and others to learn from, in a fixed random order."""
-    every = entries()
-    random.Random(0).shuffle(every)
-    _, keep = tokens([e.text for e in every])
-    long = [e for e, n in zip(every, keep.sum(1).tolist(), strict=True) if n >= LEAST]
-    judged = [e for e in long if e.sentence][:count]
+    """Entries to be found, and others to learn from, in a fixed random order.
+
+    Where the standard library has too few, definitions of torch follow, none with the first line
+    of an entry.
+    """
+    every = _shuffled(STDLIB)
+    judged = [e for e in every if e.sentence][:count]
     taken = {(e.file, line) for e in judged for line in e.lines}
-    others = [e for e in long if not e.sentence and not any((e.file, x) in taken for x in e.lines)]
+    silent = (e for e in every if not e.sentence)
+    others = [e for e in silent if not any((e.file, x) in taken for x in e.lines)]
+    if learn > len(others):
+        signatures = {_signature(e) for e in judged}
+        others += [e for e in _shuffled(SPARE) if _signature(e) not in signatures]
     return judged, others[:learn]
+
+
+def _shuffled(root: Path) -> list[Entry]:
+    """The entries below ``root`` that are long enough, in a fixed random order."""
+    every = entries(root)
+    random.Random(0).shuffle(every)
+    _, keep = tokens([e.text for e in every], LEAST)
+    return [e for e, long in zip(every, keep.all(1).tolist(), strict=True) if long]
+
+
+def _signature(entry: Entry) -> str:
+    return entry.text.strip().partition("\n")[0].strip()
 
 
 def lessons(ids: Tensor, keep: Tensor) -> list[tuple[Tensor, Tensor]]:

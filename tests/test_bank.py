@@ -110,6 +110,41 @@ def test_plans_out_of_reach_are_distilled_last(judged):
     assert run._hopeful(4) == [made["near"], made["close"], made["far"]]
 
 
+def test_half_of_the_plans_go_on_in_every_round(judged, monkeypatch):
+    run, made = judged
+    trained = []
+    monkeypatch.setattr(run, "settings", replace(run.settings, recover="distil"))
+    monkeypatch.setattr(run.bank, "room", lambda _: 12)
+    monkeypatch.setattr(run, "_hopeful", lambda count: list(made.values())[:count])
+    monkeypatch.setattr(run, "_distilled", lambda c, share: trained.append((c, share)) or c)
+    monkeypatch.setattr(run, "_worth", lambda c: list(made.values()).index(c))
+    run._recover()
+    far, near, worse, close = made.values()
+    assert trained[:4] == [(c, 1 / 12) for c in (far, near, worse, close)]
+    assert trained[4:] == [(close, 1 / 6), (worse, 1 / 6), (close, 1 / 3)]
+    trained.clear()
+    monkeypatch.setattr(run.bank, "room", lambda _: 11)
+    run._recover()
+    assert [share for _, share in trained] == [1 / 6] * 3 + [1 / 2], "three plans in two rounds"
+    trained.clear()
+    monkeypatch.setattr(run.bank, "room", lambda _: 3)
+    run._recover()
+    assert trained == [(far, 1.0)]
+
+
+def test_a_plan_is_worth_its_gain_times_the_chance_of_a_proof(judged, monkeypatch):
+    run, made = judged
+    monkeypatch.setattr(run, "base_held_out", run.base_selection)
+    sure = replace(made["close"], scores=run.base_selection.clone())
+    risky = replace(made["close"], scores=run.base_selection.clone())
+    risky.scores[:: round(1 / run.settings.max_drop)] -= 1.0
+    assert 0 < run._worth(risky) < run._worth(sure) < run._gain(sure)
+    assert run._gain(sure) == pytest.approx(1 / 0.9 - 1)
+    assert run._worth(made["far"]) < 1e-6, "the fastest, but beyond proof"
+    stopped = replace(sure, scores=sure.scores[:-1])
+    assert run._worth(stopped) == 0, "scored in part"
+
+
 def test_where_no_plan_keeps_the_limit_the_nearest_are_shown(judged):
     run, made = judged
     assert run._nearest() == [made["close"], made["near"], made["far"]]

@@ -26,7 +26,7 @@ import train_forms  # noqa: E402
 
 @pytest.fixture(scope="module")
 def corpus():
-    return minilm.data(10**6, 10**6)
+    return minilm.data(10**6, 3400)
 
 
 def test_the_encoder_is_the_published_model():
@@ -47,7 +47,7 @@ def test_the_encoder_is_the_published_model():
 def test_entries_are_found_by_their_sentence_alone_and_disjoint_from_what_is_learnt(corpus):
     judged, others = corpus
     held_out = 0.6 * len(judged)
-    assert held_out >= 2000 and len(others) >= 2048
+    assert held_out >= 2000 and len(others) == 3400
     assert len({e.sentence for e in judged}) == len({e.text for e in judged}) == len(judged)
     assert not any(e.sentence in " ".join(e.text.split()) for e in judged)
     taken = {(e.file, line) for e in judged for line in e.lines}
@@ -55,8 +55,24 @@ def test_entries_are_found_by_their_sentence_alone_and_disjoint_from_what_is_lea
     assert not {e.text for e in judged} & {e.text for e in others}
 
 
+def test_where_the_library_has_too_few_texts_torch_gives_more(corpus, monkeypatch):
+    judged, others = corpus
+    monkeypatch.setattr(minilm, "SPARE", minilm.SPARE / "nn")
+    known = [*judged, *others]
+    monkeypatch.setattr(minilm, "STDLIB", None)
+    found = minilm._shuffled(minilm.SPARE)
+    monkeypatch.setattr(minilm, "_shuffled", lambda root: found if root else known)
+    assert minilm.data(10**6, 3400) == corpus
+    same, more = minilm.data(10**6, 10**6)
+    assert same == judged and more[:3400] == others and len(more) > 4000
+    theirs = {minilm._signature(e) for e in judged}
+    assert not theirs & {minilm._signature(e) for e in more[3400:]}
+    left = {minilm._signature(e) for e in found if e not in more}
+    assert left and left <= theirs
+
+
 def test_the_task_finds_entries_and_can_be_converted(corpus, monkeypatch):
-    monkeypatch.setattr(minilm, "entries", lambda: [*corpus[0][:60], *corpus[1][:40]])
+    monkeypatch.setattr(minilm, "entries", lambda _: [*corpus[0][:60], *corpus[1][:40]])
     task = minilm.task(60, 32)
     assert task.example[0].shape[1] == 256 and task.example[1].all()
     outputs = torch.cat([task.model(*given).detach() for given, _ in task.validation])
@@ -70,7 +86,7 @@ def test_the_task_finds_entries_and_can_be_converted(corpus, monkeypatch):
     asked = []
     monkeypatch.setattr(minilm, "task", lambda **given: asked.append(given) or task)
     finer, long = minilm.mrr(), minilm.mrr_512()
-    assert asked == [{}, {"learn": 3400, "length": 512}] and long.score is finer.score
+    assert asked == [{}, {"learn": 24000, "length": 512}] and long.score is finer.score
     assert found.mean() < finer.score(outputs, targets).mean() < 1.0
     assert (task.metric, finer.metric) == ("recall@1", "MRR") and finer.model is task.model
     plan = attnpass.Plan.create(task.model, *task.example, form="sigmoid")

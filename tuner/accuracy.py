@@ -67,8 +67,10 @@ class Bound:
         return dict(self.__dict__)
 
 
-def bound(base: Tensor, plan: Tensor, confidence: float = 0.95) -> Bound:
+def bound(base: Tensor, plan: Tensor, confidence: float = 0.95, items: int | None = None) -> Bound:
     """The paired bound of two score vectors over the same items.
+
+    With ``items`` the bound that so many would give, were they distributed like these.
 
     For scores of 0 and 1 Tango's score interval (1998) for paired proportions, otherwise Student's
     t; never below the exact bound for no loss at all, ``range * (1 - alpha^(1/n))``.
@@ -78,13 +80,13 @@ def bound(base: Tensor, plan: Tensor, confidence: float = 0.95) -> Bound:
     """
     if base.shape != plan.shape or not len(base):
         raise ValueError(f"expected paired scores, got {len(base)} and {len(plan)}")
-    n, alpha = len(base), 1 - confidence
+    n, alpha = items or len(base), 1 - confidence
     drop = float((base - plan).mean())
     if binary(base) and binary(plan):
-        lost, won = int((base > plan).sum()), int((base < plan).sum())
+        lost, won = (n * float(x.double().mean()) for x in (base > plan, base < plan))
         upper, span = _tango(lost, won, n, float(stats.norm.ppf(confidence))), 1.0
     else:
-        spread = float((base - plan).std()) if n > 1 else math.inf
+        spread = float((base - plan).std()) if len(base) > 1 else math.inf
         t = float(stats.t.ppf(confidence, max(n - 1, 1)))
         upper = drop + t * spread / math.sqrt(n)
         span = max(float((base - plan).abs().max()), float(base.max() - base.min()))
@@ -98,7 +100,7 @@ def binary(scores: Tensor) -> bool:
     return bool(((scores == 0) | (scores == 1)).all())
 
 
-def _tango(lost: int, won: int, n: int, z: float) -> float:
+def _tango(lost: float, won: float, n: int, z: float) -> float:
     """Upper end of Tango's interval for ``(lost - won) / n``."""
 
     def excess(d: float) -> float:

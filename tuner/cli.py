@@ -197,9 +197,9 @@ def tune(
     from attnpass.store import Store
     from attnpass.tuner.progress import Voice
     from attnpass.tuner.run import Run
-    from attnpass.tuner.settings import CHOICES, Settings
+    from attnpass.tuner.settings import USUAL, Settings
 
-    chosen = tuple(f.strip() for f in forms.split(",") if f.strip()) or tuple(CHOICES)
+    chosen = tuple(f.strip() for f in forms.split(",") if f.strip()) or USUAL
     budget = seconds(recover_budget, "--recover-budget")
     settings = Settings(task=task, forms=chosen, recover_budget=budget, **given)
     voice = Voice(quiet=as_json)

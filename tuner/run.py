@@ -41,6 +41,7 @@ from attnpass.tuner.accuracy import (
     split,
 )
 from attnpass.tuner.bank import Bank
+from attnpass.tuner.finalists import ALPHA, chance, choose
 from attnpass.tuner.front import front, recipes
 from attnpass.tuner.latency import floor, ratio
 from attnpass.tuner.progress import Voice
@@ -370,17 +371,54 @@ class Run:
             )
 
     def _recover(self) -> None:
-        """Distil the hopeful plans globally; they are candidates beside what they were."""
+        """Distil the hopeful plans globally; they are candidates beside what they were.
+
+        In rounds of equal time, each of the better half of the last (successive halving,
+        1603.06560): few plans get most of the budget.
+        """
         if self.settings.recover != "distil":
             return
         room = self.bank.room(self.facts.get("bank", {}))
-        hopeful = self._hopeful(min(room, self.settings.limits["finalists"]))
-        for candidate in hopeful:
-            plan, value = self.bank.recover(candidate.plan, 1 / len(hopeful), self.id)
-            if value:
-                better = self._judged(candidate.assignment, plan)
-                assert candidate.selection is not None
-                better.recovery = {**value, "drop_before": candidate.selection.drop}
+        most = self.settings.limits["finalists"]
+        counts = [n for n in range(2, most + 1) if n * n.bit_length() <= room]
+        racing = self._hopeful(max(counts, default=1))
+        rounds = len(racing).bit_length()
+        while racing:
+            share = 1 / rounds / len(racing)
+            racing = [self._distilled(c, share) for c in racing]
+            racing = sorted(racing, key=self._worth, reverse=True)[: len(racing) // 2]
+
+    def _distilled(self, candidate: Candidate, share: float) -> Candidate:
+        """The candidate after global distillation in a share of the budget."""
+        plan, value = self.bank.recover(candidate.plan, share, self.id)
+        if not value:
+            return candidate
+        assert candidate.selection is not None
+        before = candidate.recovery or {"drop_before": candidate.selection.drop}
+        better = self._judged(candidate.assignment, plan)
+        better.recovery = {**value, "drop_before": before["drop_before"]}
+        for name in ("steps", "seconds"):
+            better.recovery[name] += before.get(name, 0)
+        return better
+
+    def _worth(self, candidate: Candidate) -> float:
+        """What a plan gains times the chance that it is proven."""
+        return self._gain(candidate) * self._likely(candidate, 1 - ALPHA)
+
+    def _gain(self, candidate: Candidate) -> float:
+        return self.base_ms / candidate.cost - 1
+
+    def _likely(self, candidate: Candidate, confidence: float) -> float:
+        """The chance that the held-out items prove a plan at ``confidence``."""
+        if len(candidate.scores) < len(self.base_selection):
+            return 0.0
+        return chance(
+            self.base_selection,
+            candidate.scores,
+            self.settings.max_drop,
+            len(self.base_held_out),
+            confidence,
+        )
 
     def _hopeful(self, count: int) -> list[Candidate]:
         """Plans that distillation may bring within the limit, or keep there.
@@ -498,10 +536,10 @@ class Run:
     # -- the end ----------------------------------------------------------------------------
 
     def _finalists(self) -> list[Candidate]:
-        """The fastest plans that keep the limit on the selection, and the safest of all.
+        """The plans that promise the largest proven gain.
 
-        Where the set is cross-fitted: the fastest that keeps it on each half, to be judged on
-        the other.
+        Where the set is cross-fitted: the fastest that keeps the limit on each half, to be judged
+        on the other.
         """
         if not hasattr(self, "base_ms"):
             return []
@@ -511,11 +549,8 @@ class Run:
                 for candidate in best:
                     candidate.judged += self._items(half)
             return [c for c in self._allowed(None) if c.judged]
-        allowed = self._allowed(None)
-        count = self.settings.limits["finalists"]
-        chosen = allowed[: count - 1]
-        rest = sorted(allowed[count - 1 :], key=lambda c: c.latency["divergence"])
-        return chosen + rest[:1]
+        plans = list(self.found.values())
+        return choose(plans, self._gain, self._likely, self.settings.limits["finalists"])
 
     def _allowed(self, items: list[int] | None) -> list[Candidate]:
         """Plans that should be faster and keep the limit on ``items``, fastest first.
@@ -563,7 +598,7 @@ class Run:
         """Held-out scores, looked at once; the finalists share the level (Bonferroni)."""
         context = {**self.context, "batches": list(self.split.held_out)}
         base = self.base_held_out
-        confidence = 1 - 0.05 / max(len(finalists), 1)
+        confidence = 1 - ALPHA / max(len(finalists), 1)
         with self.voice.stage("finalists: held out", len(finalists)) as step:
             for candidate in finalists:
                 subject = f"held out {candidate.plan.hash}"

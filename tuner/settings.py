@@ -22,8 +22,12 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "hydra": ("hydra", {}),
     "skipat r=0": ("skipat", {"r": 0.0}),
     "skipat r=0.5": ("skipat", {"r": 0.5, "kernel": 3}),
+    "skipat r=1": ("skipat", {"r": 1.0, "kernel": 5}),
 }
 """What a site may become, by name; ``softmax`` is always there."""
+
+USUAL = tuple(CHOICES)[:-1]
+"""What is considered where nothing is said."""
 
 EFFORT = {
     "quick": {"trials": 32, "rounds": 30, "finalists": 4},
@@ -49,7 +53,7 @@ class Settings:
     max_drop: float = 0.01
     effort: str = "quick"
     trials: int = 0
-    forms: tuple[str, ...] = tuple(CHOICES)
+    forms: tuple[str, ...] = USUAL
     seed: int = 0
     inner: str = "inductor"
     mode: str | None = None
