@@ -377,7 +377,7 @@ class SkipAt(nn.Module):
         if self.prefix:
             x = x[:, self.prefix :]
             mask = None if mask is None else mask[:, self.prefix :]
-        x = self.down(self._features(x, mask))
+        x = linear_as(self.down, self._features(x, mask))
         x = x * self._channel_gate(x, mask)
         return torch.cat([z[:, : self.prefix], x], dim=1) if self.prefix else x
 
@@ -387,13 +387,18 @@ class SkipAt(nn.Module):
 
     def _mixed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What the convolution gives, ``[B, N, rD]``."""
-        x = F.gelu(self.up(x))
+        x = F.gelu(linear_as(self.up, x))
         x = (x if mask is None else x * mask).transpose(1, 2)  # [B, rD, N]
         if self.grid is not None:
-            x = self.conv(x.unflatten(2, self.grid)).flatten(2)
+            x = self._convolved(F.conv2d, x.unflatten(2, self.grid)).flatten(2)
         else:
-            x = self.conv(F.pad(x, (self.kernel - 1, 0)) if self.causal else x)
+            x = self._convolved(F.conv1d, F.pad(x, (self.kernel - 1, 0)) if self.causal else x)
         return x.transpose(1, 2)
+
+    def _convolved(self, convolve: Any, x: Tensor) -> Tensor:
+        weight, bias = (p.to(x.dtype) for p in (self.conv.weight, self.conv.bias))
+        out: Tensor = convolve(x, weight, bias, padding=self.conv.padding, groups=self.hidden)
+        return out
 
     def _channel_gate(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """Efficient channel attention over ``x [B, N, D]``: ``[B, 1|N, D]`` in 0..1."""
@@ -405,7 +410,13 @@ class SkipAt(nn.Module):
         else:
             mean = (x * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(1)
         rows = mean.to(dtype).reshape(-1, 1, x.shape[2])  # [B*N, 1, D]
-        return torch.sigmoid(self.eca(rows)).view(mean.shape)
+        gate = F.conv1d(rows, self.eca.weight.to(dtype), padding=self.eca.padding)
+        return torch.sigmoid(gate).view(mean.shape)
+
+
+def linear_as(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer's output in the dtype of ``x [..., D]``: Phi's parameters stay in float32."""
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

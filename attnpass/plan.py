@@ -10,8 +10,9 @@ import fnmatch
 import hashlib
 import json
 import logging
+import os
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -441,6 +442,9 @@ class Plan:
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (JSON) and, beside it, the parameters as safetensors.
 
+        They are in ``plan.safetensors`` for ``plan.json``; other names get the ending added. Each
+        file is replaced whole.
+
         Raises:
             PlanError: the folder cannot be written.
         """
@@ -452,9 +456,12 @@ class Plan:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if tensors:
-                out["parameters"] = path.with_suffix(".safetensors").name
-                save_file(tensors, path.with_suffix(".safetensors"))
-            path.write_text(json.dumps(out, indent=2) + "\n")
+                stem = path.with_suffix("") if path.suffix == ".json" else path
+                beside = stem.with_name(f"{stem.name}.safetensors")
+                out["parameters"] = beside.name
+                _replaced(beside, lambda half: save_file(tensors, half))
+            text = json.dumps(out, indent=2) + "\n"
+            _replaced(path, lambda half: half.write_text(text))
         except OSError as error:
             raise PlanError(
                 f"expected to write the plan to {path}, got {error.strerror};"
@@ -539,6 +546,13 @@ class Plan:
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         return self
+
+
+def _replaced(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside ``path``, then put it in its place."""
+    half = path.with_name(f"{path.name}.{os.getpid()}")
+    write(half)
+    half.replace(path)
 
 
 def _entry(name: str, raw: Any, path: Path) -> Entry:

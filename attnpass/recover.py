@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from attnpass import forms
 from attnpass.capture import Capture, Graph, Layer, buffers_kept
 from attnpass.errors import OptionError
-from attnpass.forms import Hydra, Pointwise, SkipAt
+from attnpass.forms import Hydra, Pointwise, SkipAt, linear_as
 from attnpass.kernels.tiled import H
 from attnpass.plan import Plan
 from attnpass.region import Region
@@ -196,7 +196,9 @@ def calibrate(
             (``site.ALLOW``).
 
     Returns:
-        Per converted site ``|form - softmax|^2 / |softmax|^2`` over the attention's output.
+        Per converted site ``|form - softmax|^2 / |softmax|^2`` over the attention's output; NaN
+        where only the softmax node is exchanged (soft cap, talking heads): such a site keeps its
+        values.
 
     Raises:
         OptionError: no inputs. CaptureError: the model cannot be captured.
@@ -209,6 +211,7 @@ def calibrate(
         capture = Capture(model, allow=allow).trace(*batches[0])
         capture.use(plan, strict=True)
         blocks = any(e.form == "skipat" for e in plan.sites.values())
+        plan.measured = {}  # with other values
         return fit_sites(capture, plan, observe(capture, batches, blocks=blocks))
 
 
@@ -429,7 +432,10 @@ def _fit_skipat(module: SkipAt, blocks: Sequence[Block]) -> float:
     """
     if not blocks:
         return math.nan
-    inputs = [(z[:, module.prefix :], _rows(keep, module.prefix)) for z, _, keep in blocks]
+    wide = torch.promote_types(blocks[0][0].dtype, torch.float32)
+    inputs = [
+        (z[:, module.prefix :].to(wide), _rows(keep, module.prefix)) for z, _, keep in blocks
+    ]
     wanted = [
         _kept(y[:, module.prefix :], rows).double()
         for (_, y, _), (_, rows) in zip(blocks, inputs, strict=True)
@@ -440,7 +446,7 @@ def _fit_skipat(module: SkipAt, blocks: Sequence[Block]) -> float:
         _, directions = torch.linalg.eigh(torch.cov(found.T))
         known = (linear @ directions.flip(1)).T[: module.hidden]  # reduced-rank regression
         module.up.weight[: len(known)].copy_(known)
-        _standardise(module.up, [_kept(module.up(x), rows) for x, rows in inputs])
+        _standardise(module.up, [_kept(linear_as(module.up, x), rows) for x, rows in inputs])
         taps = module.conv.weight.flatten(1)
         own = taps.shape[1] - 1 if module.causal else taps.shape[1] // 2
         taps.mul_(TAPS / taps.square().sum(1).mean().sqrt()).select(1, own).add_(1.0)

@@ -6,8 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -260,6 +260,14 @@ class Trainer:
         # a weight that was cast without gradients must not serve where there are some
         return torch.autocast(kind, torch.bfloat16, cache_enabled=False)
 
+    @contextmanager
+    def _seeded(self, step: int) -> Iterator[None]:
+        """Augmentation and dropout are the same in every run."""
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.options.seed * 1_000_003 + step)
+            yield
+
     def _tell(self, progress: Progress | None, loss: float) -> None:
         if progress is None:
             return
@@ -310,12 +318,9 @@ class Trainer:
 
     def _step(self, inputs: Batches) -> float:
         """One optimiser step; returns the mean loss of the units."""
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         losses = []
         self.optimiser.zero_grad()
-        # augmentation and dropout are the same in every run
-        with torch.random.fork_rng(devices=devices), self._precision():
-            torch.manual_seed(self.options.seed * 1_000_003 + self.done.steps)
+        with self._seeded(self.done.steps), self._precision():
             for key, loss in self.objective.losses(self._batch(inputs)):
                 losses.append(float(loss.detach()))
                 self.last[key] = losses[-1]
@@ -374,7 +379,7 @@ class Trainer:
         found: dict[Key, float] = {}
         start, count = time.monotonic(), self._watched or len(selection)
         for at, batch in enumerate(selection[:count], 1):
-            with self._precision():
+            with self._seeded(at), self._precision():
                 judged = judge(self.objective, batch)
             for key, loss in judged.items():
                 found[key] = found.get(key, 0.0) + loss

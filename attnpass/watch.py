@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
+import torch
 from torch import fx
 
 from attnpass.capture import Capture, Graph, Layer
@@ -41,7 +42,13 @@ def watched(
     Where the batch made new graphs, which nothing watched, it runs once more.
     """
     known, ran, out = -1, Ran(), None
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    random = [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in devices)]
     while known != len(capture.layers):
+        # a run that is repeated draws the same dropout
+        torch.set_rng_state(random[0])
+        for i, state in zip(devices, random[1:], strict=True):
+            torch.cuda.set_rng_state(state, i)
         known = len(capture.layers)
         ran.clear()
         before = [(layer, layer.active) for _, layer in capture.layers]

@@ -12,7 +12,7 @@ import torch
 from test_cli import run as command
 from test_tuner import TASKS, rows, settings
 
-from attnpass.errors import TaskError
+from attnpass.errors import MeasureError, TaskError
 from attnpass.objectives import Local
 from attnpass.store import Store
 from attnpass.task import load_task
@@ -288,3 +288,20 @@ def test_wrong_options_are_one_line(arguments, message, tmp_path):
 def test_outputs_of_a_task_are_checked():
     with pytest.raises(TaskError, match="expected outputs of .* to be 'logits' or 'features'"):
         load_task(f"{TASKS}:wrong_outputs")
+
+
+def test_what_cannot_be_distilled_stays_calibrated(recovered, monkeypatch):
+    run, said = recovered[2], []
+
+    def fails(*_):
+        raise MeasureError("expected a finite loss, got nan")
+
+    monkeypatch.setattr(run.voice, "say", said.append)
+    monkeypatch.setattr(run.bank, "distil", fails)
+    monkeypatch.setattr(run.bank, "recover", fails)
+    pieces, found = dict(run.bank.pieces), dict(run.found)
+    run._distil()
+    candidate = next(iter(found.values()))
+    assert run._distilled(candidate, 0.5) is candidate
+    assert (run.bank.pieces, run.found) == (pieces, found)
+    assert len(said) == 2 and all("got nan" in line for line in said)

@@ -8,11 +8,13 @@ import math
 import pytest
 import torch
 from test_cli import TINY, run
+from torch import nn
 
-from attnpass import Task
+from attnpass import Capture, Task
 from attnpass.errors import CaptureError, MeasureError
+from attnpass.recover import observe
 from attnpass.task import load_task
-from attnpass.tuner.cka import cka, similarities
+from attnpass.tuner.cka import _rows, cka, similarities
 from attnpass.tuner.digits import DigitsViT, correct
 
 
@@ -87,6 +89,54 @@ def test_layers_that_repeat_are_suggested():
     assert set(found["suggested"]) == alike
     assert {"blocks.2.attn", "blocks.3.attn"} <= alike
     assert similarities(task, least=1.0)["suggested"] == []
+
+
+class Masked(nn.Module):
+    """Three causal blocks that mask padding, too, where ``keep [B, T]`` is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.MultiheadAttention(8, 2, batch_first=True) for _ in "abc")
+
+    def forward(self, x, keep=None):
+        for attn in self.blocks:
+            b, t, d = x.shape
+            qkv = nn.functional.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+            q, k, v = qkv.view(b, t, 3, 2, d // 2).permute(2, 0, 3, 1, 4)
+            mask = None if keep is None else keep[:, None, None, :]
+            y = nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=keep is None
+            )
+            x = x + attn.out_proj(y.transpose(1, 2).reshape(b, t, d))
+        return x
+
+
+def masked(batches) -> Task:
+    torch.manual_seed(0)
+    return Task("masked", Masked().eval(), batches[0], batches, [], lambda out, _: out[:, 0, 0])
+
+
+def test_causal_layers_are_compared_by_the_query_that_sees_all_keys():
+    x = torch.randn(8, 5, 8)
+    task = masked([(x,)])
+    capture = Capture(task.model).trace(x)
+    (samples,) = observe(capture, [(x,)]).samples[capture.sites[0].name]
+    found = _rows(capture.sites[0], [samples])
+    scores = samples.q[:, :, -1:].double() @ samples.k.double().transpose(-1, -2)
+    want = (scores * capture.sites[0].scale).softmax(-1)[:, :, 0]
+    torch.testing.assert_close(found, want)
+    assert all(x is not None for row in similarities(task)["A"] for x in row)
+
+
+def test_padding_and_lengths_have_no_part():
+    x, keep = torch.randn(8, 6, 8), torch.ones(8, 6, dtype=torch.bool)
+    keep[:, 4:] = False
+    other = torch.where(keep[..., None], x, 9.0)
+    first, second = (similarities(masked([(y, keep)])) for y in (x, other))
+    for a, b in zip(first["Z"], second["Z"], strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    lengths = [(x, keep), (torch.randn(8, 7, 8), torch.ones(8, 7, dtype=torch.bool))]
+    assert similarities(masked(lengths))["Z"] == first["Z"]
 
 
 def test_a_model_with_one_block_has_nothing_to_compare():

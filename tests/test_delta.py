@@ -27,6 +27,19 @@ def model() -> nn.Module:
     return DigitsViT(dim=16, depth=3, heads=2).eval()
 
 
+class Alone(nn.Module):
+    """Attention in the model itself, below no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in "qkvo")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (p(x).unflatten(2, (2, 8)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).flatten(2))
+
+
 def data(n: int = 2) -> torch.Tensor:
     return torch.rand(n, 1, 32, 32, generator=torch.Generator().manual_seed(1))
 
@@ -426,3 +439,22 @@ def test_show_says_what_a_plan_changes():
     Console(file=out, width=120).print(plan_table(plan))
     (row,) = [line for line in out.getvalue().splitlines() if "blocks.1.attn" in line]
     assert "4 (1,088 numbers)" in row  # 48 x 16 + 48 + 16 x 16 + 16
+
+
+def test_attention_of_the_model_itself_has_deltas_too():
+    torch.manual_seed(0)
+    net, x = Alone().eval(), torch.randn(2, 5, 16)
+    plan = Plan.create(net, x, form="sigmoid")
+    assert list(plan.sites) == ["root"]
+    weights = Capture(net).trace(x).projections()["root"]
+    plan.deltas["root"] = {path: Delta(w.shape, None, seed=0) for path, w in weights.items()}
+    with torch.no_grad():
+        for delta in plan.deltas["root"].values():
+            for p in delta.parameters():
+                p.add_(torch.randn(p.shape))
+        merged = copy.deepcopy(net)
+        rest = plan.merge_into(merged)
+        want = convert(merged, rest, x)(x)
+        compiled = torch.compile(net, backend="attnpass", options={"plan": plan, "inner": "eager"})
+        torch.testing.assert_close(compiled(x), want)
+        assert not torch.allclose(want, net(x), atol=0.1)

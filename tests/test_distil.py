@@ -551,10 +551,11 @@ def test_padding_has_no_part_in_the_losses(form, outputs):
     assert judge(loss, (other, keep)) != pytest.approx(first, rel=1e-2)
 
 
-def test_bfloat16_models_learn_too():
+@pytest.mark.parametrize("form", FORMS)
+def test_bfloat16_models_learn_too(form):
     net = model().bfloat16()
     given = [(x.bfloat16(),) for (x,) in batches()]
-    plan = Plan.create(net, *given[0], form="sigmoid")
+    plan = Plan.create(net, *given[0], form=form, form_options=FORMS[form])
     attnpass.calibrate(net, plan, given)
     stages = attnpass.distil(net, plan, given, steps=16, local=0.5)
     assert all(s.losses[-1] < s.losses[0] for s in stages)
@@ -567,10 +568,36 @@ def test_dropout_is_the_same_in_every_run():
         net = model()
         net.head = nn.Sequential(nn.Dropout(0.5), net.head).train()
         plan = planned(net)
-        attnpass.distil(net, plan, batches(), steps=6, local=0.5)
-        found.append(plan.hash)
+        given = batches()
+        stages = attnpass.distil(net, plan, given[:2], steps=6, local=0.5, selection=given[2:])
+        found.append((plan.hash, [s.looks for s in stages]))
         torch.rand(3)
     assert found[0] == found[1]
+
+
+def test_dropout_goes_on_where_it_stopped(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(stage: str, step: int, total: int, loss: float) -> None:
+        if step == 3:
+            raise Stop
+
+    def start() -> tuple[nn.Module, Plan]:
+        net = model()
+        net.head = nn.Sequential(nn.Dropout(0.5), net.head)
+        plan = planned(net)
+        return net.train(), plan
+
+    net, whole = start()
+    attnpass.distil(net, whole, batches(), steps=6)
+    given = {"steps": 6, "checkpoint": tmp_path / "state"}
+    net, plan = start()
+    with pytest.raises(Stop):
+        attnpass.distil(net, plan, batches(), progress=stop, **given)
+    net, plan = start()
+    attnpass.distil(net, plan, batches(), **given)
+    assert plan.hash == whole.hash
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

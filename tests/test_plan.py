@@ -145,6 +145,18 @@ def test_save_and_load(form, tmp_path):
         assert torch.equal(capture(x), want)
 
 
+@pytest.mark.parametrize("name", ["run.v1", "run.v3.json", "a.safetensors", "plain"])
+def test_every_name_has_values_of_its_own(name, tmp_path):
+    plans = [Plan.create(build(), data(), form="hydra") for _ in "ab"]
+    with torch.no_grad():
+        for value in plans[1].parameters():
+            value.add_(1.0)
+    path, other = tmp_path / name, tmp_path / "run.v2"
+    plans[0].save(path), plans[1].save(other)
+    assert (Plan.load(path).hash, Plan.load(other).hash) == (plans[0].hash, plans[1].hash)
+    assert not [f for f in tmp_path.iterdir() if f.suffix.strip(".").isdigit()]
+
+
 def test_file_is_json_and_safetensors_and_no_pickle(saved, monkeypatch):
     _, _, path = saved
     assert sorted(p.name for p in path.parent.iterdir()) == ["plan.json", "plan.safetensors"]

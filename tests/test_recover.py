@@ -174,6 +174,30 @@ def test_skipat_starts_as_the_nearest_linear_map(grid, prefix, causal):
     assert left < 0.16 * shifted(other).square().sum()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_skipat_takes_the_dtype_of_the_model(dtype):
+    torch.manual_seed(0)
+    net, images = DigitsViT(dim=16, depth=3, heads=2).eval(), torch.rand(8, 1, 32, 32)
+    options = {"r": 0.5, "kernel": 3}
+    plan = attnpass.Plan.create(net, images, form="skipat", form_options=options)
+    wide = attnpass.calibrate(net, plan, [(images,)])
+    with torch.no_grad():
+        want = attnpass.convert(net, plan, images)(images).double()
+        net, images = net.to(dtype), images.to(dtype)
+        own = attnpass.Plan.create(net, images, form="skipat", form_options=options)
+        errors = attnpass.calibrate(net, own, [(images,)])
+        assert errors == pytest.approx(wide, abs=max(2 * torch.finfo(dtype).eps, 1e-4))
+        own.values = plan.values
+        for run in (
+            attnpass.convert(net, own, images),
+            torch.compile(net, backend="attnpass", options={"plan": own, "inner": "eager"}),
+        ):
+            got = run(images)
+            assert got.dtype == dtype
+            error = (got.double() - want).norm() / want.norm()
+            assert error < 8 * max(torch.finfo(x).eps for x in (dtype, torch.float32))
+
+
 def test_padding_teaches_skipat_nothing():
     torch.manual_seed(0)
     z = torch.randn(8, 20, 12)

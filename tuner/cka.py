@@ -77,7 +77,7 @@ def similarities(task: Task, least: float = 0.8) -> dict[str, Any]:
             f" got {len(names)}"
         )
     sites = {s.name: s for s in capture.sites}
-    attention = {n: _first_rows(sites[n], observed.samples.get(n, [])) for n in names}
+    attention = {n: _rows(sites[n], observed.samples.get(n, [])) for n in names}
     z = [[_compare(outputs[a], outputs[b]) for b in names] for a in names]
     a = [[_compare(attention[x], attention[y]) for y in names] for x in names]
     before = {r.site.name: r.previous.site.name for r in capture.regions if r.previous is not None}
@@ -105,24 +105,34 @@ def _outputs(capture: Capture, observed: Observed) -> dict[str, Tensor]:
     for region in capture.regions:
         pairs = observed.blocks.get(region.site.name, [])
         if pairs and region.previous is not None:
-            out[region.previous.site.name] = torch.cat([z for z, _, _ in pairs])
-            out[region.site.name] = torch.cat([y for _, y, _ in pairs])
+            pairs = [p for p in pairs if p[0].shape[1:] == pairs[0][0].shape[1:]]
+            out[region.previous.site.name] = torch.cat([_kept(z, keep) for z, _, keep in pairs])
+            out[region.site.name] = torch.cat([_kept(y, keep) for _, y, keep in pairs])
     return out
 
 
-def _first_rows(site: AttentionSite, samples: list[Sample]) -> Tensor | None:
-    """Softmax weights of the first query over the keys, ``[N, H, S]``."""
-    rows = []
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    """Outputs ``[B, T, D]``, zero in rows of padding."""
+    padding = keep is not None and keep.dim() == 4 and keep.shape[1:] == (1, 1, x.shape[1])
+    return x * keep[:, 0, 0, :, None] if padding and keep is not None else x
+
+
+def _rows(site: AttentionSite, samples: list[Sample]) -> Tensor | None:
+    """Softmax weights of the first query over the keys, ``[N, H, S]``.
+
+    Where a causal mask leaves it one key only, of the last query.
+    """
+    rows, at = [], slice(-1, None) if "causal" in site.mask else slice(1)
     for s in samples:
         k = s.k.repeat_interleave(s.q.shape[1] // s.k.shape[1], dim=1).double()
-        x = s.q[:, :, :1].double() @ k.transpose(-1, -2)
+        x = s.q[:, :, at].double() @ k.transpose(-1, -2)
         x = x * (1.0 if site.scale is None else site.scale)
-        x = x if s.bias is None else x + _first(s.bias)
-        x = x if s.keep is None else x.masked_fill(~_first(s.keep), -math.inf)
+        x = x if s.bias is None else x + _row(s.bias, at)
+        x = x if s.keep is None else x.masked_fill(~_row(s.keep, at), -math.inf)
         rows.append(x.softmax(-1).squeeze(2))
     return torch.cat(rows) if rows and len({x.shape[2] for x in rows}) == 1 else None
 
 
-def _first(x: Tensor) -> Tensor:
-    """The first query's row of a bias or mask ``[..., T, S]``, with all four axes."""
-    return x.view((1,) * (4 - x.dim()) + x.shape)[:, :, :1]
+def _row(x: Tensor, at: slice) -> Tensor:
+    """One query's row of a bias or mask ``[..., T, S]``, with all four axes."""
+    return x.view((1,) * (4 - x.dim()) + x.shape)[:, :, at]

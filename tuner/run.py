@@ -362,7 +362,11 @@ class Run:
         """Distil every useful (site, choice) locally, once."""
         if self.settings.recover != "distil" or not self.useful:
             return
-        self.facts["bank"] = self.bank.distil(self.useful, self.id)
+        try:
+            self.facts["bank"] = self.bank.distil(self.useful, self.id)
+        except MeasureError as error:
+            self.voice.say(f"[yellow]not distilled, calibrated only: {error}[/]")
+            return
         for choice, value in self.facts["bank"].items():
             worst = max(value["losses"].values(), default=0.0)
             self.voice.say(
@@ -390,7 +394,11 @@ class Run:
 
     def _distilled(self, candidate: Candidate, share: float) -> Candidate:
         """The candidate after global distillation in a share of the budget."""
-        plan, value = self.bank.recover(candidate.plan, share, self.id)
+        try:
+            plan, value = self.bank.recover(candidate.plan, share, self.id)
+        except MeasureError as error:
+            self.voice.say(f"[yellow]plan {candidate.plan.hash} not distilled: {error}[/]")
+            return candidate
         if not value:
             return candidate
         assert candidate.selection is not None
