@@ -1,4 +1,5 @@
-"""What recovery gives back: `python benchmarks/recovery.py digits`, `minilm` or `minilm_512`.
+"""What recovery gives back: `python benchmarks/recovery.py digits`, `minilm`, and with more steps
+and texts `minilm_more` or, at 512 tokens, `minilm_512`.
 
 Every form in all layers (skipat in half of them; at 512 tokens with sigmoid in the others), after
 calibration only, after the local stage only, the global stage only (the default), and both, with
@@ -35,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 TASKS = {
     "digits": "digits",
     "minilm": f"{ROOT}/examples/minilm.py:task",
+    "minilm_more": f"{ROOT}/examples/minilm.py:more",
     "minilm_512": f"{ROOT}/examples/minilm.py:mrr_512",
 }
 HALF = {
@@ -47,7 +49,8 @@ FORMS = ("sigmoid", "relu", "hydra", *HALF)
 STEPS = {
     "digits": {"sigmoid": 400, "relu": 600, "hydra": 1000, "skipat": 800},
     "minilm": {"sigmoid": 600, "relu": 600, "hydra": 1000, "skipat": 600, "half-hydra": 600},
-    "minilm_512": {"skipat+sigmoid": 4000},
+    "minilm_more": {"hydra": 4000},
+    "minilm_512": {"skipat+sigmoid": 6000},
 }
 """Of every design that a case has."""
 OPTIONS = {"skipat": SKIPAT}

@@ -35,7 +35,7 @@ LESSON = 4
 """Items of a batch to learn from, fewer than in one that is served: more steps."""
 LEAST = 64
 """Tokens that an entry has at least."""
-ENTRIES, LEARN, MORE = 3500, 2048, 24000
+ENTRIES, LEARN, MORE, MOST = 3500, 2048, 16000, 24000
 """Entries to be found, texts to learn from, and how many for longer training."""
 STDLIB, SPARE = Path(sysconfig.get_paths()["stdlib"]), Path(torch.__file__).parent
 """Where entries are from, and more texts to learn from."""
@@ -288,6 +288,11 @@ def mrr() -> Task:
     return replace(task(), name="minilm_mrr", **MRR)
 
 
+def more() -> Task:
+    """The same task with more texts to learn from."""
+    return task(learn=MORE)
+
+
 def mrr_512() -> Task:
     """By mean reciprocal rank, entries of up to 512 tokens, all that the model takes."""
-    return replace(task(learn=MORE, length=512), name="minilm_512", **MRR)
+    return replace(task(learn=MOST, length=512), name="minilm_512", **MRR)

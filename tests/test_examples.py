@@ -85,8 +85,11 @@ def test_the_task_finds_entries_and_can_be_converted(corpus, monkeypatch):
     assert torch.equal(whole[:, :255], cut[:, :255]) and kept.sum(1).max() > 256
     asked = []
     monkeypatch.setattr(minilm, "task", lambda **given: asked.append(given) or task)
-    finer, long = minilm.mrr(), minilm.mrr_512()
-    assert asked == [{}, {"learn": 24000, "length": 512}] and long.score is finer.score
+    finer, long, _ = minilm.mrr(), minilm.mrr_512(), minilm.more()
+    assert (
+        asked == [{}, {"learn": 24000, "length": 512}, {"learn": 16000}]
+        and long.score is finer.score
+    )
     assert found.mean() < finer.score(outputs, targets).mean() < 1.0
     assert (task.metric, finer.metric) == ("recall@1", "MRR") and finer.model is task.model
     plan = attnpass.Plan.create(task.model, *task.example, form="sigmoid")

@@ -151,7 +151,11 @@ def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | 
     help="Allowed drop of the mean score (0.01 is one point of 100).",
 )
 @click.option("--trials", default=0, type=int, help="Plans the search may measure (0: by effort).")
-@click.option("--forms", default="", help="Comma-separated choices to consider.")
+@click.option(
+    "--forms",
+    default="",
+    help="Comma-separated choices to consider (default: all but skipat r=1, the dearest).",
+)
 @click.option("--seed", default=0, type=int)
 @click.option("--inner", default="inductor", show_default=True, help="Inner compiler.")
 @click.option("--mode", default=None, help="Inductor's mode, e.g. max-autotune.")
