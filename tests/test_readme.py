@@ -50,6 +50,9 @@ def test_the_tuning_output_is_the_committed_result():
 
 def test_the_measured_table_is_the_committed_results():
     row, cost = result("digits_cpu.json"), result("pass_cost_cpu.json")
+    recovered = result("digits_recovered_cpu.json")
+    (mended,) = [r for r in recovered["front"] if r["plan"] == recovered["best"]]
+    faster, proven = mended["latency"]["ratio"], mended["held_out"]
     grown = result("pass_growth_cpu.json")
     best = next(r for r in row["front"] if r["plan"] == row["best"])
     ratio, judged = best["latency"]["ratio"], best["held_out"]
@@ -59,6 +62,10 @@ def test_the_measured_table_is_the_committed_results():
         f"{judged['score']:.4f}",
         f"{judged['upper']:.2%}",
         f"{row['seconds']:.0f} s",
+        f"{faster['median']:.2f}x [{faster['low']:.2f}, {faster['high']:.2f}]"
+        f"; {proven['drop']:.2%}, at most {proven['upper']:.2%} at {proven['confidence']:.0%}"
+        f"; {recovered['seconds']:.0f} s",
+        f"it proves {faster['median']:.2f}x within 1 % ({show.forms_line(mended['forms'])})",
         f"{cost['import_over_torch_ms']['median']:.1f} ms",
         f"{cold:.2f} s",
         f"{cost['pass_share_of_cold_compile']:.1%}",
@@ -252,6 +259,11 @@ def test_the_plans_for_the_encoder_are_the_committed_results():
     assert f"is {facts['attention_share']:.0%} of the time: nothing gains more" in README
     assert f"than {facts['ceiling']:.2f}x, skipat {facts['ceiling_skipat']:.2f}x" in README
     assert all(line in text for line in encoder_speed.table(result("encoder_speed_cpu.json")))
+
+
+def test_the_plan_for_the_built_in_task_is_the_committed_result():
+    row, text = result("digits_recovered_cpu.json"), (ROOT / "docs" / "recovery.md").read_text()
+    assert show.verdict(row) in text and f"`attnpass tune {row['task']} " in text
 
 
 def test_training_from_scratch_is_the_committed_result():
