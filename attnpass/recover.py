@@ -102,11 +102,20 @@ class Observed:
 
 
 class _Recorder(nn.Module):
-    """Softmax that keeps what passes."""
+    """Softmax that keeps what passes.
 
-    def __init__(self, softmax: nn.Module, into: list[Sample], masks: list[Tensor | None]) -> None:
+    Masks and biases are kept once for all sites that are given the same: ``known`` is theirs.
+    """
+
+    def __init__(
+        self,
+        softmax: nn.Module,
+        into: list[Sample],
+        masks: list[Tensor | None],
+        known: list[Tensor],
+    ) -> None:
         super().__init__()
-        self.softmax, self.into, self.masks = softmax, into, masks
+        self.softmax, self.into, self.masks, self.known = softmax, into, masks, known
         self.items = 0
 
     def forward(
@@ -118,27 +127,39 @@ class _Recorder(nn.Module):
         keep: Tensor | None = None,
     ) -> Tensor:
         out: Tensor = self.softmax(q, k, v, bias, keep)
-        self.masks.append(None if keep is None else keep.detach().clone())
+        self.masks.append(self._once(keep))
         b, room = q.shape[0], ITEMS - self.items
         self.items += b
         if room > 0:
-            parts = (
-                x if x is None or x.shape[0] != b else x[:room] for x in (q, k, v, bias, keep, out)
+            q, k, v, y = (x.detach()[:room].clone() for x in (q, k, v, out))
+            bias, keep = (
+                self._once(x if x is None or x.shape[0] != b else x[:room]) for x in (bias, keep)
             )
-            self.into.append(Sample(*(x if x is None else x.detach().clone() for x in parts)))  # type: ignore[arg-type]
+            self.into.append(Sample(q, k, v, bias, keep, y))
         return out
+
+    def _once(self, x: Tensor | None) -> Tensor | None:
+        """A copy, the one that another site was given where that was the same."""
+        if x is None:
+            return None
+        for y in self.known:
+            if (y.shape, y.dtype) == (x.shape, x.dtype) and torch.equal(y, x):
+                return y
+        self.known.append(x.detach().clone())
+        return self.known[-1]
 
 
 def observe(
     capture: Capture, batches: Sequence[tuple[Any, ...]], *, blocks: bool = True
 ) -> Observed:
     """Run the original model and keep up to ``ITEMS`` items per site, ``BLOCKS`` for skipat."""
-    out = Observed()
+    out, known = Observed(), list[Tensor]()
     recorders = {
         s.name: _Recorder(
             forms.build("softmax", s),
             out.samples.setdefault(s.name, []),
             out.masks.setdefault(s.name, []),
+            known,
         )
         for s in capture.sites
         if s.legal.get("softmax") is None and not (s.swapped or s.sink)

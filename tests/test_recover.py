@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from test_cli import TINY
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnpass
@@ -196,6 +197,29 @@ def test_skipat_takes_the_dtype_of_the_model(dtype):
             assert got.dtype == dtype
             error = (got.double() - want).norm() / want.norm()
             assert error < 8 * max(torch.finfo(x).eps for x in (dtype, torch.float32))
+
+
+def test_a_mask_is_kept_once_for_all_layers():
+    torch.manual_seed(0)
+    net = Masks().eval()
+    x, keep = torch.randn(2, 6, 8), torch.rand(2, 1, 6, 6) > 0.3
+    capture = attnpass.Capture(net).trace(x, keep)
+    found = recover.observe(capture, [(x, keep), (x, keep)])
+    kept = [s.keep for samples in found.samples.values() for s in samples]
+    kept += [m for masks in found.masks.values() for m in masks]
+    assert len(kept) == 12 and all(torch.equal(m, keep) for m in kept)
+    assert len({m.data_ptr() for m in kept}) == 1 and keep.data_ptr() != kept[0].data_ptr()
+
+
+class Masks(nn.Module):
+    """Three layers of attention under one arbitrary mask."""
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        for _ in range(3):
+            q = x.unflatten(2, (2, 4)).transpose(1, 2)
+            y = nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=keep)
+            x = x + y.transpose(1, 2).flatten(2)
+        return x
 
 
 def test_padding_teaches_skipat_nothing():
