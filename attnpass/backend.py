@@ -293,8 +293,8 @@ class _Graph:
         deltas: dict[int, Delta] = {}
         for region, positions in zip(self.regions, self.positions, strict=True):
             own, name = region.site.name, names[region.site.name]
-            shared = own == "root" != name
-            prefix = f"{name}." if shared else name.removesuffix(own)
+            below = own == "root" and name != "root"
+            prefix = f"{name}." if below else name.removesuffix(own)
             at = {prefix + path: i for i, path in enumerate(self.paths) if path}
             device = self.inputs[positions[0]].device if positions else None
             module = plan.module(

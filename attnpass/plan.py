@@ -459,9 +459,9 @@ class Plan:
                 stem = path.with_suffix("") if path.suffix == ".json" else path
                 beside = stem.with_name(f"{stem.name}.safetensors")
                 out["parameters"] = beside.name
-                _replaced(beside, lambda half: save_file(tensors, half))
+                replaced(beside, lambda half: save_file(tensors, half))
             text = json.dumps(out, indent=2) + "\n"
-            _replaced(path, lambda half: half.write_text(text))
+            replaced(path, lambda half: half.write_text(text))
         except OSError as error:
             raise PlanError(
                 f"expected to write the plan to {path}, got {error.strerror};"
@@ -548,7 +548,7 @@ class Plan:
         return self
 
 
-def _replaced(path: Path, write: Callable[[Path], Any]) -> None:
+def replaced(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file beside ``path``, then put it in its place."""
     half = path.with_name(f"{path.name}.{os.getpid()}")
     write(half)

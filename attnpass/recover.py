@@ -455,7 +455,7 @@ def _fit_skipat(module: SkipAt, blocks: Sequence[Block]) -> float:
         return math.nan
     wide = torch.promote_types(blocks[0][0].dtype, torch.float32)
     inputs = [
-        (z[:, module.prefix :].to(wide), _rows(keep, module.prefix)) for z, _, keep in blocks
+        (z[:, module.prefix :].to(wide), rows_kept(keep, module.prefix)) for z, _, keep in blocks
     ]
     wanted = [
         _kept(y[:, module.prefix :], rows).double()
@@ -496,7 +496,7 @@ def _ridge(inputs: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
     return solved
 
 
-def _rows(keep: Tensor | None, prefix: int) -> Tensor | None:
+def rows_kept(keep: Tensor | None, prefix: int = 0) -> Tensor | None:
     """Rows ``[B|1, N, 1]`` after the prefix that a mask ``[B|1, 1, 1, T]`` keeps."""
     return None if keep is None else keep[:, 0, 0, prefix:, None]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,6 +17,7 @@ from torch import Tensor
 from attnpass import environment
 from attnpass.errors import MeasureError, OptionError
 from attnpass.objectives import Global, Key, Local, judge
+from attnpass.plan import replaced
 
 Batches = Sequence[tuple[Any, ...]]
 
@@ -174,9 +174,8 @@ class Checkpoint:
         finished = [s.as_dict() for s in self.finished]
         header = {"state": json.dumps({**state, "name": self.name, "finished": finished})}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        half = self.path.with_suffix(f".{os.getpid()}")
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, half, header)
-        half.replace(self.path)
+        kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        replaced(self.path, lambda half: save_file(kept, half, header))
 
     def remove(self) -> None:
         """The work is done."""
@@ -263,8 +262,7 @@ class Trainer:
     @contextmanager
     def _seeded(self, step: int) -> Iterator[None]:
         """Augmentation and dropout are the same in every run."""
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-        with torch.random.fork_rng(devices=devices):
+        with torch.random.fork_rng(devices=environment.generators()):
             torch.manual_seed(self.options.seed * 1_000_003 + step)
             yield
 

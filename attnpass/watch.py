@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from attnpass import environment
 from attnpass.capture import Capture, Graph, Layer
 
 Seen = dict[str, Any]
@@ -42,7 +43,7 @@ def watched(
     Where the batch made new graphs, which nothing watched, it runs once more.
     """
     known, ran, out = -1, Ran(), None
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    devices = environment.generators()
     random = [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in devices)]
     while known != len(capture.layers):
         # a run that is repeated draws the same dropout

@@ -53,12 +53,8 @@ def test_a_bound_can_be_foreseen_for_more_items():
 
 
 def chosen(plans: dict[str, tuple[float, float]], most: int) -> list[str]:
-    """The names of the plans chosen, each given as gain and chance at 95 %."""
-
-    def likely(name: str, confidence: float) -> float:
-        return plans[name][1] - (0.95 - confidence if confidence < 0.95 else 0.0)
-
-    return choose(list(plans), lambda name: plans[name][0], likely, most)
+    """The names of the plans chosen, each given as gain and chance at any confidence."""
+    return choose(list(plans), lambda name: plans[name][0], lambda name, _: plans[name][1], most)
 
 
 def test_finalists_promise_the_largest_proven_gain():

@@ -187,6 +187,7 @@ def test_skipat_takes_the_dtype_of_the_model(dtype):
         net, images = net.to(dtype), images.to(dtype)
         own = attnpass.Plan.create(net, images, form="skipat", form_options=options)
         errors = attnpass.calibrate(net, own, [(images,)])
+        # what it is fitted to is rounded to the dtype
         assert errors == pytest.approx(wide, abs=max(2 * torch.finfo(dtype).eps, 1e-4))
         own.values = plan.values
         for run in (

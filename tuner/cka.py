@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attnpass.capture import Capture
 from attnpass.errors import CaptureError, MeasureError
-from attnpass.recover import Observed, Sample, observe
+from attnpass.recover import Observed, Sample, observe, rows_kept
 from attnpass.site import AttentionSite
 from attnpass.task import Task
 
@@ -114,7 +114,8 @@ def _outputs(capture: Capture, observed: Observed) -> dict[str, Tensor]:
 def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
     """Outputs ``[B, T, D]``, zero in rows of padding."""
     padding = keep is not None and keep.dim() == 4 and keep.shape[1:] == (1, 1, x.shape[1])
-    return x * keep[:, 0, 0, :, None] if padding and keep is not None else x
+    rows = rows_kept(keep) if padding else None
+    return x if rows is None else x * rows
 
 
 def _rows(site: AttentionSite, samples: list[Sample]) -> Tensor | None:

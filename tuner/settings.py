@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """What a site may become, by name; ``softmax`` is always there."""
 
-USUAL = tuple(CHOICES)[:-1]
+USUAL = tuple(c for c in CHOICES if c != "skipat r=1")
 """What is considered where nothing is said."""
 
 EFFORT = {
