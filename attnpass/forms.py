@@ -364,8 +364,7 @@ class SkipAt(nn.Module):
             torch.manual_seed(seed)
             self.up = nn.Linear(width, self.hidden)
             conv: Any = nn.Conv1d if self.grid is None else nn.Conv2d
-            padding = 0 if causal else kernel // 2
-            self.conv = conv(self.hidden, self.hidden, kernel, padding=padding, groups=self.hidden)
+            self.conv = conv(self.hidden, self.hidden, kernel, groups=self.hidden)
             self.down = nn.Linear(self.hidden, width)
             self.eca = nn.Conv1d(1, 1, 3, padding=1, bias=False)
 
@@ -388,16 +387,19 @@ class SkipAt(nn.Module):
     def _mixed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """What the convolution gives, ``[B, N, rD]``."""
         x = F.gelu(linear_as(self.up, x))
-        x = (x if mask is None else x * mask).transpose(1, 2)  # [B, rD, N]
-        if self.grid is not None:
-            x = self._convolved(F.conv2d, x.unflatten(2, self.grid)).flatten(2)
-        else:
-            x = self._convolved(F.conv1d, F.pad(x, (self.kernel - 1, 0)) if self.causal else x)
-        return x.transpose(1, 2)
-
-    def _convolved(self, convolve: Any, x: Tensor) -> Tensor:
+        x = x if mask is None else x * mask
         weight, bias = (p.to(x.dtype) for p in (self.conv.weight, self.conv.bias))
-        out: Tensor = convolve(x, weight, bias, padding=self.conv.padding, groups=self.hidden)
+        if self.grid is not None:
+            rows = x.transpose(1, 2).unflatten(2, self.grid)
+            rows = F.conv2d(rows, weight, bias, padding="same", groups=self.hidden)
+            return rows.flatten(2).transpose(1, 2)
+        # as shifted sums, so that nothing is transposed
+        after = 0 if self.causal else self.kernel // 2
+        padded = _in_memory(F.pad(x, (0, 0, self.kernel - 1 - after, after)))
+        taps = _in_memory(weight[:, 0].T.contiguous())
+        out: Tensor = bias
+        for i, tap in enumerate(taps):
+            out = out + padded[:, i : i + x.shape[1]] * tap
         return out
 
     def _channel_gate(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -412,6 +414,11 @@ class SkipAt(nn.Module):
         rows = mean.to(dtype).reshape(-1, 1, x.shape[2])  # [B*N, 1, D]
         gate = F.conv1d(rows, self.eca.weight.to(dtype), padding=self.eca.padding)
         return torch.sigmoid(gate).view(mean.shape)
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """``x``, which inductor then stores instead of computing it anew at every use."""
+    return x.as_strided(x.shape, x.stride())
 
 
 def linear_as(layer: nn.Linear, x: Tensor) -> Tensor:
