@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from attnpass.delta import Delta
-from attnpass.errors import CaptureError
+from attnpass.errors import CaptureError, OptionError
 from attnpass.match import Matches, match, plain_path
 from attnpass.normalize import NormalizeError, normalize
 from attnpass.plan import Entry, Plan
@@ -51,6 +51,10 @@ Chooser = Callable[[AttentionSite, Mapping[str, Tensor]], nn.Module | None]
 
 Changes = Callable[[str], Mapping[str, Delta]]
 """What is added, at a site that is rewritten, to which weights of the model."""
+
+
+Batch = tuple[Any, ...] | dict[str, Any]
+"""The arguments of one call of a model: positional, or by name."""
 
 
 @dataclass
@@ -367,6 +371,31 @@ class Capture:
             return self(*args, **kwargs)
         finally:
             self._keep = False
+
+
+def call(run: Callable[..., Any], batch: Batch) -> Any:
+    """What ``run`` gives for the arguments of a batch."""
+    return run(**batch) if isinstance(batch, dict) else run(*batch)
+
+
+def check_batches(inputs: Any, verb: str) -> None:
+    """Refuse what is not a sequence of batches.
+
+    Raises:
+        OptionError: as it says.
+    """
+    if not (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")):
+        raise OptionError(
+            f"expected a sequence of batches to {verb} on, got {type(inputs).__name__};"
+            " list(...) makes one"
+        )
+    if not len(inputs):
+        raise OptionError(f"expected at least one batch of inputs to {verb} on, got none")
+    if not isinstance(inputs[0], (tuple, dict)):
+        raise OptionError(
+            f"expected batches to {verb} on that are tuples of a call's positional arguments,"
+            f" or a dict of its named ones, got {type(inputs[0]).__name__}"
+        )
 
 
 def _unknown(plan: Plan, names: set[str], strict: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnpass.capture import Capture, buffers_kept
+from attnpass.capture import Capture, buffers_kept, call, check_batches
 from attnpass.delta import Delta
 from attnpass.errors import OptionError
 from attnpass.objectives import Global, Local
@@ -43,8 +43,9 @@ def distil(
 
     Args:
         model: the original, in the mode in which it will run. It is not changed.
-        plan: of this model. inputs: batches, each the positional arguments of a call; they may be
-            made anew (augmented) at every access.
+        plan: of this model. inputs: a sequence of batches, each the positional arguments of a call
+            (a tuple) or its named ones (a dict); they may be made anew (augmented) at every
+            access.
         options: how; or give its fields by name, e.g. ``budget=600, rank=16``.
         selection: batches that are not trained on: the values with the least loss on them are
             kept, and a stage that no longer improves there ends. Without, the last values are.
@@ -57,7 +58,8 @@ def distil(
         What each stage did.
 
     Raises:
-        OptionError: no inputs, an option out of range, or a checkpoint of something else.
+        OptionError: no inputs, no batches, an option out of range, or a checkpoint of something
+            else.
         CaptureError: the model cannot be captured. PlanError: the plan does not fit it.
         MeasureError: the loss is not finite, or no gradient reaches the plan.
     """
@@ -66,20 +68,17 @@ def distil(
     except TypeError as error:
         fields = ", ".join(DistilOptions.__dataclass_fields__)
         raise OptionError(f"expected options of {fields}; {error}") from error
-    if not len(inputs):
-        raise OptionError("expected at least one batch of inputs to distil on, got none")
-    if not isinstance(inputs[0], tuple):
-        raise OptionError(
-            "expected batches that are tuples of a call's positional arguments,"
-            f" got {type(inputs[0]).__name__}"
-        )
+    check_batches(inputs, "distil")
     with torch.inference_mode(False), torch.enable_grad(), buffers_kept(model):
-        capture = Capture(model, allow=allow).trace(*inputs[0])
+        capture = call(Capture(model, allow=allow).trace, inputs[0])
         capture.use(plan, strict=True)
         capture.use(None)
         add_deltas(capture, plan, chosen)
         saved = Checkpoint(checkpoint, _name(model, plan, chosen, inputs, selection))
-        for share, name in ((chosen.local, "local"), (1 - chosen.local, "global")):
+        local = chosen.local
+        if chosen.steps is not None:
+            local = round(chosen.steps * local) / chosen.steps  # whole steps
+        for share, name in ((local, "local"), (1 - local, "global")):
             if share == 0 or any(s.name == name for s in saved.finished):
                 continue
             objective: Local | Global

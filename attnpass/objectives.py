@@ -6,6 +6,7 @@ Shapes: B batch, T tokens, D width.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from attnpass.axes import op_name
-from attnpass.capture import Capture, Graph, Layer
+from attnpass.capture import Batch, Capture, Graph, Layer
 from attnpass.errors import OptionError
 from attnpass.plan import Plan
 from attnpass.region import Region
@@ -75,6 +76,11 @@ def _unit(plan: Plan, sites: Collection[str], weights: Mapping[str, Tensor]) -> 
     return Unit([(p, size, late) for p, size, late in found if p.requires_grad])
 
 
+def _dtypes(model: nn.Module) -> set[torch.dtype]:
+    """Of its floating parameters."""
+    return {p.dtype for p in model.parameters() if p.is_floating_point()}
+
+
 def _narrow(weight: Tensor) -> float:
     """Changes of all columns add up: the wider, the smaller each (muP, 2203.03466)."""
     return min(math.sqrt(WIDTH / weight.shape[-1]), 1.0)
@@ -92,6 +98,7 @@ class Local:
 
     def __init__(self, capture: Capture, plans: Mapping[str, Plan]) -> None:
         self.capture, self.plans = capture, plans
+        self.dtypes = _dtypes(capture.model)
         weights = {p: w for own in capture.projections().values() for p, w in own.items()}
         names = [s.name for s in capture.sites]
         self.units = {
@@ -102,7 +109,7 @@ class Local:
         self.units = {at: unit for at, unit in self.units.items() if unit.values}
         self._branches: dict[tuple[int, str, str], tuple[Branch, list[Any]]] = {}
 
-    def losses(self, batch: tuple[Any, ...]) -> Iterator[tuple[Key, Tensor]]:
+    def losses(self, batch: Batch) -> Iterator[tuple[Key, Tensor]]:
         """Per unit the relative squared error of its block output, one after the other.
 
         A site that runs several times comes several times.
@@ -180,6 +187,7 @@ class Global:
         allow: Collection[str],
     ) -> None:
         self.teacher, self.outputs = teacher, outputs
+        self.dtypes = _dtypes(model)
         self.student = Capture(model, allow=allow)
         self.student.use(plan)
         weights = {p: w for own in teacher.projections().values() for p, w in own.items()}
@@ -187,7 +195,7 @@ class Global:
         self.unit = _unit(plan, converted, weights)
         self.units: dict[Key, Unit] = {("", ""): self.unit}
 
-    def losses(self, batch: tuple[Any, ...]) -> Iterator[tuple[Key, Tensor]]:
+    def losses(self, batch: Batch) -> Iterator[tuple[Key, Tensor]]:
         """The one unit with its loss.
 
         Raises:
@@ -226,7 +234,7 @@ def _divergence(got: Tensor, want: Tensor, rows: Tensor | None) -> Tensor:
     return t * t * nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
 
 
-def judge(objective: Local | Global, batch: tuple[Any, ...]) -> dict[Key, float]:
+def judge(objective: Local | Global, batch: Batch) -> dict[Key, float]:
     """The mean loss of every unit, nothing kept for gradients."""
     found: dict[Key, list[float]] = {}
     with torch.no_grad():
@@ -236,32 +244,39 @@ def judge(objective: Local | Global, batch: tuple[Any, ...]) -> dict[Key, float]
 
 
 Answers = tuple[list[Tensor], dict[str, Tensor], list[Tensor]]
-"""Outputs, features by graph and node, masks."""
+"""Outputs, features by the weight that reads them, masks."""
 
 
-def _answers(capture: Capture, batch: tuple[Any, ...]) -> Answers:
+def _answers(capture: Capture, batch: Batch) -> Answers:
     """A model's floating outputs, its features, and the masks that its forms were given."""
-    out, ran = watched(capture, batch, lambda g, layer: _features(g) | set(_masks(layer)))
-    features, masks = dict[str, Tensor](), list[Tensor]()
-    for i, (_, layer, seen) in enumerate(ran):
-        own = _masks(layer)
-        masks += [seen[name] for name in own]
-        features |= {f"{i} {name}": seen[name] for name in sorted(seen.keys() - set(own))}
+    out, ran = watched(capture, batch, lambda g, layer: {*_features(g, layer), *_masks(layer)})
+    features, masks, read = dict[str, Tensor](), list[Tensor](), Counter[str]()
+    for graph, layer, seen in ran:
+        masks += [seen[name] for name in _masks(layer)]
+        for name, weight in _features(graph, layer).items():
+            read[weight] += 1
+            if name in seen:
+                features[f"{weight} {read[weight]}"] = seen[name]
     leaves = torch.utils._pytree.tree_leaves(out)
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], features, masks
 
 
-def _features(graph: Graph) -> set[str]:
-    """The nodes that projections outside the sites read."""
-    inside = {n for r in graph.matches.regions for n in (*r.parameters, *r.output)}
-    found = set()
+def _features(graph: Graph, layer: Layer) -> dict[str, str]:
+    """The nodes that projections outside the sites read, with the first weight that reads each.
+
+    Nodes are named anew in every capture, weights are not.
+    """
+    inside = {n for r in layer.regions for n in (*r.parameters, *r.output)}
+    inputs = graph.normal.graph.find_nodes(op="placeholder")
+    paths = {inputs[i]: path for path, i in layer.positions.items()}
+    found: dict[str, str] = {}
     for node in graph.normal.graph.nodes:
         if node.op == "call_function" and op_name(node) in ("linear", "addmm", "mm"):
             x, weight = node.args[op_name(node) == "addmm" :][:2]
             while weight.op == "call_function" and len(weight.all_input_nodes) == 1:
                 weight = weight.all_input_nodes[0]  # what it is a view of
             if weight.op == "placeholder" and weight not in inside:
-                found.add(x.name)
+                found.setdefault(x.name, paths.get(weight, weight.name))
     return found
 
 
@@ -277,11 +292,18 @@ def _masks(layer: Layer) -> list[str]:
 
 
 def _padding(masks: Sequence[Tensor], x: Tensor) -> Tensor | None:
-    """Rows ``[B, T, 1]`` of ``x [B, T, D]`` that are no padding, where all masks agree."""
+    """Rows of ``x [B, T, D]``, or ``[T, B, D]``, that are no padding, where all masks agree.
+
+    ``[B, T, 1]`` or ``[T, B, 1]``. Where both orders fit, the batch is first.
+    """
     if x.dim() != 3:
         return None
-    shapes = ((1, 1, 1, x.shape[1]), (len(x), 1, 1, x.shape[1]))
-    fit = [m for m in masks if m.dtype == torch.bool and m.shape in shapes]
-    if not fit or any(not torch.equal(m, fit[0]) for m in fit[1:]):
-        return None
-    return fit[0][:, 0, 0, :, None].expand(len(x), -1, 1)
+    for first, (b, t) in enumerate((x.shape[:2], x.shape[1::-1])):
+        shapes = ((1, 1, 1, t), (b, 1, 1, t))
+        fit = [m for m in masks if m.dtype == torch.bool and m.shape in shapes]
+        if fit:
+            if any(not torch.equal(m, fit[0]) for m in fit[1:]):
+                return None
+            rows = fit[0][:, 0, 0, :, None].expand(b, -1, 1)
+            return rows.transpose(0, 1) if first else rows
+    return None

@@ -10,6 +10,7 @@ import fnmatch
 import hashlib
 import json
 import logging
+import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -124,6 +125,7 @@ class Plan:
         self.round_trip = False
         self.trainable = True
         self._met: set[str] = set()
+        self._merged: list[weakref.ref[Tensor]] = []
 
     @classmethod
     def create(
@@ -157,7 +159,8 @@ class Plan:
         capture = Capture(model, allow=allow)
         capture.trace(*args, **kwargs)
         entries, _ = assign(capture.sites, form, form_options, sites, strict=strict)
-        return capture.plan(entries)
+        with torch.inference_mode(False):  # what learns later
+            return capture.plan(entries)
 
     def initialise(self, sites: Iterable[AttentionSite]) -> Plan:
         """Make the parameters of every entry at their start, where there are none yet."""
@@ -248,16 +251,27 @@ class Plan:
                 raise PlanError(f"expected the weight {path} that the plan changes, got {found}")
 
     def meet(self, site: str, parameters: Iterable[Tensor]) -> None:
-        """Warn, once, where deltas of ``site`` meet projections they were not trained on."""
-        entry = self.sites[site]
+        """Warn, once, where deltas of ``site`` meet projections they were not trained on.
+
+        The very parameters that they were made for may have been trained together with them.
+        """
+        entry, parameters = self.sites[site], list(parameters)
         if not self.deltas.get(site) or not entry.weights or site in self._met:
             return
         self._met.add(site)
+        known, held = self.parameters_of(site), self._holding()
+        ours = len(known) == len(parameters) and all(map(operator.is_, known, parameters))
+        if ours and not any(id(p) in held for p in parameters):
+            return
         if digest_weights(parameters) != entry.weights:
             log.warning(
                 "%s: the plan's deltas were trained on other weights than these; merged already?",
                 site,
             )
+
+    def _holding(self) -> set[int]:
+        """Identities of the weights that this plan was merged into."""
+        return {id(weight) for ref in self._merged if (weight := ref()) is not None}
 
     def _move(self, site: str, device: torch.device | None) -> None:
         """Bring a site's parameters to a device; they stay the objects an optimiser knows."""
@@ -300,7 +314,8 @@ class Plan:
         the forms' parameters, to the merged ones. What was measured still holds for it.
 
         Raises:
-            PlanError: a weight is missing or of another shape; the model is then unchanged.
+            PlanError: a weight is missing, of another shape, or has the delta already; the model
+                is then unchanged.
         """
         weights = dict(model.named_parameters(remove_duplicate=False))
         wanted = [x for site in self._changed() for x in self.deltas[site].items()]
@@ -308,9 +323,15 @@ class Plan:
             if path not in weights or not delta.fits(weights[path]):
                 got = tuple(weights[path].shape) if path in weights else "none"
                 raise PlanError(f"expected the weight {path} that the plan changes, got {got}")
+            if id(weights[path]) in self._holding():
+                raise PlanError(
+                    f"expected the weight {path} without the plan's delta, got it merged already;"
+                    " go on with the plan that merge_into returned"
+                )
         with torch.no_grad():
             for path, delta in wanted:
                 weight = weights[path]
+                self._merged.append(weakref.ref(weight))
                 weight.copy_(copy.deepcopy(delta).to(weight.device).add(weight))
         merged = Plan({name: replace(e, weights="") for name, e in self.sites.items()})
         rest = ("values", "tiles", "measured", "made_by", "owners", "round_trip", "trainable")
@@ -458,7 +479,7 @@ class Plan:
             if tensors:
                 stem = path.with_suffix("") if path.suffix == ".json" else path
                 beside = stem.with_name(f"{stem.name}.safetensors")
-                out["parameters"] = beside.name
+                out |= {"parameters": beside.name, "digest": _digest_all(tensors)}
                 replaced(beside, lambda half: save_file(tensors, half))
             text = json.dumps(out, indent=2) + "\n"
             replaced(path, lambda half: half.write_text(text))
@@ -508,10 +529,11 @@ class Plan:
                 raise PlanError(f"expected '{key}' in {path} to be an object, got {value!r}")
             setattr(plan, key, value)
         if data.get("parameters"):
-            plan._load_values(path.parent / Path(str(data["parameters"])).name)
+            beside = path.parent / Path(str(data["parameters"])).name
+            plan._load_values(beside, str(data.get("digest", "")))
         return plan
 
-    def _load_values(self, path: Path) -> None:
+    def _load_values(self, path: Path, digest: str) -> None:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -519,6 +541,9 @@ class Plan:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise PlanError(f"expected the plan's parameters at {path}, got: {error}") from error
+        if digest and digest != _digest_all(tensors):
+            log.warning("%s is not what the plan was saved with; what was measured is void", path)
+            self.measured = {}
         changes: dict[tuple[str, str], dict[str, Tensor]] = {}
         for key, value in tensors.items():
             site, *weight, name = key.split("|")
@@ -576,6 +601,10 @@ def _entry(name: str, raw: Any, path: Path) -> Entry:
 
 def _sorted(context: Mapping[str, Any]) -> str:
     return json.dumps(context, sort_keys=True)
+
+
+def _digest_all(tensors: Mapping[str, Tensor]) -> str:
+    return digest_weights(tensors[key] for key in sorted(tensors))
 
 
 def digest_weights(parameters: Iterable[Tensor]) -> str:

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from attnpass import forms
-from attnpass.capture import Capture, Graph, Layer, buffers_kept
-from attnpass.errors import OptionError
+from attnpass.capture import (
+    Batch,
+    Capture,
+    Graph,
+    Layer,
+    buffers_kept,
+    call,
+    check_batches,
+)
 from attnpass.forms import Hydra, Pointwise, SkipAt, linear_as
 from attnpass.kernels.tiled import H
 from attnpass.plan import Plan
@@ -149,9 +155,7 @@ class _Recorder(nn.Module):
         return self.known[-1]
 
 
-def observe(
-    capture: Capture, batches: Sequence[tuple[Any, ...]], *, blocks: bool = True
-) -> Observed:
+def observe(capture: Capture, batches: Sequence[Batch], *, blocks: bool = True) -> Observed:
     """Run the original model and keep up to ``ITEMS`` items per site, ``BLOCKS`` for skipat."""
     out, known = Observed(), list[Tensor]()
     recorders = {
@@ -167,7 +171,7 @@ def observe(
     with torch.no_grad():
         for batch in batches:
             capture.use_modules(dict(recorders))
-            capture(*batch)
+            call(capture, batch)
             capture.use_modules({})
             if blocks:
                 _, ran = watched(capture, batch, _blocks)
@@ -204,7 +208,7 @@ def _keep_blocks(out: Observed, layer: Layer, seen: Seen) -> None:
 def calibrate(
     model: nn.Module,
     plan: Plan,
-    inputs: Sequence[tuple[Any, ...]],
+    inputs: Iterable[Batch],
     *,
     allow: Collection[str] = (),
 ) -> dict[str, float]:
@@ -212,9 +216,9 @@ def calibrate(
 
     Args:
         model: the original model, in the mode in which it will run. It is not changed.
-        plan: of this model. inputs: batches, each the positional arguments of a call; up to
-            ``ITEMS`` items are used, ``BLOCKS`` for skipat. allow: what the caller accepts
-            (``site.ALLOW``).
+        plan: of this model. inputs: batches, each the positional arguments of a call (a tuple)
+            or its named ones (a dict); up to ``ITEMS`` items are used, ``BLOCKS`` for skipat.
+            Frozen parameters stay. allow: what the caller accepts (``site.ALLOW``).
 
     Returns:
         Per converted site ``|form - softmax|^2 / |softmax|^2`` over the attention's output; NaN
@@ -222,14 +226,13 @@ def calibrate(
         values.
 
     Raises:
-        OptionError: no inputs. CaptureError: the model cannot be captured.
+        OptionError: no inputs, or no batches. CaptureError: the model cannot be captured.
         PlanError: an entry of the plan does not fit the model.
     """
     batches = list(inputs)
-    if not batches:
-        raise OptionError("expected at least one batch of inputs to calibrate on, got none")
+    check_batches(batches, "calibrate")
     with buffers_kept(model):
-        capture = Capture(model, allow=allow).trace(*batches[0])
+        capture = call(Capture(model, allow=allow).trace, batches[0])
         capture.use(plan, strict=True)
         blocks = any(e.form == "skipat" for e in plan.sites.values())
         plan.measured = {}  # with other values
@@ -258,14 +261,18 @@ def fit(
     samples: Sequence[Sample],
     blocks: Sequence[Block] = (),
 ) -> float:
-    """Fit one form's parameters to what softmax gave; returns the relative error left."""
-    if isinstance(module, SkipAt):
-        return _fit_skipat(module, blocks)
-    if not samples:
+    """Fit one form's parameters to what softmax gave; returns the relative error left.
+
+    Parameters that are frozen stay.
+    """
+    learns = any(p.requires_grad for p in module.parameters())
+    if not (blocks if isinstance(module, SkipAt) else samples):
         return math.nan
-    if isinstance(module, Pointwise) and module.b is not None:
+    if isinstance(module, SkipAt):
+        return _fit_skipat(module, blocks, learns)
+    if learns and isinstance(module, Pointwise) and module.b is not None:
         _fit_pointwise(module, samples)
-    elif isinstance(module, Hydra) and module.gain is not None:
+    elif learns and isinstance(module, Hydra) and module.gain is not None:
         _fit_gain(module.gain, *_moments(module, samples, (0, 2)))
     return _error(module, samples)
 
@@ -446,13 +453,11 @@ def _four(x: Tensor | None) -> Tensor | None:
     return x.view((1,) * (4 - x.dim()) + x.shape)[:ROOM]
 
 
-def _fit_skipat(module: SkipAt, blocks: Sequence[Block]) -> float:
+def _fit_skipat(module: SkipAt, blocks: Sequence[Block], learns: bool) -> float:
     """The nearest linear map of rank rD, then ridge regression of the last linear; no gate yet.
 
     GELU is nearly linear where its input is ``LINEAR`` deviations above 0; Phi bends from there.
     """
-    if not blocks:
-        return math.nan
     wide = torch.promote_types(blocks[0][0].dtype, torch.float32)
     inputs = [
         (z[:, module.prefix :].to(wide), rows_kept(keep, module.prefix)) for z, _, keep in blocks
@@ -461,7 +466,7 @@ def _fit_skipat(module: SkipAt, blocks: Sequence[Block]) -> float:
         _kept(y[:, module.prefix :], rows).double()
         for (_, y, _), (_, rows) in zip(blocks, inputs, strict=True)
     ]
-    if module.hidden:
+    if learns:
         linear = _ridge([_kept(x, rows).double() for x, rows in inputs], wanted)[:-1]
         found = torch.cat([_kept(x, rows) for x, rows in inputs]).double() @ linear
         _, directions = torch.linalg.eigh(torch.cov(found.T))

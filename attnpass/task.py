@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnpass.capture import Batch
 from attnpass.errors import AttnpassError, TaskError
 from attnpass.plan import digest_weights
 
@@ -31,8 +32,9 @@ class Task:
     Attributes:
         name: shown in results.
         model: in the mode in which it is served (usually ``eval()``).
-        example: positional arguments of one call as served: its batch is what is timed.
-        calibration: a few unlabelled batches, each the positional arguments of a call.
+        example: arguments of one call as served, positional (a tuple) or named (a dict): its
+            batch is what is timed.
+        calibration: a few unlabelled batches, each the arguments of a call.
         validation: ``(arguments, target)`` per batch; selection and held-out come from these.
         score: ``score(output, target)`` -> one number per item, higher is better, finite.
         metric: what the score is, e.g. ``accuracy``.
@@ -46,12 +48,12 @@ class Task:
 
     name: str
     model: nn.Module
-    example: tuple[Any, ...]
-    calibration: Sequence[tuple[Any, ...]]
-    validation: Sequence[tuple[tuple[Any, ...], Any]]
+    example: Batch
+    calibration: Sequence[Batch]
+    validation: Sequence[tuple[Batch, Any]]
     score: Callable[[Any, Any], Tensor]
     metric: str = "accuracy"
-    recovery: Sequence[tuple[Any, ...]] = ()
+    recovery: Sequence[Batch] = ()
     outputs: str = "logits"
     pooled: bool = False
     path: str = field(default="", repr=False)
@@ -135,11 +137,17 @@ def _check(task: Task, path: str) -> None:
         raise TaskError(
             f"expected outputs of {path} to be 'logits' or 'features', got {task.outputs!r}"
         )
-    if not isinstance(task.example, tuple):
-        raise TaskError(
-            f"expected example of {path} to be a tuple of arguments,"
-            f" got {type(task.example).__name__}"
-        )
+    batches = {
+        "example": task.example,
+        "calibration[0]": task.calibration[0],
+        "validation[0][0]": task.validation[0][0],
+    }
+    for name, batch in batches.items():
+        if not isinstance(batch, (tuple, dict)):
+            raise TaskError(
+                f"expected {name} of {path} to be a tuple of arguments, or a dict of named"
+                f" ones, got {type(batch).__name__}"
+            )
 
 
 def score_batch(task: Task, output: Any, target: Any) -> Tensor:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from attnpass import environment
+from attnpass.capture import Batch
 from attnpass.errors import MeasureError, OptionError
 from attnpass.objectives import Global, Key, Local, judge
 from attnpass.plan import replaced
 
-Batches = Sequence[tuple[Any, ...]]
+Batches = Sequence[Batch]
 
 Progress = Callable[[str, int, int, float], None]
 """Told after every step: the stage, the step, how many there will be, the loss."""
@@ -64,7 +65,7 @@ class DistilOptions:
         outputs: what the model returns: ``logits`` (divergence of distributions) or ``features``
             (relative squared error).
         autocast: whether products are in bfloat16 (``torch.autocast``), what learns stays as it
-            is; ``None`` where the device has instructions for it.
+            is; ``None`` where the device has instructions for it and the model is in float32.
         seed: of the order of batches, of random inputs and of low-rank deltas.
 
     Raises:
@@ -226,7 +227,7 @@ class Trainer:
         self._first = 0.0
         self._losses: list[float] = []
         self._looked = self._watched = 0
-        self._clock = self._saved_at = time.monotonic()
+        self._clock, self._saved_at = time.monotonic(), -math.inf
 
     def run(self, inputs: Batches, selection: Batches, progress: Progress | None) -> Stage:
         """All steps that are left; returns what was done.
@@ -254,7 +255,9 @@ class Trainer:
     def _precision(self) -> AbstractContextManager[Any]:
         kind = self.parameters[0].device.type
         wanted = self.options.autocast
-        if not (environment.narrow(kind) if wanted is None else wanted):
+        if wanted is None:
+            wanted = environment.narrow(kind) and self.objective.dtypes == {torch.float32}
+        if not wanted:
             return nullcontext()
         # a weight that was cast without gradients must not serve where there are some
         return torch.autocast(kind, torch.bfloat16, cache_enabled=False)
@@ -306,12 +309,12 @@ class Trainer:
         left = max(self.seconds - self._first, 1e-9)
         return min((self.done.seconds - self._first + each) / left, 1.0)
 
-    def _batch(self, inputs: Batches) -> tuple[Any, ...]:
+    def _batch(self, inputs: Batches) -> Batch:
         """The batch of this step: a new order in every epoch, the same in every run."""
         epoch, at = divmod(self.done.steps, len(inputs))
         generator = torch.Generator().manual_seed(self.options.seed * 7919 + epoch)
         order = torch.randperm(len(inputs), generator=generator)
-        batch: tuple[Any, ...] = torch.utils._pytree.tree_map(_plain, inputs[int(order[at])])
+        batch: Batch = torch.utils._pytree.tree_map(_plain, inputs[int(order[at])])
         return batch
 
     def _step(self, inputs: Batches) -> float:

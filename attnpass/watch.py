@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from attnpass import environment
-from attnpass.capture import Capture, Graph, Layer
+from attnpass.capture import Batch, Capture, Graph, Layer, call
 
 Seen = dict[str, Any]
 """Values by node name."""
@@ -35,7 +35,7 @@ Ran = list[tuple[Graph, Layer, Seen]]
 
 def watched(
     capture: Capture,
-    batch: tuple[Any, ...],
+    batch: Batch,
     wanted: Callable[[Graph, Layer], Collection[str]],
 ) -> tuple[Any, Ran]:
     """The model's output, and the values of the ``wanted`` nodes of every layer that ran.
@@ -56,7 +56,7 @@ def watched(
         try:
             for graph, layer in capture.layers:
                 layer.active = _watch(graph, layer, wanted(graph, layer), ran)
-            out = capture(*batch)
+            out = call(capture, batch)
         finally:
             for layer, active in before:
                 layer.active = active

@@ -305,3 +305,18 @@ def test_what_cannot_be_distilled_stays_calibrated(recovered, monkeypatch):
     assert run._distilled(candidate, 0.5) is candidate
     assert (run.bank.pieces, run.found) == (pieces, found)
     assert len(said) == 2 and all("got nan" in line for line in said)
+
+
+def test_the_command_distils_a_model_whose_arguments_are_named(tmp_path):
+    given = ("--inner", "eager", "--forms", "hydra", "--trials", "2", "--max-drop", "0.5")
+    budget = ("--recover", "distil", "--recover-budget", "8s")
+    out = ("--json", "--out", str(tmp_path))
+    done = command("tune", f"{TASKS}:named", *given, *budget, *out, db=tmp_path / "a.db")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["status"] == "done" and result["settings"]["recover"] == "distil"
+    trained = [c for c in result["front"] if c["recovery"]]
+    assert trained and all(c["recovery"]["steps"] > 0 for c in trained)
+    for name in ("sites", "cka", "roundtrip"):
+        shown = command(name, f"{TASKS}:named", "--json")
+        assert shown.returncode == 0 and len(json.loads(shown.stdout)["sites"]) == 3, name

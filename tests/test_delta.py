@@ -245,6 +245,31 @@ def test_merge_writes_the_sums_and_returns_a_plan_without_deltas():
         close(compiled(net, merged)(x), want)
 
 
+def test_merging_twice_is_refused(caplog):
+    net, x = model(), data()
+    plan = changed(net)
+    plan.merge_into(net)
+    after = {k: v.clone() for k, v in net.state_dict().items()}
+    with pytest.raises(PlanError, match=r"blocks.0.attn.*merged already; go on with the plan"):
+        plan.merge_into(net)
+    assert all(torch.equal(v, after[k]) for k, v in net.state_dict().items())
+    plan.merge_into(model())  # another one may have them too
+    with caplog.at_level(logging.WARNING, "attnpass"):
+        Capture(net).trace(x).use(plan)
+    assert "trained on other weights than these; merged already?" in caplog.text
+
+
+def test_weights_that_were_trained_with_the_deltas_are_no_others(caplog):
+    net, x = model(), data()
+    plan = changed(net)
+    with torch.no_grad():
+        net.blocks[0].attn.qkv.weight.add_(0.1)  # as the user's optimiser does
+    with caplog.at_level(logging.WARNING, "attnpass"), torch.no_grad():
+        compiled(net, plan, "eager")(x)
+        Capture(net).trace(x).use(plan)
+    assert "trained on other weights" not in caplog.text
+
+
 def test_merging_keeps_what_tells_layers_apart():
     net, x = Broken().eval(), data()
     plan = changed(net)

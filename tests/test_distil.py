@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_delta import Broken, data
 from test_delta import model as random_model
+from tiny_tasks import Named
 from torch import Tensor, nn
 
 import attnpass
@@ -326,7 +327,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
 class Scripted:
     """An objective whose losses on the selection are given."""
 
-    name, share, start = "local", 1.0, 1.0
+    name, share, start, dtypes = "local", 1.0, 1.0, {torch.float32}
 
     def __init__(self, looks: list[float], late: bool = False) -> None:
         self.value = nn.Parameter(torch.zeros(2, 2))
@@ -364,8 +365,16 @@ def test_a_stage_goes_on_while_it_comes_back_from_a_high_rate():
     assert stage.steps == 100 and stage.kept == {"|a": 0}
 
 
-@pytest.mark.parametrize(("wanted", "native"), [(True, False), (False, True), (None, True)])
-def test_products_are_narrow_where_asked_for_or_native(wanted, native, monkeypatch):
+@pytest.mark.parametrize(
+    ("wanted", "native", "dtype", "narrow"),
+    [
+        (True, False, torch.float32, True),
+        (False, True, torch.float32, False),
+        (None, True, torch.float32, True),
+        (None, True, torch.float16, False),
+    ],
+)
+def test_products_are_narrow_where_asked_for_or_native(wanted, native, dtype, narrow, monkeypatch):
     monkeypatch.setattr("attnpass.environment.narrow", lambda device: native)
     seen = []
 
@@ -375,8 +384,8 @@ def test_products_are_narrow_where_asked_for_or_native(wanted, native, monkeypat
             yield from super().losses(batch)
 
     objective = Products([1.0 / (i + 1) for i in range(20)])
+    objective.dtypes = {dtype}
     trained(objective, steps=10, autocast=wanted)
-    narrow = wanted is None or wanted
     assert len(seen) == 21 and set(seen) == {torch.bfloat16 if narrow else torch.float32}
     assert objective.value.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
@@ -461,7 +470,6 @@ def test_a_softmax_plan_has_nothing_to_learn():
     [
         ({"steps": 0}, "expected steps > 0"),
         ({"budget": float("inf")}, "expected a budget of seconds > 0"),
-        ({"inputs": [torch.rand(4, 1, 32, 32)]}, "expected batches that are tuples"),
         ({"budget": 0.0}, "expected a budget of seconds > 0"),
         ({"local": 1.5}, "expected a local share from 0 to 1"),
         ({"rank": -1}, "expected a rank >= 0"),
@@ -549,6 +557,48 @@ def test_padding_has_no_part_in_the_losses(form, outputs):
     assert judge(loss, (other, keep)) == pytest.approx(first, rel=1e-4)
     other[1, :3] = 7.0
     assert judge(loss, (other, keep)) != pytest.approx(first, rel=1e-2)
+
+
+def test_padding_is_left_out_of_sequences_that_come_first():
+    keep = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    keep[0, ..., 3:] = False
+    got, want = (torch.randn(2, 5, 8) for _ in range(2))
+    rows = [objectives._padding([keep], x) for x in (got, got.transpose(0, 1))]
+    assert rows[1].shape == (5, 2, 1) and torch.equal(rows[1].transpose(0, 1), rows[0])
+    by_hand = got - want
+    by_hand[0, 3:] = 0
+    expected = by_hand.square().sum() / (want.square().sum() - want[0, 3:].square().sum())
+    first = objectives.relative(got.transpose(0, 1), want.transpose(0, 1), rows[1])
+    torch.testing.assert_close(first, expected)
+    other = keep.clone()
+    other[1, ..., 4] = False
+    assert objectives._padding([keep, other], got) is None, "the masks differ"
+
+
+def test_features_are_paired_by_the_weights_that_read_them():
+    """With gradients Dynamo names the nodes of this encoder in another way than without."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    net, x = (
+        nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(),
+        torch.randn(2, 6, 16),
+    )
+    plan, capture = Plan.create(net, x, form="sigmoid"), Capture(net).trace(x)
+    objective = Global(net, capture, plan, "features", ())
+    with torch.no_grad():
+        _, features, _ = objectives._answers(capture, (x,))
+    _, own, _ = objectives._answers(objective.student, (x,))
+    assert features.keys() == own.keys() and len(own) == 4, "two linear layers in each block"
+    hidden = dict[str, Tensor]()
+    for i, block in enumerate(net.layers):
+        for name in ("linear1", "linear2"):
+            at = f"layers.{i}.{name}.weight 1"
+            part = getattr(block, name)
+            part.register_forward_pre_hook(lambda _, args, at=at: hidden.update({at: args[0]}))
+    net(x.requires_grad_())  # with gradients: else a fused kernel runs, and no hook
+    assert hidden.keys() == features.keys()
+    for at, value in hidden.items():
+        torch.testing.assert_close(features[at], value)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -707,3 +757,70 @@ def test_wider_weights_learn_more_slowly():
         plan.deltas = {names[0]: {"w": Delta(weights["w"].shape, None)}}
         sizes.append(objectives._unit(plan, names, weights).values[0][1])
     assert sizes == pytest.approx([0.5, 0.25])
+
+
+def test_stages_share_the_steps_exactly():
+    net = model()
+    stages = attnpass.distil(net, planned(net), batches(), steps=3, local=0.5)
+    assert [(s.name, s.steps) for s in stages] == [("local", 2), ("global", 1)]
+    stages = attnpass.distil(net, planned(net), batches(), steps=1, local=0.4)
+    assert [(s.name, s.steps) for s in stages] == [("global", 1)], (
+        "no step is left to the local one"
+    )
+
+
+def test_batches_may_name_their_arguments():
+    net, found = model(), []
+    for made in (net, Named(net)):
+        wanted = batches() if made is net else [{"image": x} for (x,) in batches()]
+        example = ((data(),), {}) if made is net else ((), {"image": data()})
+        plan = Plan.create(made, *example[0], form="sigmoid", **example[1])
+        errors = attnpass.calibrate(made, plan, wanted)
+        attnpass.distil(made, plan, wanted, steps=2, local=0.5, selection=wanted[:1])
+        found.append((list(errors.values()), list(plan.tensors().values())))
+    assert found[0][0] == pytest.approx(found[1][0])
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("learn", [attnpass.calibrate, attnpass.distil])
+def test_what_is_no_sequence_of_batches_is_one_line(learn):
+    net = model()
+    plan = Plan.create(net, data(), form="sigmoid")
+    for inputs, message in (
+        (data(), "a dict of its named ones, got Tensor"),
+        ([data()], "a dict of its named ones, got Tensor"),
+        ([], "at least one batch"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            learn(net, plan, inputs)
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data()))
+    with pytest.raises(OptionError, match=r"DataLoader; list\(...\) makes one|got list"):
+        learn(net, plan, loader)
+
+
+def test_a_plan_made_in_inference_mode_learns():
+    net = model()
+    with torch.inference_mode():
+        plan = Plan.create(net, data(), form="sigmoid")
+        attnpass.calibrate(net, plan, batches())
+    before = plan.hash
+    attnpass.distil(net, plan, batches(), steps=2)
+    assert plan.hash != before
+
+
+def test_an_early_interruption_loses_no_more_than_what_runs(tmp_path, monkeypatch):
+    net, file = model(), tmp_path / "state"
+    step, calls = Trainer._step, []
+
+    def interrupted(self, inputs):
+        calls.append(self.done.steps)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, inputs)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        attnpass.distil(net, planned(net), batches(), steps=6, checkpoint=file)
+    attnpass.distil(net, planned(net), batches(), steps=6, checkpoint=file)
+    assert calls == [0, 1, 2, 1, 2, 3, 4, 5], "the first step was kept"

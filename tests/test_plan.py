@@ -239,6 +239,17 @@ def test_other_weights_void_measurements(saved, warned):
     assert any("weights of blocks.0.attn changed" in w for w in warned())
 
 
+def test_parameters_of_another_save_void_measurements(saved, tmp_path, warned):
+    """As after a save that was killed between its two files."""
+    _, plan, path = saved
+    edited(path, measured={"ms": 1.0})
+    assert Plan.load(path).measured and warned() == []
+    other = shaken(plan.copy()).save(tmp_path / "other.json")
+    other.with_suffix(".safetensors").replace(path.with_suffix(".safetensors"))
+    assert Plan.load(path).measured == {}
+    assert any("plan.safetensors is not what the plan was saved with" in w for w in warned())
+
+
 # --- edited by hand
 
 

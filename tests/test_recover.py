@@ -114,19 +114,20 @@ def test_rows_are_shifted_by_what_their_query_says(h, monkeypatch):
     sample, errors = skewed(), []
     for shrink in (1e-2, 1e12):  # at 1e12 only the mean key is left
         monkeypatch.setattr(recover, "SHRINK", shrink)
-        module = forms.Pointwise(4, 2, 8, h=h).requires_grad_(False)
-        errors.append(recover.fit(module, [sample]))
+        with torch.no_grad():
+            errors.append(recover.fit(forms.Pointwise(4, 2, 8, h=h), [sample]))
     assert errors[0] < 0.85 * errors[1]
 
 
 @pytest.mark.parametrize("h", ["sigmoid", "relu"])
+@torch.no_grad()
 def test_rows_of_padding_teach_nothing(h):
     found = []
     for junk in (False, True):
         s = skewed(padding=True)
         if junk:
             s.q[:, :, 48:], s.out[:, :, 48:] = 50.0, -9.0
-        module = forms.Pointwise(4, 2, 8, h=h).requires_grad_(False)
+        module = forms.Pointwise(4, 2, 8, h=h)
         found.append((recover.fit(module, [s]), *module.parameters()))
     assert found[0][0] == pytest.approx(found[1][0])
     for one, other in zip(found[0][1:], found[1][1:], strict=True):
@@ -135,6 +136,7 @@ def test_rows_of_padding_teach_nothing(h):
 
 @pytest.mark.parametrize("fill", [-1e4, torch.finfo(torch.float32).min])
 @pytest.mark.parametrize("h", ["sigmoid", "relu"])
+@torch.no_grad()
 def test_a_mask_that_is_added_is_a_mask(h, fill):
     found = []
     for added in (False, True):
@@ -145,7 +147,7 @@ def test_a_mask_that_is_added_is_a_mask(h, fill):
         s.out[0, :, 5] = 0.0
         if added:
             s.bias, s.keep = torch.where(s.keep, 0.0, fill), None
-        module = forms.Pointwise(4, 2, 8, h=h).requires_grad_(False)
+        module = forms.Pointwise(4, 2, 8, h=h)
         recover._fit_shift(module, [s], 1.0, recover._mean_key([s]))
         found.append((module.k0, module.b))
     for one, other in zip(*found, strict=True):
@@ -249,3 +251,66 @@ def test_skipat_learns_from_more_items_than_are_sampled(monkeypatch):
         assert sum(len(s.q) for s in observed.samples[site.name]) == 3
     assert {sum(len(z) for z, _, _ in own) for own in observed.blocks.values()} == {8}
     assert not recover.observe(capture, batches, blocks=False).blocks
+
+
+def closed(form: str, **options):
+    """A form over 2 heads, one sample of softmax attention over 6 of 8 keys."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 8, 4, dtype=torch.float64) for _ in "qkv")
+    keep = torch.ones(3, 1, 1, 8, dtype=torch.bool)
+    keep[..., 6:] = False
+    logits = (q @ k.mT / 2).masked_fill(~keep, -math.inf)
+    sample = recover.Sample(q, k, v, None, keep, logits.softmax(-1) @ v)
+    if form == "hydra":
+        return forms.Hydra(2, 4, **options), sample
+    return forms.Pointwise(2, 2, 4, h=form, **options), sample
+
+
+def test_the_mean_key_is_of_the_keys_that_are_kept():
+    _, sample = closed("sigmoid")
+    expected = sample.k[:, :, :6].mean((0, 2))
+    torch.testing.assert_close(recover._mean_key([sample]).double(), expected.view(2, -1))
+
+
+def test_hydras_gain_is_least_squares_over_rows_that_are_no_padding():
+    module, sample = closed("hydra")
+    with torch.no_grad():
+        start = module(sample.q, sample.k, sample.v, None, sample.keep)
+        recover.fit(module, [sample])
+    y, out = (x[:, :, :6].transpose(1, 2).flatten(0, 1) for x in (start, sample.out))  # rows, H, d
+    expected = torch.stack(
+        [
+            torch.linalg.lstsq(y[:, h, c, None], out[:, h, c, None]).solution.view(())
+            for h in range(2)
+            for c in range(4)
+        ]
+    )
+    ratio = module.gain.detach().double().view(-1)  # it starts at 1
+    torch.testing.assert_close(ratio, expected.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("h", ["sigmoid", "relu"])
+def test_no_other_gain_comes_nearer(h):
+    module, sample = closed(h)
+    with torch.no_grad():
+        least = recover.fit(module, [sample])
+        assert least == pytest.approx(recover._error(module, [sample]))
+        kept = module.gain.clone()
+        for head in range(2):
+            for factor in (0.9, 1.1):
+                module.gain.copy_(kept).view(2, -1)[head] *= factor
+                assert recover._error(module, [sample]) > least
+
+
+@pytest.mark.parametrize(
+    ("form", "options"), [("sigmoid", {}), ("hydra", {}), ("skipat", {"r": 0.5})]
+)
+def test_frozen_parameters_are_judged_and_stay(form, options):
+    task = load_task(TINY)
+    plan = attnpass.Plan.create(task.model, *task.example, form=form, form_options=options)
+    before = plan.frozen().hash
+    stayed = attnpass.calibrate(task.model, plan, task.calibration)
+    assert plan.hash == before
+    free = attnpass.Plan.create(task.model, *task.example, form=form, form_options=options)
+    fitted = attnpass.calibrate(task.model, free, task.calibration)
+    assert all(stayed[s] > fitted[s] for s in fitted) and fitted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -27,6 +28,28 @@ def tiny(batches: int = 6, score=correct) -> Task:
     pairs = zip(images.split(10), labels.split(10), strict=True)
     return Task(
         "tiny", model, (images[:2],), [(images[:8],)], [((x,), y) for x, y in pairs], score
+    )
+
+
+class Named(nn.Module):
+    """A model whose argument can only be named."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *, image: torch.Tensor) -> torch.Tensor:
+        return self.inner(image)
+
+
+def named() -> Task:
+    task = tiny()
+    return replace(
+        task,
+        model=Named(task.model),
+        example={"image": task.example[0]},
+        calibration=[{"image": x} for (x,) in task.calibration],
+        validation=[({"image": x}, y) for (x,), y in task.validation],
     )
 
 

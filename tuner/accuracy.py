@@ -14,6 +14,7 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
+from attnpass.capture import call
 from attnpass.task import Task, score_batch
 
 HELD_OUT = 600
@@ -147,7 +148,7 @@ def scores(
     for i in batches:
         arguments, target = task.validation[i]
         with torch.no_grad():
-            found.append(score_batch(task, run(*arguments), target))
+            found.append(score_batch(task, call(run, arguments), target))
         if stops and base is not None:
             done = torch.cat(found)
             if binary(done) and len(done) < len(base):
@@ -165,7 +166,7 @@ def answer(task: Task, run: Callable[..., Any], batch: int) -> Tensor:
         ValueError: it returns none.
     """
     with torch.no_grad():
-        return first_tensor(run(*task.validation[batch][0]))
+        return first_tensor(call(run, task.validation[batch][0]))
 
 
 def pooled_scores(task: Task, outputs: Sequence[Tensor], batches: Sequence[int]) -> Tensor:
@@ -185,7 +186,7 @@ def divergence(
     total = weight = 0.0
     for i, old in zip(batches, reference, strict=True):
         with torch.no_grad():
-            new = first_tensor(run(*task.validation[i][0])).double()
+            new = first_tensor(call(run, task.validation[i][0])).double()
         if task.outputs == "logits" and old.dim() == 2 and old.shape[1] > 1:
             p, q = old.log_softmax(-1), new.log_softmax(-1)
             total += float((p.exp() * (p - q)).sum())

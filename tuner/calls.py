@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attnpass import forms
-from attnpass.capture import Capture
+from attnpass.capture import Capture, call
 from attnpass.errors import CaptureError, OptionError
 from attnpass.kernels import aten, ops, reference
 from attnpass.kernels.select import choose
@@ -199,7 +199,7 @@ def shapes_of(task: Task) -> list[Shape]:
     Raises:
         CaptureError: the model has no attention that these forms can take.
     """
-    capture, met = Capture(task.model).trace(*task.example), dict[Shape, None]()
+    capture, met = call(Capture(task.model).trace, task.example), dict[Shape, None]()
 
     def noted(site: AttentionSite) -> nn.Module:
         module = forms.build("softmax", site)
@@ -214,7 +214,7 @@ def shapes_of(task: Task) -> list[Shape]:
         }
     )
     with torch.no_grad():
-        capture(*task.example)
+        call(capture, task.example)
     if not met:
         raise CaptureError(
             "expected attention that sigmoid or relu can take, found none;"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnpass.capture import Capture
+from attnpass.capture import Capture, call
 from attnpass.errors import CaptureError, MeasureError
 from attnpass.recover import Observed, Sample, observe, rows_kept
 from attnpass.site import AttentionSite
@@ -67,7 +67,7 @@ def similarities(task: Task, least: float = 0.8) -> dict[str, Any]:
     Raises:
         CaptureError: no attention. MeasureError: too few calibration items.
     """
-    capture = Capture(task.model).trace(*task.example)
+    capture = call(Capture(task.model).trace, task.example)
     observed = observe(capture, list(task.calibration))
     outputs = _outputs(capture, observed)
     names = [s.name for s in capture.sites if s.name in outputs]

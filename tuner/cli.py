@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,12 @@ def main() -> None:
 @options
 def sites(task: str, as_json: bool, db: str | None) -> Any:
     """What attention was found, per form legal or why not."""
+    from attnpass.capture import call
     from attnpass.plain import find_sites
     from attnpass.task import load_task
 
     loaded = load_task(task)
-    report = find_sites(loaded.model, *loaded.example)
+    report = call(partial(find_sites, loaded.model), loaded.example)
 
     def show(console: Console) -> None:
         console.print(report.table())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attnpass import forms
-from attnpass.capture import Capture
+from attnpass.capture import Capture, call
 from attnpass.task import Task
 from attnpass.tuner.accuracy import first_tensor
 
@@ -26,8 +26,8 @@ def roundtrip(task: Task) -> dict[str, Any]:
     In low precision the round trip may differ from eager float64 by twice what eager does.
     """
     with torch.no_grad():
-        eager = first_tensor(task.model(*task.example))
-        capture = Capture(task.model).trace(*task.example)
+        eager = first_tensor(call(task.model, task.example))
+        capture = call(Capture(task.model).trace, task.example)
         modules: dict[str, nn.Module] = {
             s.name: forms.build("softmax", s)
             for s in capture.sites
@@ -54,7 +54,7 @@ def _difference(
     capture: Capture, modules: dict[str, nn.Module], task: Task, expected: Tensor
 ) -> float:
     capture.use_modules(modules)
-    out = first_tensor(capture(*task.example))
+    out = first_tensor(call(capture, task.example))
     capture.use_modules({})
     return relative(out, expected)
 
@@ -66,7 +66,7 @@ def _double(task: Task) -> Tensor:
         return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
     model = copy.deepcopy(task.model).double()
-    return first_tensor(model(*torch.utils._pytree.tree_map(widen, task.example)))
+    return first_tensor(call(model, torch.utils._pytree.tree_map(widen, task.example)))
 
 
 def relative(got: Tensor, expected: Tensor) -> float:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from attnpass import environment
-from attnpass.capture import Capture
+from attnpass.capture import Capture, call
 from attnpass.errors import CaptureError, MeasureError, TaskError
 from attnpass.plan import Plan, assign
 from attnpass.report import Report
@@ -59,7 +59,7 @@ class Run:
     def __init__(self, settings: Settings, store: Store, voice: Voice) -> None:
         self.settings, self.store, self.voice = settings, store, voice
         self.task = load_task(settings.task)
-        self.capture = Capture(self.task.model).trace(*self.task.example)
+        self.capture = call(Capture(self.task.model).trace, self.task.example)
         self.sites = self.capture.sites
         if not self.sites:
             why = (
@@ -200,7 +200,7 @@ class Run:
         self.base_held_out = torch.tensor(value["held_out"], dtype=torch.float64)
         with torch.no_grad():
             self.reference = [
-                first_tensor(self.capture(*self.task.validation[i][0])).double()
+                first_tensor(call(self.capture, self.task.validation[i][0])).double()
                 for i in self.split.selection[:4]
             ]
         parts = [self.base_selection] + ([] if self.split.crossed else [self.base_held_out])

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from attnpass.capture import Capture
+from attnpass.capture import Capture, call
 from attnpass.errors import PlanError
 from attnpass.plan import Plan, assign
 from attnpass.task import Task
@@ -15,7 +15,7 @@ from attnpass.tuner.accuracy import scores
 
 def verify(plan: Plan, task: Task) -> dict[str, Any]:
     """What is wrong (one line each), what is rewritten, and the score of plan and model."""
-    capture = Capture(task.model).trace(*task.example)
+    capture = call(Capture(task.model).trace, task.example)
     names = {s.name for s in capture.sites}
     problems = [
         f"expected the plan's site {name} in the model, found none"

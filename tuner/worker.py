@@ -156,12 +156,13 @@ class _Bench:
     def __init__(self, path: str, settings: dict[str, Any]) -> None:
         import torch
 
-        from attnpass.capture import Capture
+        from attnpass.capture import Capture, call
         from attnpass.task import load_task
 
         self.torch, self.settings = torch, settings
         self.task = load_task(path)
-        self.capture = Capture(self.task.model).trace(*self.task.example)
+        self._call = lambda run: call(run, self.task.example)
+        self.capture = self._call(Capture(self.task.model).trace)
         config: Any = torch._dynamo.config
         config.recompile_limit = 64
         config.accumulated_recompile_limit = 4096
@@ -177,7 +178,7 @@ class _Bench:
         else:
             pairs = [self._plan(p) for p in request["plans"]]
             runs, hashes = [r for r, _ in pairs], [h for _, h in pairs]
-        calls = [lambda run=run: run(*self.task.example) for run in runs]
+        calls = [lambda run=run: self._call(run) for run in runs]
         with self.torch.no_grad():
             times = interleave(calls, rounds=request["rounds"], synchronise=self._wait())
         return {"outcome": "ok", "times": times, "hashes": hashes}
@@ -229,10 +230,10 @@ class _Bench:
 
         self.capture.use(plan)
         with self.torch.no_grad():
-            expected = first_tensor(self.capture(*self.task.example)).double()
+            expected = first_tensor(self._call(self.capture)).double()
             reset_report()
             run = self._compile(options)
-            got = first_tensor(run(*self.task.example)).double()
+            got = first_tensor(self._call(run)).double()
         self.capture.use(None)
         ran = compiled_report().plan
         if plan is not None and ran != plan.hash:
