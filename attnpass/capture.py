@@ -394,7 +394,8 @@ def check_batches(inputs: Any, verb: str) -> None:
     if not isinstance(inputs[0], (tuple, dict)):
         raise OptionError(
             f"expected batches to {verb} on that are tuples of a call's positional arguments,"
-            f" or a dict of its named ones, got {type(inputs[0]).__name__}"
+            f" or a dict of its named ones, got {type(inputs[0]).__name__};"
+            " one argument x is (x,)"
         )
 
 

@@ -146,7 +146,7 @@ def _check(task: Task, path: str) -> None:
         if not isinstance(batch, (tuple, dict)):
             raise TaskError(
                 f"expected {name} of {path} to be a tuple of arguments, or a dict of named"
-                f" ones, got {type(batch).__name__}"
+                f" ones, got {type(batch).__name__}; one argument x is (x,)"
             )
 
 
