@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from cpu_attention import Runs, say, timed, using
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnpass import environment, forms
 from attnpass.kernels.select import choose, choose_hydra
@@ -82,27 +82,6 @@ def hydra(n: int, sizes: tuple[int, int], dtype: str, causal: bool) -> dict[str,
     return measure(n, sizes, dtype, attends, more)
 
 
-def phi(batch: int, side: int, width: int, r: float) -> dict[str, Any]:
-    """SkipAt's whole Phi, its two linear layers alone, and a copy of what it reads and writes.
-
-    What lies between the first two is all that a kernel for convolution, GELU and ECA could save.
-    """
-    torch._dynamo.reset()
-    x = torch.randn(batch, side * side, width)
-    whole = forms.SkipAt(width, r=r, grid=(side, side))
-    hidden, target = whole.hidden, torch.empty_like(x)
-    linears = nn.Sequential(nn.Linear(width, hidden), nn.Linear(hidden, width))
-    runs: Runs = {
-        "phi": functools.partial(torch.compile(whole, dynamic=False), x),
-        "linear layers alone": functools.partial(torch.compile(linears, dynamic=False), x),
-        "copy": functools.partial(target.copy_, x),
-    }
-    row = {"form": "skipat", "batch": batch, "n": side * side, "width": width, "r": r}
-    row |= timed(runs, 1.5)
-    say(row, *list(runs)[1:])
-    return row
-
-
 def main() -> None:
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/cpu_selection_cpu.json")
     torch.manual_seed(0)
@@ -111,7 +90,6 @@ def main() -> None:
         for dtype in ("float32", "bfloat16"):
             rows += [pointwise(n, sizes, dtype) for n, sizes in POINTWISE.items()]
             rows += [hydra(n, s, dtype, c) for n, s in HYDRA.items() for c in (False, True)]
-        rows += [phi(b, n, w, r) for b, n, w in ((8, 14, 384), (2, 28, 384)) for r in (0.5, 1.0)]
         with using("switched off"):
             rows += [pointwise(n, s, "float32", without="a kernel") for n, s in PLAIN.items()]
     found = {

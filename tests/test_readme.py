@@ -134,10 +134,13 @@ def test_registers_are_the_committed_result():
 
 
 def test_phi_is_the_committed_result():
-    rows = [r for r in result("cpu_selection_cpu.json")["rows"] if r["form"] == "skipat"]
-    times = [r["linear layers alone"]["median"] for r in rows]
-    text = (ROOT / "docs" / "kernels.md").read_text()
-    assert f"takes {min(times):.2f} to {max(times):.2f} times as long" in text
+    rows, text = result("skipat_phi_cpu.json")["rows"], (ROOT / "docs" / "kernels.md").read_text()
+    for kind, grids in (("a grid of patches", True), ("a sequence", False)):
+        own = [r for r in rows if (r["grid"] is not None) == grids]
+        alone = [r["linear layers alone"]["median"] for r in own]
+        assert f"{min(alone):.2f} to {max(alone):.2f} times over {kind}" in text
+    saved = [1 / r["by conv1d"]["median"] for r in rows if "by conv1d" in r]
+    assert f"{min(saved):.2f} to {max(saved):.2f} times quicker than `conv1d`" in text
 
 
 def test_the_choice_follows_what_was_measured():
