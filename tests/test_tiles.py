@@ -126,11 +126,14 @@ DEFAULT = Call(SMALL).default()
 
 
 def test_the_fastest_tile_is_found_and_its_gain_is_told(monkeypatch):
-    found = searched(monkeypatch, lambda t: 1 + abs(t.block_m - 32) / 16 + t.block_n / 64)
+    def cost(tile):
+        return 1 + abs(tile.block_m - 32) / 16 + tile.block_n / 64
+
+    found = searched(monkeypatch, cost)
     assert found["tile"]["block_m"] == 32
     assert found["tile"]["block_n"] == 32
-    gain = found["gain"]["median"]
-    assert gain == pytest.approx((1 + 6 + 4) / 1.5)
+    # which tile is the default depends on the processor
+    assert found["gain"]["median"] == pytest.approx(cost(DEFAULT) / 1.5)
     assert len(found["trials"]) == len({json.dumps(t["tile"]) for t in found["trials"]}) == 30
 
 
