@@ -10,7 +10,6 @@ import fnmatch
 import hashlib
 import json
 import logging
-import operator
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -259,9 +258,9 @@ class Plan:
         if not self.deltas.get(site) or not entry.weights or site in self._met:
             return
         self._met.add(site)
-        known, held = self.parameters_of(site), self._holding()
-        ours = len(known) == len(parameters) and all(map(operator.is_, known, parameters))
-        if ours and not any(id(p) in held for p in parameters):
+        met = [id(p) for p in parameters]
+        ours = met == [id(p) for p in self.parameters_of(site)]
+        if ours and self._holding().isdisjoint(met):
             return
         if digest_weights(parameters) != entry.weights:
             log.warning(

@@ -373,6 +373,22 @@ def say(row: dict[str, Any], *names: str) -> None:
     print(kind, *told, flush=True)
 
 
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    """The rows of ``benchmarks/NAME.py`` to the file that was named, else among the results."""
+    default = f"benchmarks/results/{name}_cpu.json"
+    found = {
+        "command": f"python benchmarks/{name}.py",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": environment.device(),
+        "versions": environment.versions(),
+        "kernels": environment.kernels_digest(),
+        "rows": rows,
+    }
+    Path(sys.argv[1] if len(sys.argv) > 1 else default).write_text(
+        json.dumps(found, indent=1) + "\n"
+    )
+
+
 def geomean(values: list[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 

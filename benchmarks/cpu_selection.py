@@ -9,19 +9,15 @@ is the plain torch path that runs where there is no compiler or no AVX-512.
 from __future__ import annotations
 
 import functools
-import json
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cpu_attention import Runs, say, timed, using
+from cpu_attention import Runs, say, timed, using, write
 from torch import Tensor
 
-from attnpass import environment, forms
+from attnpass import forms
 from attnpass.kernels.select import choose, choose_hydra
 from attnpass.kernels.tile import Tile, default_tile
 
@@ -83,7 +79,6 @@ def hydra(n: int, sizes: tuple[int, int], dtype: str, causal: bool) -> dict[str,
 
 
 def main() -> None:
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/cpu_selection_cpu.json")
     torch.manual_seed(0)
     rows = []
     with torch.no_grad():
@@ -92,15 +87,7 @@ def main() -> None:
             rows += [hydra(n, s, dtype, c) for n, s in HYDRA.items() for c in (False, True)]
         with using("switched off"):
             rows += [pointwise(n, s, "float32", without="a kernel") for n, s in PLAIN.items()]
-    found = {
-        "command": "python benchmarks/cpu_selection.py",
-        "date": time.strftime("%Y-%m-%d"),
-        "device": environment.device(),
-        "versions": environment.versions(),
-        "kernels": environment.kernels_digest(),
-        "rows": rows,
-    }
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    write("cpu_selection", rows)
 
 
 if __name__ == "__main__":

@@ -10,18 +10,13 @@ from __future__ import annotations
 
 import copy
 import functools
-import json
-import sys
-import time
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from cpu_attention import Runs, say, timed
+from cpu_attention import Runs, say, timed, write
 from torch import Tensor, nn
 
-from attnpass import environment
 from attnpass.forms import SkipAt
 
 GRIDS = ((8, (14, 14), 384), (2, (28, 28), 384))
@@ -67,19 +62,10 @@ def measure(batch: int, size: Any, width: int, r: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "benchmarks/results/skipat_phi_cpu.json")
     torch.manual_seed(0)
     with torch.no_grad():
         rows = [measure(*at, r) for at in (*GRIDS, *SEQUENCES) for r in (0.5, 1.0)]
-    found = {
-        "command": "python benchmarks/skipat_phi.py",
-        "date": time.strftime("%Y-%m-%d"),
-        "device": environment.device(),
-        "versions": environment.versions(),
-        "kernels": environment.kernels_digest(),
-        "rows": rows,
-    }
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    write("skipat_phi", rows)
 
 
 if __name__ == "__main__":
