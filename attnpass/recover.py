@@ -7,6 +7,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -45,6 +46,9 @@ ROWS = 256
 
 ROOM_ROWS = 128
 """Rows of an item whose shift is looked for."""
+
+ROOM_MAP = 2**23
+"""Logits that are kept of a site where softmax alone is exchanged; those of one item at least."""
 
 TEMPERATURES = (-0.25, 0.0, 0.25)
 MASSES = ((2.0, 8.0, 32.0, 128.0, 512.0), (0.1, 0.3, 1.0, 2.0))
@@ -92,6 +96,76 @@ class Sample:
             return None
         return keep.transpose(-1, -2)
 
+    def run(self, module: nn.Module) -> Tensor:
+        """What a form makes of it, like ``out``."""
+        out: Tensor = module(self.q, self.k, self.v, self.bias, self.keep)
+        return out
+
+    def logits(self, module: Pointwise) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """Some rows of a few items, block by block.
+
+        Queries ``[b, H, m, d]``, logits ``[b, H, m, S]`` with -inf where masked, L and, where
+        padding is masked, whether a row counts, both broadcast to ``[b, H, m, 1]``.
+        """
+        at, step = 0, max(self.q.shape[2] // ROOM_ROWS, 1)
+        for x, length in _logits(module, self):
+            first = -at % step
+            rows = slice(at + first, at + x.shape[2], step)
+            at += x.shape[2]
+            if length.shape[2] > 1:
+                length = length[:, :, first::step]
+            counts = None if self.rows is None else self.rows[:ROOM, :, rows]
+            yield self.q[:ROOM, :, rows], x[:, :, first::step], length.unsqueeze(-1), counts
+
+
+@dataclass
+class MapSample:
+    """Some rows ``[B, H, m, S]`` of the logits that a softmax saw where it alone is exchanged.
+
+    ``keep [B, 1|H, m, S]`` says also what is causal; ``rows [B, 1, m, 1]`` are no padding.
+    """
+
+    map: Tensor
+    keep: Tensor
+    rows: Tensor | None
+
+    @classmethod
+    def of(cls, s: Tensor, keep: Tensor | None, causal: bool) -> MapSample:
+        """Of logits ``[B, H, T, S]`` and the mask that broadcasts to them."""
+        t, keys = s.shape[2:]
+        at = torch.arange(0, t, max(math.ceil(t / ROOM_ROWS), 1), device=s.device)
+        items = max(ROOM_MAP // max(s.shape[1] * len(at) * keys, 1), 1)
+        mask, rows = _four(keep, items), None
+        if mask is None:
+            mask = torch.ones((1, 1, 1, keys), dtype=torch.bool, device=s.device)
+        elif mask.shape[1:] == (1, 1, t):
+            rows = mask.transpose(-1, -2)[:, :, at]
+        mask = (mask[:, :, at] if mask.shape[2] > 1 else mask).expand(-1, -1, len(at), keys)
+        if causal:
+            mask = mask & (torch.arange(keys, device=s.device) <= at.unsqueeze(1))
+        return cls(s[:items, :, at].detach(), mask.clone(), rows)
+
+    @property
+    def out(self) -> Tensor:
+        """Softmax's weights."""
+        out: Tensor = forms.SoftmaxWeights()(self.map)
+        return out
+
+    def run(self, module: nn.Module) -> Tensor:
+        """What a form makes of it, like ``out``; the mask is whole here."""
+        module = copy.copy(module)
+        module.causal = False  # type: ignore[assignment]
+        out: Tensor = module(self.map, self.keep)
+        return out
+
+    def logits(self, module: Pointwise) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+        """As of a ``Sample``; the queries, which are not known, have no features."""
+        x = self.map.float().masked_fill(~self.keep, -math.inf)
+        module = copy.copy(module)
+        module.causal = False
+        length = module._length(x, x.transpose(2, 3), self.keep)
+        yield x.new_empty((*x.shape[:3], 0)), x, length, self.rows
+
 
 Block = tuple[Tensor, Tensor, Tensor | None]
 """Previous block output and own block output ``[B, T, D]``, and the mask."""
@@ -101,7 +175,7 @@ Block = tuple[Tensor, Tensor, Tensor | None]
 class Observed:
     """Activations of the original model, per site."""
 
-    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    samples: dict[str, list[Sample | MapSample]] = field(default_factory=dict)
     masks: dict[str, list[Tensor | None]] = field(default_factory=dict)
     """Of every call, also where no more samples are kept."""
     blocks: dict[str, list[Block]] = field(default_factory=dict)
@@ -116,7 +190,7 @@ class _Recorder(nn.Module):
     def __init__(
         self,
         softmax: nn.Module,
-        into: list[Sample],
+        into: list[Sample | MapSample],
         masks: list[Tensor | None],
         known: list[Tensor],
     ) -> None:
@@ -155,19 +229,37 @@ class _Recorder(nn.Module):
         return self.known[-1]
 
 
+class _MapRecorder(forms.SoftmaxWeights):
+    """Softmax in its own place that keeps what passes the first time; masks every time."""
+
+    def __init__(
+        self, causal: bool, into: list[Sample | MapSample], masks: list[Tensor | None]
+    ) -> None:
+        super().__init__()
+        self.causal, self.into, self.masks, self.items = causal, into, masks, 0
+
+    def forward(self, s: Tensor, keep: Tensor | None = None) -> Tensor:
+        padding = keep is not None and keep.dim() == 4 and keep.shape[1:3] == (1, 1)
+        self.masks.append(keep if padding else None)
+        self.items += len(s)
+        if not self.into:
+            self.into.append(MapSample.of(s, keep, self.causal))
+        return super().forward(s, keep)
+
+
 def observe(capture: Capture, batches: Sequence[Batch], *, blocks: bool = True) -> Observed:
     """Run the original model and keep up to ``ITEMS`` items per site, ``BLOCKS`` for skipat."""
     out, known = Observed(), list[Tensor]()
-    recorders = {
-        s.name: _Recorder(
-            forms.build("softmax", s),
-            out.samples.setdefault(s.name, []),
-            out.masks.setdefault(s.name, []),
-            known,
-        )
-        for s in capture.sites
-        if s.legal.get("softmax") is None and not (s.swapped or s.sink)
-    }
+    recorders: dict[str, _Recorder | _MapRecorder] = {}
+    for s in capture.sites:
+        if s.legal.get("softmax") is not None or s.sink:
+            continue
+        into = out.samples.setdefault(s.name, [])
+        masks = out.masks.setdefault(s.name, [])
+        if s.swapped:
+            recorders[s.name] = _MapRecorder("causal" in s.mask, into, masks)
+        else:
+            recorders[s.name] = _Recorder(forms.build("softmax", s), into, masks, known)
     with torch.no_grad():
         for batch in batches:
             capture.use_modules(dict(recorders))
@@ -221,9 +313,9 @@ def calibrate(
             Frozen parameters stay. allow: what the caller accepts (``site.ALLOW``).
 
     Returns:
-        Per converted site ``|form - softmax|^2 / |softmax|^2`` over the attention's output; NaN
-        where only the softmax node is exchanged (soft cap, talking heads): such a site keeps its
-        values.
+        Per converted site ``|form - softmax|^2 / |softmax|^2`` over the attention's output, over
+        its weights where only the softmax node is exchanged (soft cap, talking heads). NaN where
+        nothing could be observed (an attention sink).
 
     Raises:
         OptionError: no inputs, or no batches. CaptureError: the model cannot be captured.
@@ -249,7 +341,7 @@ def fit_sites(capture: Capture, plan: Plan, observed: Observed) -> dict[str, flo
         for site in capture.sites:
             samples = observed.samples.get(site.name, [])
             blocks = observed.blocks.get(site.name, [])
-            seen = [s.q.device for s in samples] + [z.device for z, _, _ in blocks]
+            seen = [s.out.device for s in samples] + [z.device for z, _, _ in blocks]
             module = plan.module(site, device=seen[0] if seen else None)
             if module is not None:
                 errors[site.name] = fit(module, samples, blocks)
@@ -258,7 +350,7 @@ def fit_sites(capture: Capture, plan: Plan, observed: Observed) -> dict[str, flo
 
 def fit(
     module: nn.Module,
-    samples: Sequence[Sample],
+    samples: Sequence[Sample | MapSample],
     blocks: Sequence[Block] = (),
 ) -> float:
     """Fit one form's parameters to what softmax gave; returns the relative error left.
@@ -278,12 +370,12 @@ def fit(
 
 
 def _moments(
-    module: nn.Module, samples: Sequence[Sample], dims: tuple[int, ...]
+    module: nn.Module, samples: Sequence[Sample | MapSample], dims: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
     """``sum out * form`` and ``sum form^2`` over ``dims`` of all samples, in float64."""
-    dot = power = samples[0].q.new_zeros((), dtype=torch.float64)
+    dot = power = samples[0].out.new_zeros((), dtype=torch.float64)
     for s in samples:
-        y = module(s.q, s.k, s.v, s.bias, s.keep).double()
+        y = s.run(module).double()
         if s.rows is not None:
             y = y * s.rows
         dot = dot + (s.out.double() * y).nan_to_num().sum(dims)
@@ -297,7 +389,7 @@ def _fit_gain(gain: Tensor, dot: Tensor, power: Tensor) -> None:
     gain.copy_((gain.double() * value.reshape(gain.shape)).to(gain.dtype))
 
 
-def _fit_pointwise(module: Pointwise, samples: Sequence[Sample]) -> None:
+def _fit_pointwise(module: Pointwise, samples: Sequence[Sample | MapSample]) -> None:
     """Per head tau and the rows' mass from a small grid with the least error; then g.
 
     Softmax divides every row by its sum, these forms cannot. What a row would have to be shifted
@@ -333,15 +425,16 @@ def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(chosen.view(-1, *(1,) * (new.dim() - 1)), new, old)
 
 
-def _mean_key(samples: Sequence[Sample]) -> Tensor:
+def _mean_key(samples: Sequence[Sample | MapSample]) -> Tensor:
     """Per key/value head, over the keys that are not masked."""
-    sums, counts = zip(*(_key_sums(s) for s in samples), strict=True)
+    known = (s for s in samples if isinstance(s, Sample))
+    sums, counts = zip(*(_key_sums(s) for s in known), strict=True)
     mean: Tensor = torch.stack(sums).sum(0) / torch.stack(counts).sum().clamp_min(1)
     return mean
 
 
 def _fit_shift(
-    module: Pointwise, samples: Sequence[Sample], mass: float, mean: Tensor | None
+    module: Pointwise, samples: Sequence[Sample | MapSample], mass: float, mean: Tensor | None
 ) -> None:
     """B and k0 by ridge regression of the shifts that give rows a mass, on their queries.
 
@@ -373,28 +466,19 @@ def _fit_shift(
     module.b.copy_(-middle[:, 0, -1].to(module.b.dtype))
 
 
-def _shifts(module: Pointwise, s: Sample, tau: float, mass: float) -> Iterator[Tensor]:
+def _shifts(module: Pointwise, s: Sample | MapSample, tau: float, mass: float) -> Iterator[Tensor]:
     """Of some rows the query, the shift and whether the row counts: ``[b, H, m, d + 2]``."""
-    h, at = H[module.h][0], 0
-    step = max(s.q.shape[2] // ROOM_ROWS, 1)
-    most = float(s.k.shape[2] if isinstance(module.length, str) else module.length)
-    for x, length in _logits(module, s):
-        first = -at % step
-        rows = slice(at + first, at + x.shape[2], step)
-        at += x.shape[2]
-        if length.shape[2] > 1:
-            length = length[:, :, first::step]
-        x, length = tau * x[:, :, first::step], length.unsqueeze(-1)
-        wanted: Tensor | float = mass
+    h = H[module.h][0]
+    for q, x, length, rows in s.logits(module):
+        most = float(x.shape[-1] if isinstance(module.length, str) else module.length)
+        x, wanted = tau * x, mass * (length / most).pow(module.alpha)
         if module.h == "sigmoid":
-            x = x - length.log()
-        else:
-            wanted = mass * (length / most).pow(module.alpha)
+            x, wanted = x - length.log(), torch.full_like(length, mass)
         shift = _solve_shift(h, x, wanted)
         counts = torch.isfinite(x).any(-1, keepdim=True)
-        if s.rows is not None:
-            counts = counts & s.rows[:ROOM, :, rows]
-        yield torch.cat([s.q[:ROOM, :, rows].double(), shift.double(), counts.double()], -1)
+        if rows is not None:
+            counts = counts & rows
+        yield torch.cat([q.double(), shift.double(), counts.double()], -1)
 
 
 def _solve_shift(h: Callable[[Tensor], Tensor], x: Tensor, mass: Tensor | float) -> Tensor:
@@ -446,11 +530,11 @@ def _logits(module: Pointwise, s: Sample) -> Iterator[tuple[Tensor, Tensor]]:
         yield x, length if length.shape[2] == 1 else length[:, :, rows]
 
 
-def _four(x: Tensor | None) -> Tensor | None:
+def _four(x: Tensor | None, items: int = ROOM) -> Tensor | None:
     """A bias or mask with all four axes, of the first few items."""
     if x is None:
         return None
-    return x.view((1,) * (4 - x.dim()) + x.shape)[:ROOM]
+    return x.view((1,) * (4 - x.dim()) + x.shape)[:items]
 
 
 def _fit_skipat(module: SkipAt, blocks: Sequence[Block], learns: bool) -> float:
@@ -521,11 +605,11 @@ def _standardise(layer: nn.Module, results: Sequence[Tensor]) -> None:
     bias.sub_(found.mean(0)).mul_(scale).add_(LINEAR)
 
 
-def _error(module: nn.Module, samples: Sequence[Sample]) -> float:
+def _error(module: nn.Module, samples: Sequence[Sample | MapSample]) -> float:
     """Squared error over squared output, fully masked (NaN) rows left out."""
     left = right = 0.0
     for s in samples:
-        y, out = module(s.q, s.k, s.v, s.bias, s.keep).double(), s.out.double().nan_to_num()
+        y, out = s.run(module).double(), s.out.double().nan_to_num()
         if s.rows is not None:
             y, out = y * s.rows, out * s.rows
         left += float((y - out).nan_to_num().square().sum())

@@ -314,3 +314,62 @@ def test_frozen_parameters_are_judged_and_stay(form, options):
     free = attnpass.Plan.create(task.model, *task.example, form=form, form_options=options)
     fitted = attnpass.calibrate(task.model, free, task.calibration)
     assert all(stayed[s] > fitted[s] for s in fitted) and fitted
+
+
+class Exchanged(nn.Module):
+    """Attention of which only the softmax node can be exchanged."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.qkv, self.heads = how, nn.Linear(32, 96), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
+        v = self.heads_of(x)[2]
+        return (self.logits(x, keep).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    def heads_of(self, x: Tensor) -> list[Tensor]:
+        return [y.unflatten(-1, (4, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1)]
+
+    def logits(self, x: Tensor, keep: Tensor) -> Tensor:
+        q, k, _ = self.heads_of(x)
+        s = q @ k.transpose(-2, -1)
+        if self.how == "talking heads":
+            return self.heads(s.transpose(1, 3)).transpose(1, 3)
+        s = 5 * torch.tanh(s / 5)
+        if self.how == "causal":
+            below = torch.ones(s.shape[-2:], dtype=torch.bool).tril()
+            return s.masked_fill(~below, -math.inf)
+        return s.masked_fill(~keep[:, None, None], -math.inf) if self.how == "padding" else s
+
+
+@pytest.mark.parametrize("form", ["sigmoid", "relu"])
+@pytest.mark.parametrize("how", ["soft cap", "causal", "padding", "talking heads"])
+@torch.no_grad()
+def test_where_softmax_alone_is_exchanged_its_logits_teach(how, form):
+    torch.manual_seed(0)
+    model = Exchanged(how).eval()
+    model.qkv.weight[:64] *= 3
+    x, keep = torch.randn(6, 40, 32), torch.ones(6, 40, dtype=torch.bool)
+    keep[1:, 25:] = False
+    rows = keep.unsqueeze(-1) if how == "padding" else 1.0
+    batch = (x, keep)
+    plan = attnpass.Plan.create(model, *batch, form=form)
+    (site,) = attnpass.find_sites(model, *batch).sites
+    assert site.swapped
+
+    def error() -> float:
+        capture = attnpass.Capture(model).trace(*batch)
+        capture.use(plan, strict=True)
+        want = model(*batch) * rows
+        return float((capture(*batch) * rows - want).square().sum() / want.square().sum())
+
+    before = error()
+    (told,) = attnpass.calibrate(model, plan, [batch]).values()
+    logits = model.logits(*batch)
+    counts = keep[:, None, :, None] if how == "padding" else torch.ones(1)
+    wanted = logits.softmax(-1).double() * counts
+    module = plan.module(site)
+    module.causal = False  # -inf says it already
+    weights = module(logits, logits > -math.inf).double() * counts
+    left = float((weights - wanted).square().sum() / wanted.square().sum())
+    assert told == pytest.approx(left, rel=1e-4) and error() < 0.9 * before

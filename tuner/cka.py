@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attnpass.capture import Capture, call
 from attnpass.errors import CaptureError, MeasureError
-from attnpass.recover import Observed, Sample, observe, rows_kept
+from attnpass.recover import MapSample, Observed, Sample, observe, rows_kept
 from attnpass.site import AttentionSite
 from attnpass.task import Task
 
@@ -118,13 +118,15 @@ def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
     return x if rows is None else x * rows
 
 
-def _rows(site: AttentionSite, samples: list[Sample]) -> Tensor | None:
+def _rows(site: AttentionSite, samples: list[Sample | MapSample]) -> Tensor | None:
     """Softmax weights of the first query over the keys, ``[N, H, S]``.
 
     Where a causal mask leaves it one key only, of the last query.
     """
     rows, at = [], slice(-1, None) if "causal" in site.mask else slice(1)
     for s in samples:
+        if isinstance(s, MapSample):
+            return None
         k = s.k.repeat_interleave(s.q.shape[1] // s.k.shape[1], dim=1).double()
         x = s.q[:, :, at].double() @ k.transpose(-1, -2)
         x = x * (1.0 if site.scale is None else site.scale)
