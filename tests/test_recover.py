@@ -373,3 +373,19 @@ def test_where_softmax_alone_is_exchanged_its_logits_teach(how, form):
     weights = module(logits, logits > -math.inf).double() * counts
     left = float((weights - wanted).square().sum() / wanted.square().sum())
     assert told == pytest.approx(left, rel=1e-4) and error() < 0.9 * before
+
+
+@torch.no_grad()
+def test_of_a_map_few_rows_are_held(monkeypatch):
+    monkeypatch.setattr(recover, "ROOM_ROWS", 7)
+    monkeypatch.setattr(recover, "ROOM_MAP", 2 * 4 * 7 * 40)
+    torch.manual_seed(0)
+    s, keep = torch.randn(6, 4, 40, 40), torch.rand(6, 1, 1, 40) > 0.3
+    for causal in (False, True):
+        held = recover.MapSample.of(s, keep, causal)
+        assert held.map.shape == (2, 4, 7, 40) and held.keep.shape == (2, 1, 7, 40)
+        assert torch.equal(held.map, s[:2, :, ::6]) and held.map.data_ptr() != s.data_ptr()
+        below = torch.ones(40, 40, dtype=torch.bool)
+        whole = keep[:2] & (below.tril() if causal else below)
+        assert torch.equal(held.keep, whole[:, :, ::6])
+        assert torch.equal(held.rows[:, 0, :, 0], keep[:2, 0, 0, ::6])
