@@ -205,7 +205,8 @@ class Global:
             want, features, _ = _answers(self.teacher, batch)
         got, own, masks = _answers(self.student, batch)
         loss = self._output(got, want, masks)
-        both = [name for name in features if name in own]
+        # what is routed another way has other rows
+        both = [n for n, x in features.items() if n in own and own[n].shape == x.shape]
         for name in both:
             x, rows = own[name], _padding(masks, own[name])
             loss = loss + FEATURES / len(both) * relative(x, features[name], rows)

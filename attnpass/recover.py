@@ -10,8 +10,10 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +32,7 @@ from attnpass.forms import Hydra, Pointwise, SkipAt, linear_as
 from attnpass.kernels.tiled import H
 from attnpass.plan import Plan
 from attnpass.region import Region
+from attnpass.site import AttentionSite
 from attnpass.watch import Seen, watched
 
 ITEMS = 32
@@ -72,7 +75,10 @@ SHRINK = 1e-2
 
 @dataclass
 class Sample:
-    """What one attention saw, and its output ``[B, H, T, dv]``."""
+    """What one attention saw, and its output ``[B, H, T, dv]``.
+
+    ``causal`` and ``own`` (queries and keys are of the same tokens) are of the graph that ran.
+    """
 
     q: Tensor
     k: Tensor
@@ -80,6 +86,8 @@ class Sample:
     bias: Tensor | None
     keep: Tensor | None
     out: Tensor
+    causal: bool | None = None
+    own: bool = True
 
     @property
     def padding(self) -> Tensor | None:
@@ -92,12 +100,13 @@ class Sample:
     def rows(self) -> Tensor | None:
         """Which rows ``[B, 1, T, 1]`` are no padding, where a self-attention masks it."""
         keep = self.padding
-        if keep is None or keep.shape[3] != self.q.shape[2]:
+        if keep is None or not self.own or keep.shape[3] != self.q.shape[2]:
             return None
         return keep.transpose(-1, -2)
 
     def run(self, module: nn.Module) -> Tensor:
         """What a form makes of it, like ``out``."""
+        module = _under(module, self.causal)
         out: Tensor = module(self.q, self.k, self.v, self.bias, self.keep)
         return out
 
@@ -108,7 +117,7 @@ class Sample:
         padding is masked, whether a row counts, both broadcast to ``[b, H, m, 1]``.
         """
         at, step = 0, max(self.q.shape[2] // ROOM_ROWS, 1)
-        for x, length in _logits(module, self):
+        for x, length in _logits(_under(module, self.causal), self):
             first = -at % step
             rows = slice(at + first, at + x.shape[2], step)
             at += x.shape[2]
@@ -130,15 +139,15 @@ class MapSample:
     rows: Tensor | None
 
     @classmethod
-    def of(cls, s: Tensor, keep: Tensor | None, causal: bool) -> MapSample:
-        """Of logits ``[B, H, T, S]`` and the mask that broadcasts to them."""
+    def of(cls, s: Tensor, keep: Tensor | None, causal: bool, own: bool, room: int) -> MapSample:
+        """Of logits ``[B, H, T, S]`` and the mask that broadcasts to them, about ``room`` many."""
         t, keys = s.shape[2:]
         at = torch.arange(0, t, max(math.ceil(t / ROOM_ROWS), 1), device=s.device)
-        items = max(ROOM_MAP // max(s.shape[1] * len(at) * keys, 1), 1)
+        items = max(room // max(s.shape[1] * len(at) * keys, 1), 1)
         mask, rows = _four(keep, items), None
         if mask is None:
             mask = torch.ones((1, 1, 1, keys), dtype=torch.bool, device=s.device)
-        elif mask.shape[1:] == (1, 1, t):
+        elif own and mask.shape[1:] == (1, 1, t):
             rows = mask.transpose(-1, -2)[:, :, at]
         mask = (mask[:, :, at] if mask.shape[2] > 1 else mask).expand(-1, -1, len(at), keys)
         if causal:
@@ -153,18 +162,24 @@ class MapSample:
 
     def run(self, module: nn.Module) -> Tensor:
         """What a form makes of it, like ``out``; the mask is whole here."""
-        module = copy.copy(module)
-        module.causal = False  # type: ignore[assignment]
-        out: Tensor = module(self.map, self.keep)
+        out: Tensor = _under(module, False)(self.map, self.keep)
         return out
 
     def logits(self, module: Pointwise) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
         """As of a ``Sample``; the queries, which are not known, have no features."""
-        x = self.map.float().masked_fill(~self.keep, -math.inf)
-        module = copy.copy(module)
-        module.causal = False
-        length = module._length(x, x.transpose(2, 3), self.keep)
+        x = self.map.float()
+        x = x.masked_fill(~self.keep | (x < MASKED), -math.inf)
+        length = _under(module, False)._length(x, x.transpose(2, 3), self.keep)
         yield x.new_empty((*x.shape[:3], 0)), x, length, self.rows
+
+
+def _under(module: Any, causal: bool | None) -> Any:
+    """A form as a graph with a causal mask, or without one, has it; parameters are shared."""
+    if causal is None or module.causal == causal:
+        return module
+    module = copy.copy(module)
+    module.causal = causal
+    return module
 
 
 Block = tuple[Tensor, Tensor, Tensor | None]
@@ -179,24 +194,28 @@ class Observed:
     masks: dict[str, list[Tensor | None]] = field(default_factory=dict)
     """Of every call, also where no more samples are kept."""
     blocks: dict[str, list[Block]] = field(default_factory=dict)
+    items: Counter[str] = field(default_factory=Counter)
+    """Seen, also where no more are kept."""
+    known: list[Tensor] = field(default_factory=list)
+    """Masks and biases, kept once for all sites that are given the same."""
+
+    def once(self, x: Tensor | None) -> Tensor | None:
+        """A copy, the one that another site was given where that was the same."""
+        if x is None:
+            return None
+        for y in self.known:
+            if (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device) and torch.equal(y, x):
+                return y
+        self.known.append(x.detach().clone())
+        return self.known[-1]
 
 
 class _Recorder(nn.Module):
-    """Softmax that keeps what passes.
+    """Softmax that keeps what passes."""
 
-    Masks and biases are kept once for all sites that are given the same: ``known`` is theirs.
-    """
-
-    def __init__(
-        self,
-        softmax: nn.Module,
-        into: list[Sample | MapSample],
-        masks: list[Tensor | None],
-        known: list[Tensor],
-    ) -> None:
+    def __init__(self, site: AttentionSite, into: Observed) -> None:
         super().__init__()
-        self.softmax, self.into, self.masks, self.known = softmax, into, masks, known
-        self.items = 0
+        self.site, self.into, self.softmax = site, into, forms.build("softmax", site)
 
     def forward(
         self,
@@ -207,69 +226,59 @@ class _Recorder(nn.Module):
         keep: Tensor | None = None,
     ) -> Tensor:
         out: Tensor = self.softmax(q, k, v, bias, keep)
-        self.masks.append(self._once(keep))
-        b, room = q.shape[0], ITEMS - self.items
-        self.items += b
+        into, name = self.into, self.site.name
+        into.masks.setdefault(name, []).append(into.once(keep))
+        b, room = q.shape[0], ITEMS - into.items[name]
+        into.items[name] += b
         if room > 0:
             q, k, v, y = (x.detach()[:room].clone() for x in (q, k, v, out))
             bias, keep = (
-                self._once(x if x is None or x.shape[0] != b else x[:room]) for x in (bias, keep)
+                into.once(x if x is None or x.shape[0] != b else x[:room]) for x in (bias, keep)
             )
-            self.into.append(Sample(q, k, v, bias, keep, y))
+            how = ("causal" in self.site.mask, self.site.kind == "self")
+            into.samples.setdefault(name, []).append(Sample(q, k, v, bias, keep, y, *how))
         return out
-
-    def _once(self, x: Tensor | None) -> Tensor | None:
-        """A copy, the one that another site was given where that was the same."""
-        if x is None:
-            return None
-        for y in self.known:
-            if (y.shape, y.dtype) == (x.shape, x.dtype) and torch.equal(y, x):
-                return y
-        self.known.append(x.detach().clone())
-        return self.known[-1]
 
 
 class _MapRecorder(forms.SoftmaxWeights):
-    """Softmax in its own place that keeps what passes the first time; masks every time."""
+    """Softmax in its own place that keeps of the logits what there is room for; masks always."""
 
-    def __init__(
-        self, causal: bool, into: list[Sample | MapSample], masks: list[Tensor | None]
-    ) -> None:
+    def __init__(self, site: AttentionSite, into: Observed) -> None:
         super().__init__()
-        self.causal, self.into, self.masks, self.items = causal, into, masks, 0
+        self.site, self.into = site, into
 
     def forward(self, s: Tensor, keep: Tensor | None = None) -> Tensor:
+        into, name = self.into, self.site.name
         padding = keep is not None and keep.dim() == 4 and keep.shape[1:3] == (1, 1)
-        self.masks.append(keep if padding else None)
-        self.items += len(s)
-        if not self.into:
-            self.into.append(MapSample.of(s, keep, self.causal))
+        into.masks.setdefault(name, []).append(into.once(keep) if padding else None)
+        into.items[name] += len(s)
+        found = into.samples.setdefault(name, [])
+        room = ROOM_MAP - sum(x.map.numel() for x in found if isinstance(x, MapSample))
+        if room > 0:
+            how = ("causal" in self.site.mask, self.site.kind == "self")
+            found.append(MapSample.of(s, keep, *how, room))
         return super().forward(s, keep)
 
 
 def observe(capture: Capture, batches: Sequence[Batch], *, blocks: bool = True) -> Observed:
     """Run the original model and keep up to ``ITEMS`` items per site, ``BLOCKS`` for skipat."""
-    out, known = Observed(), list[Tensor]()
-    recorders: dict[str, _Recorder | _MapRecorder] = {}
-    for s in capture.sites:
-        if s.legal.get("softmax") is not None or s.sink:
-            continue
-        into = out.samples.setdefault(s.name, [])
-        masks = out.masks.setdefault(s.name, [])
-        if s.swapped:
-            recorders[s.name] = _MapRecorder("causal" in s.mask, into, masks)
-        else:
-            recorders[s.name] = _Recorder(forms.build("softmax", s), into, masks, known)
+    out = Observed()
+
+    def recorder(site: AttentionSite, weights: Mapping[str, Tensor]) -> nn.Module | None:
+        if site.legal.get("softmax") is not None or site.sink:
+            return None
+        return (_MapRecorder if site.swapped else _Recorder)(site, out)
+
     with torch.no_grad():
         for batch in batches:
-            capture.use_modules(dict(recorders))
+            capture.choose(recorder)
             call(capture, batch)
-            capture.use_modules({})
+            capture.use(None)
             if blocks:
                 _, ran = watched(capture, batch, _blocks)
                 for _, layer, seen in ran:
                     _keep_blocks(out, layer, seen)
-            taken = max((r.items for r in recorders.values()), default=math.inf)
+            taken = min(out.items.values(), default=math.inf)
             if taken >= (BLOCKS if blocks else ITEMS):
                 break
     return out

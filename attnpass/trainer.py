@@ -47,6 +47,9 @@ MOST = 2.0
 
 CLIP = 1.0
 DECAY = 0.01
+SCALE = 2.0**16
+"""What a float16 model's loss is multiplied by for its gradients; halved where they overflow."""
+
 SAVE = 30.0
 """Seconds between checkpoints."""
 
@@ -224,6 +227,7 @@ class Trainer:
         self.values: dict[Key, list[Tensor]] = {}
         self.last: dict[Key, float] = {}
         self.stale = 0
+        self.scale = SCALE if torch.float16 in objective.dtypes else 1.0
         self._first = 0.0
         self._losses: list[float] = []
         self._looked = self._watched = 0
@@ -353,10 +357,14 @@ class Trainer:
             )
         parameters = self.units[key].parameters
         # grad() leaves the model's own gradients alone, backward() would add to them
-        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        grads = torch.autograd.grad(loss * self.scale, parameters, allow_unused=True)
+        if self.scale > 1 and not all(g is None or bool(g.isfinite().all()) for g in grads):
+            self.scale /= 2
+            return
         for p, g in zip(parameters, grads, strict=True):
             if g is not None:
-                p.grad = g.contiguous() if p.grad is None else p.grad + g
+                g = g.contiguous() / self.scale
+                p.grad = g if p.grad is None else p.grad + g
 
     def _factor(self, late: bool) -> float:
         """Warm-up, then cosine to 0; ``late`` ones start when the forms have learnt."""

@@ -18,7 +18,7 @@ from attnpass.distillation import add_deltas
 from attnpass.errors import MeasureError, OptionError
 from attnpass.objectives import FEATURES, Global, Local, Unit, judge
 from attnpass.plan import Entry
-from attnpass.trainer import Checkpoint, DistilOptions, Trainer
+from attnpass.trainer import SCALE, Checkpoint, DistilOptions, Trainer
 
 FORMS = {
     "sigmoid": {},
@@ -826,3 +826,48 @@ def test_an_early_interruption_loses_no_more_than_what_runs(tmp_path, monkeypatc
         attnpass.distil(net, planned(net), batches(), steps=6, checkpoint=file)
     attnpass.distil(net, planned(net), batches(), steps=6, checkpoint=file)
     assert calls == [0, 1, 2, 1, 2, 3, 4, 5], "the first step was kept"
+
+
+class _Half:
+    """A loss of a float16 product, times ``factor``."""
+
+    name, share, dtypes = "global", 1.0, frozenset({torch.float16})
+
+    def __init__(self, factor: float) -> None:
+        self.factor, self.weight = factor, nn.Parameter(torch.ones(4))
+        self.units = {("", ""): Unit([(self.weight, 1.0, False)])}
+
+    def losses(self, batch):
+        (x,) = batch
+        yield ("", ""), (self.weight.half() * x).float().sum() * self.factor
+
+
+@pytest.mark.parametrize("factor", [1e-9, 0.5, 1e3])
+def test_gradients_of_a_float16_model_neither_vanish_nor_overflow(factor):
+    objective = _Half(factor)
+    trainer = Trainer(objective, DistilOptions(steps=40), 1.0, Checkpoint(None, ""))
+    for _ in range(40):
+        trainer._step([(torch.ones(4, dtype=torch.float16),)])
+    assert torch.isfinite(objective.weight).all() and bool((objective.weight < 1).all())
+    assert (trainer.scale < SCALE) == (factor > 1)
+
+
+def test_features_of_other_shapes_are_no_pair(monkeypatch):
+    """What a router sends elsewhere has other rows in the converted model."""
+    net = random_model()
+    x, answers = torch.rand(2, 1, 32, 32), objectives._answers
+
+    def routed(capture, batch):
+        out, features, masks = answers(capture, batch)
+        if capture is objective.student:
+            odd = sorted(features)[0]
+            features[odd] = features[odd][:1]
+        return out, features, masks
+
+    plan = Plan.create(net, x, form="sigmoid")
+    capture = Capture(net).trace(x)
+    objective = Global(net, capture, plan, "logits", ())
+    whole = judge(objective, (x,))
+    monkeypatch.setattr(objectives, "_answers", routed)
+    fewer = judge(objective, (x,))
+    assert 0 < fewer[("", "")] != whole[("", "")]

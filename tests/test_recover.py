@@ -382,10 +382,87 @@ def test_of_a_map_few_rows_are_held(monkeypatch):
     torch.manual_seed(0)
     s, keep = torch.randn(6, 4, 40, 40), torch.rand(6, 1, 1, 40) > 0.3
     for causal in (False, True):
-        held = recover.MapSample.of(s, keep, causal)
+        held = recover.MapSample.of(s, keep, causal, True, recover.ROOM_MAP)
         assert held.map.shape == (2, 4, 7, 40) and held.keep.shape == (2, 1, 7, 40)
         assert torch.equal(held.map, s[:2, :, ::6]) and held.map.data_ptr() != s.data_ptr()
         below = torch.ones(40, 40, dtype=torch.bool)
         whole = keep[:2] & (below.tril() if causal else below)
         assert torch.equal(held.keep, whole[:, :, ::6])
         assert torch.equal(held.rows[:, 0, :, 0], keep[:2, 0, 0, ::6])
+    # between two sequences of one length a mask of keys says nothing of the queries
+    assert recover.MapSample.of(s, keep, False, False, 1).rows is None
+
+
+class Added(Exchanged):
+    """A float mask of the caller's own."""
+
+    def logits(self, x: Tensor, mask: Tensor) -> Tensor:
+        q, k, _ = self.heads_of(x)
+        return 5 * torch.tanh(q @ k.transpose(-2, -1) / 5) + mask
+
+
+@pytest.mark.parametrize("fill", [-1e9, torch.finfo(torch.float32).min, -math.inf])
+@torch.no_grad()
+def test_a_mask_that_is_added_to_a_map_is_a_mask(fill):
+    torch.manual_seed(0)
+    model, x = Added("").eval(), torch.randn(6, 40, 32)
+    mask = torch.zeros(6, 1, 1, 40)
+    mask[..., 25:] = fill
+    plan = attnpass.Plan.create(model, x, mask, form="relu")
+    (told,) = attnpass.calibrate(model, plan, [(x, mask)]).values()
+    (values,) = plan.values.values()
+    assert told < 0.5 and float(values["b"].abs().max()) < 10
+
+
+class Either(nn.Module):
+    """Causal by itself, unless it is given a mask: two graphs of one attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (y.unflatten(-1, (4, 8)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None)
+        return y.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@torch.no_grad()
+def test_every_graph_is_observed_as_it_is(first):
+    torch.manual_seed(0)
+    model, x = Either().eval(), torch.randn(2, 10, 32)
+    batches = [(x, torch.rand(2, 1, 10, 10) > 0.3), (x,)]
+    batches = [batches[first], batches[1 - first]]
+    capture = attnpass.Capture(model).trace(*batches[0])
+    found = recover.observe(capture, batches)
+    (samples,) = found.samples.values()
+    for batch, sample in zip(batches, samples, strict=True):
+        torch.testing.assert_close(sample.out.transpose(1, 2).flatten(2), model(*batch))
+        assert sample.causal == (len(batch) == 1)
+
+
+class Windows(nn.Module):
+    """A first attention in windows that join the batch, a second over all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 24), nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        x = x + self._attend(self.a, x.reshape(b * t // 4, 4, 8)).reshape(b, t, 8)
+        return x + self._attend(self.b, x)
+
+    def _attend(self, qkv: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = (y.unflatten(-1, (2, 4)).transpose(1, 2) for y in qkv(x).chunk(3, -1))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return y.transpose(1, 2).flatten(2)
+
+
+def test_every_site_is_observed_until_it_has_enough():
+    batches = [(torch.randn(1, 256, 8),) for _ in range(recover.ITEMS + 3)]
+    capture = attnpass.Capture(Windows().eval()).trace(*batches[0])
+    found = recover.observe(capture, batches, blocks=False)
+    assert sorted(sum(len(s.q) for s in x) for x in found.samples.values()) == [recover.ITEMS] * 2
+    assert min(found.items.values()) == recover.ITEMS

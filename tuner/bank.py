@@ -139,6 +139,7 @@ class Bank:
         missing = [c for c, value in found.items() if value is None]
         plans = {c: self._everywhere(c) for c in missing}
         for plan in plans.values():
+            self.capture.use(plan)  # brings what was stored to the model's device
             add_deltas(self.capture, plan, self.options(1.0))
         self.capture.use(None)
         objective = Local(self.capture, plans)
@@ -182,6 +183,8 @@ class Bank:
         if value is not None and stored is not None:
             return stored, value
         better = plan.copy()
+        self.capture.use(better)  # to the model's device
+        self.capture.use(None)
         objective = Global(self.task.model, self.capture, better, self.task.outputs, ())
         if not objective.unit.values:
             return plan, {}
