@@ -265,7 +265,7 @@ class _Graph:
     def _missing(self, plan: Plan) -> None:
         """Sites of an unbound plan that this graph does not have, said or raised."""
         names = {r.site.name for r in self.regions}
-        lost = [n for n, e in plan.sites.items() if e.form != "softmax" and n not in names]
+        lost = [n for n, e in plan.sites.items() if e.changes and n not in names]
         if lost:
             error = PlanError(
                 f"expected the plan's site {lost[0]} in the graph, found none;"

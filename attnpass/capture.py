@@ -403,7 +403,7 @@ def _unknown(plan: Plan, names: set[str], strict: bool) -> None:
     from attnpass.errors import PlanError
 
     for name, entry in plan.sites.items():
-        if entry.form != "softmax" and name not in names:
+        if entry.changes and name not in names:
             error = PlanError(
                 f"expected the plan's site {name} in the model, found none;"
                 " was the plan made for another model?"

@@ -73,6 +73,11 @@ def distil(
         capture = call(Capture(model, allow=allow).trace, inputs[0])
         capture.use(plan, strict=True)
         capture.use(None)
+        if chosen.softmax:
+            for site in capture.sites:
+                entry = plan.sites[site.name]
+                if entry.form == "softmax" and site.legal.get("softmax") is None:
+                    entry.options = {"learns": True}
         add_deltas(capture, plan, chosen)
         saved = Checkpoint(checkpoint, _name(model, plan, chosen, inputs, selection))
         local = chosen.local
@@ -117,7 +122,7 @@ def add_deltas(capture: Capture, plan: Plan, options: DistilOptions) -> None:
         return
     for site, weights in capture.projections().items():
         entry = plan.sites.get(site)
-        if entry is None or entry.form in ("softmax", "skipat"):
+        if entry is None or entry.form == "skipat" or not entry.changes:
             continue
         values = plan.values.get(site, {}).values()
         if values and not any(p.requires_grad for p in values):

@@ -427,13 +427,16 @@ def linear_as(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "softmax": {},
+    "softmax": {"learns": False},
     "sigmoid": {"L": None, "approximate": "none"},
     "relu": {"h": "relu", "alpha": 1.0, "L": None},
     "hydra": {},
     "skipat": {"r": 0.0, "kernel": 5},
 }
-"""Per form the options it takes and their defaults (``L`` None: decided by the site's mask)."""
+"""Per form the options it takes and their defaults.
+
+``L`` None: decided by the site's mask. ``learns``: softmax whose projections may have deltas.
+"""
 
 
 def check_names(form: str, options: dict[str, Any]) -> None:
@@ -449,6 +452,8 @@ def check_names(form: str, options: dict[str, Any]) -> None:
 def check_options(form: str, options: dict[str, Any]) -> None:
     """Raise OptionError unless ``form`` exists and takes all of ``options`` with their values."""
     check_names(form, options)
+    if form == "softmax" and not isinstance(options.get("learns", False), bool):
+        raise OptionError(f"expected learns to be true or false, got {options['learns']!r}")
     if form == "skipat":
         SkipAt(1, **options)
     elif form == "relu" and options.get("h", "relu") not in RELU_FAMILY:

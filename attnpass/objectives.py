@@ -105,6 +105,7 @@ class Local:
             (label, site): _unit(plan, [site], weights)
             for label, plan in plans.items()
             for site in names
+            if site in plan.sites and plan.sites[site].form != "softmax"
         }
         self.units = {at: unit for at, unit in self.units.items() if unit.values}
         self._branches: dict[tuple[int, str, str], tuple[Branch, list[Any]]] = {}
@@ -191,7 +192,7 @@ class Global:
         self.student = Capture(model, allow=allow)
         self.student.use(plan)
         weights = {p: w for own in teacher.projections().values() for p, w in own.items()}
-        converted = [n for n, e in plan.sites.items() if e.form != "softmax"]
+        converted = [n for n, e in plan.sites.items() if e.changes]
         self.unit = _unit(plan, converted, weights)
         self.units: dict[Key, Unit] = {("", ""): self.unit}
 

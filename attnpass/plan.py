@@ -40,6 +40,11 @@ class Entry:
     fits: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
 
+    @property
+    def changes(self) -> bool:
+        """Whether the site becomes another: of another form, or with other projections."""
+        return self.form != "softmax" or bool(self.options.get("learns"))
+
     def as_dict(self) -> dict[str, Any]:
         """The entry as plain JSON types."""
         out: dict[str, Any] = {"form": self.form}
@@ -191,7 +196,7 @@ class Plan:
             PlanError: with ``strict``, as above.
         """
         entry = self.sites.get(site.name)
-        if entry is None or (entry.form == "softmax" and not self.round_trip):
+        if entry is None or not (entry.changes or self.round_trip):
             return None
         try:
             self._check(entry, site)
@@ -339,8 +344,8 @@ class Plan:
         return merged
 
     def _changed(self) -> list[str]:
-        """Sites whose weights the plan changes; one that stays softmax keeps its own."""
-        return [s for s in self.deltas if s in self.sites and self.sites[s].form != "softmax"]
+        """Sites whose weights the plan changes; one that stays as it is keeps its own."""
+        return [s for s in self.deltas if s in self.sites and self.sites[s].changes]
 
     def copy(self) -> Plan:
         """The same plan with parameters of its own."""
@@ -408,7 +413,7 @@ class Plan:
         """What identifies this plan: forms, options and parameter values, 16 hex digits."""
         h = hashlib.sha256()
         for name, entry in sorted(self.sites.items()):
-            if entry.form == "softmax" and not self.round_trip:
+            if not (entry.changes or self.round_trip):
                 continue
             known = [name, entry.form, entry.options, entry.fits]
             h.update(json.dumps(known, sort_keys=True).encode())

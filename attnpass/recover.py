@@ -366,6 +366,8 @@ def fit(
 
     Parameters that are frozen stay.
     """
+    if isinstance(module, (forms.Softmax, forms.SoftmaxWeights)):
+        return 0.0
     learns = any(p.requires_grad for p in module.parameters())
     if not (blocks if isinstance(module, SkipAt) else samples):
         return math.nan

@@ -64,6 +64,8 @@ class DistilOptions:
         local: share of the local stage, 0 to 1; the rest is global. Pays where what is learnt
             serves several plans, as in the tuner; for one plan global steps gave back more.
         rank: of the deltas; ``None`` full, 0 none: only the forms' parameters learn.
+        softmax: whether the projections of sites that stay softmax learn too, in the global stage
+            (an entry's option ``learns``); else their weights stay what they are.
         rate: learning rate, relative to the size of what is changed and to the loss at the start.
         outputs: what the model returns: ``logits`` (divergence of distributions) or ``features``
             (relative squared error).
@@ -79,6 +81,7 @@ class DistilOptions:
     steps: int | None = None
     local: float = 0.0
     rank: int | None = None
+    softmax: bool = False
     rate: float = 0.05
     outputs: str = "logits"
     autocast: bool | None = None

@@ -20,7 +20,7 @@ def verify(plan: Plan, task: Task) -> dict[str, Any]:
     problems = [
         f"expected the plan's site {name} in the model, found none"
         for name, entry in plan.sites.items()
-        if entry.form != "softmax" and name not in names
+        if entry.changes and name not in names
     ]
     for site in capture.sites:
         try:
