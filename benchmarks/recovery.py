@@ -1,13 +1,13 @@
 """What recovery gives back: `python benchmarks/recovery.py digits`, `minilm`, and with more steps
-and texts `minilm_more` or, at 512 tokens, `minilm_512`.
+and texts `minilm_more` or, at 512 tokens, `minilm_512` and `minilm_512_skipat`.
 
-Every form in all layers (skipat in half of them; at 512 tokens with sigmoid in the others), after
-calibration only, after the local stage only, the global stage only (the default), and both, with
-the same number of steps. Scores are of held-out items, paired with the original model's, with the
-bound at 95 %; the selection split decides when a stage ends. Rows that are in the result file
-already are not taken again: an interrupted run goes on; each carries the digest of the sources it
-was taken of. How fast the plans are that ``--plans DIR`` keeps is measured at the end, interleaved
-in one process (`--rounds 0`: not).
+Every form in all layers (skipat in half of them; in `minilm_512` with sigmoid in the others),
+after calibration only, after the local stage only, the global stage only (the default), and both,
+with the same number of steps. Scores are of held-out items, paired with the original model's, with
+the bound at 95 %; a few items decide when a stage ends and which layers are a half, all others
+judge. Rows that are in the result file already are not taken again: an interrupted run goes on;
+each carries the digest of the sources it was taken of. How fast the plans are that ``--plans DIR``
+keeps is measured at the end, interleaved in one process (`--rounds 0`: not).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from attnpass import environment
 from attnpass.objectives import relative
 from attnpass.task import Task, load_task
 from attnpass.trainer import DistilOptions
-from attnpass.tuner.accuracy import Split, answer, bound, pooled_scores, scores, split
+from attnpass.tuner.accuracy import answer, bound, pooled_scores, scores
 
 ROOT = Path(__file__).parent.parent
 TASKS = {
@@ -38,27 +38,29 @@ TASKS = {
     "minilm": f"{ROOT}/examples/minilm.py:task",
     "minilm_more": f"{ROOT}/examples/minilm.py:more",
     "minilm_512": f"{ROOT}/examples/minilm.py:mrr_512",
+    "minilm_512_skipat": f"{ROOT}/examples/minilm.py:mrr_512",
 }
-HALF = {
-    "skipat": ("skipat", None),
-    "half-hydra": ("hydra", None),
-    "skipat+sigmoid": ("skipat", "sigmoid"),
+HALF: dict[str, tuple[str, dict[str, Any] | None, str | None]] = {
+    "skipat": ("skipat", SKIPAT, None),
+    "skipat r=0.5": ("skipat", SKIPAT | {"r": 0.5}, None),
+    "half-hydra": ("hydra", None, None),
+    "skipat+sigmoid": ("skipat", SKIPAT, "sigmoid"),
 }
-"""Designs that put a form into half of the layers, and what they put into the others."""
+"""Designs that put a form with its options into half of the layers, and what into the others."""
 FORMS = ("sigmoid", "relu", "hydra", *HALF)
 STEPS = {
     "digits": {"sigmoid": 400, "relu": 600, "hydra": 1000, "skipat": 800},
     "minilm": {"sigmoid": 600, "relu": 600, "hydra": 1000, "skipat": 600, "half-hydra": 600},
     "minilm_more": {"hydra": 4000},
     "minilm_512": {"skipat+sigmoid": 6000},
+    "minilm_512_skipat": {"skipat r=0.5": 4000},
 }
 """Of every design that a case has."""
-OPTIONS = {"skipat": SKIPAT}
 AUTOCAST = {"minilm", "minilm_512"}
-"""What is distilled in bfloat16."""
+"""Tasks that are distilled in bfloat16 where the processor has instructions for it."""
 LOCAL = {"local": 1.0, "global": 0.0, "both": 0.4}
 WATCHED = {"minilm": (1, 16), "minilm_512": (1, 16)}
-"""Batches of the selection that distillation looks at, and items of each; else 4 of 100."""
+"""Batches that distillation looks at, the first ones, and items of each; else 4 of 100."""
 
 
 def convert(
@@ -69,14 +71,16 @@ def convert(
     A form for half of the layers goes into those that together change the model's output least, on
     the items that are ``watched``; how much each half does is among the errors, as ``halves``.
     """
-    form, other = HALF.get(design, (design, None))
+    form, options, other = HALF.get(design, (design, None, None))
 
-    def plan(form: str, sites: list[str] | None = None) -> attnpass.Plan:
+    def plan(
+        form: str, options: dict[str, Any] | None = None, sites: list[str] | None = None
+    ) -> attnpass.Plan:
         return attnpass.Plan.create(
-            task.model, *task.example, form=form, form_options=OPTIONS.get(form), sites=sites
+            task.model, *task.example, form=form, form_options=options, sites=sites
         )
 
-    made = plan(form)
+    made = plan(form, options)
     errors = attnpass.calibrate(task.model, made, task.calibration)
     if design not in HALF:
         return made, errors
@@ -91,7 +95,7 @@ def convert(
             got = torch.cat([capture(*inputs) for inputs in watched])
             changes[" ".join(sites)] = float(relative(got, want))
     half = min(changes, key=changes.__getitem__).split()
-    best = plan(form, half)
+    best = plan(form, options, half)
     if other:
         best = fill(best, plan(other))
     return best, attnpass.calibrate(task.model, best, task.calibration) | {"halves": changes}
@@ -105,6 +109,10 @@ class Judge:
     """Held-out scores of the original, and of plans beside it.
 
     Where all items are judged together, the other of ``OTHERS`` is taken too.
+
+    Attributes:
+        watched: inputs that distillation looks at; their batches do not judge.
+        held_out: the batches that do.
     """
 
     def __init__(self, task: Task) -> None:
@@ -116,13 +124,14 @@ class Judge:
                 self.scored[name] = replace(task, score=score)
         self.task = task
         self.capture = attnpass.Capture(task.model).trace(*task.example)
-        sizes = [len(target) for _, target in task.validation]
-        self.halves: Split = split(sizes)
-        assert not self.halves.crossed
+        batches, each = WATCHED.get(task.name, (4, 100))
+        looked = [inputs for inputs, _ in task.validation[:batches]]
+        self.watched = [tuple(x[:each] for x in inputs) for inputs in looked]
+        self.held_out = range(batches, len(task.validation))
         self.base = self._scores()
 
     def _scores(self) -> dict[str, torch.Tensor]:
-        at = self.halves.held_out
+        at = self.held_out
         if not self.task.pooled:
             return {self.task.metric: scores(self.task, self.capture, at)[0]}
         outputs = [answer(self.task, self.capture, i) for i in at]
@@ -152,22 +161,20 @@ def recover(
 ) -> tuple[dict[str, Any], attnpass.Plan]:
     """What recovery did, a row still without the held-out score; and the plan."""
     start, stages = time.monotonic(), []
-    batches, each = WATCHED.get(task.name, (4, 100))
-    watched = [task.validation[i][0] for i in judge.halves.selection[:batches]]
-    watched = [tuple(x[:each] for x in inputs) for inputs in watched]
-    plan, errors = convert(task, form, watched)
+    plan, errors = convert(task, form, judge.watched)
+    autocast = task.name in AUTOCAST and environment.narrow("cpu")
     calibrated = time.monotonic() - start
     if stage != "calibrate":
         stages = attnpass.distil(
             task.model,
             plan,
             lessons(task),
-            selection=watched,
+            selection=judge.watched,
             steps=steps,
             seed=seed,
             outputs=task.outputs,
             local=LOCAL[stage],
-            autocast=task.name in AUTOCAST,
+            autocast=autocast,
         )
     seconds = time.monotonic() - start
     row = {
@@ -181,7 +188,7 @@ def recover(
         "steps": sum(s.steps for s in stages),
         "threads": torch.get_num_threads(),
         "rate": DistilOptions.rate,
-        "autocast": task.name in AUTOCAST,
+        "autocast": autocast,
         "sources": environment.recovery_digest(),
         "seconds_calibrate": round(calibrated, 1),
         "seconds": round(seconds, 1),
@@ -260,13 +267,19 @@ def main() -> None:
         sys.exit(f"expected rows of these versions in {out}, got others; delete it")
     task = load_task(TASKS[given.case])
     judge = Judge(task)
+    held_out = len(judge.base[task.metric])
+    if result["rows"] and result["held_out"] != held_out:
+        sys.exit(
+            f"expected rows judged by {held_out} items in {out}, got {result['held_out']};"
+            " choose another file by --out"
+        )
     result |= {
         "command": f"python benchmarks/recovery.py {given.case}",
         "date": time.strftime("%Y-%m-%d"),
         "device": environment.device(),
         "versions": known,
         "metric": task.metric,
-        "held_out": len(judge.base[task.metric]),
+        "held_out": held_out,
         "original": {name: float(x.mean()) for name, x in judge.base.items()},
     }
     print(f"original {result['original']} on {result['held_out']} items", flush=True)
