@@ -43,17 +43,21 @@ TASKS = {
 HALF: dict[str, tuple[str, dict[str, Any] | None, str | None]] = {
     "skipat": ("skipat", SKIPAT, None),
     "skipat r=0.5": ("skipat", SKIPAT | {"r": 0.5}, None),
+    "skipat+softmax": ("skipat", SKIPAT, "softmax"),
     "half-hydra": ("hydra", None, None),
     "skipat+sigmoid": ("skipat", SKIPAT, "sigmoid"),
 }
-"""Designs that put a form with its options into half of the layers, and what into the others."""
+"""Designs that put a form with its options into half of the layers, and what into the others.
+
+Where that is softmax, its projections learn too.
+"""
 FORMS = ("sigmoid", "relu", "hydra", *HALF)
 STEPS = {
     "digits": {"sigmoid": 400, "relu": 600, "hydra": 1000, "skipat": 800},
     "minilm": {"sigmoid": 600, "relu": 600, "hydra": 1000, "skipat": 600, "half-hydra": 600},
     "minilm_more": {"hydra": 4000},
     "minilm_512": {"skipat+sigmoid": 6000},
-    "minilm_512_skipat": {"skipat r=0.5": 4000},
+    "minilm_512_skipat": {"skipat r=0.5": 4000, "skipat+softmax": 6000},
 }
 """Of every design that a case has."""
 AUTOCAST = {"minilm", "minilm_512"}
@@ -96,7 +100,7 @@ def convert(
             changes[" ".join(sites)] = float(relative(got, want))
     half = min(changes, key=changes.__getitem__).split()
     best = plan(form, options, half)
-    if other:
+    if other not in (None, "softmax"):
         best = fill(best, plan(other))
     return best, attnpass.calibrate(task.model, best, task.calibration) | {"halves": changes}
 
@@ -175,6 +179,7 @@ def recover(
             outputs=task.outputs,
             local=LOCAL[stage],
             autocast=autocast,
+            softmax=form in HALF and HALF[form][2] == "softmax",
         )
     seconds = time.monotonic() - start
     row = {

@@ -292,6 +292,32 @@ def test_deltas_of_a_site_that_stays_softmax_are_neither_run_nor_merged_nor_kept
         close(compiled(other, merged)(x), run.double())
 
 
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_softmax_that_learns_runs_and_merges_its_deltas(inner, tmp_path):
+    net, x = model(), data()
+    plan = changed(net)
+    site = plan.sites["blocks.1.attn"]
+    site.form, site.options = "softmax", {"learns": True}
+    plan.values.pop("blocks.1.attn")
+    loaded = Plan.load(plan.save(tmp_path / "plan.json"))
+    assert loaded.hash == plan.hash and sorted(loaded.deltas) == sorted(plan.deltas)
+    # the same by hand: the weights changed, the site left alone
+    other, rest = copy.deepcopy(net), plan.copy()
+    weights = dict(other.named_parameters())
+    rest.sites["blocks.1.attn"].options = {}
+    assert rest.hash != plan.hash
+    with torch.no_grad():
+        for path, delta in rest.deltas.pop("blocks.1.attn").items():
+            weights[path].copy_(delta.add(weights[path]))
+        want = compiled(other, rest, inner)(x).double()
+        close(compiled(net, loaded, inner)(x), want)
+        merged = loaded.merge_into(net)
+        assert all(
+            torch.equal(p, weights[n]) for n, p in net.named_parameters() if "blocks.1" in n
+        )
+        close(compiled(net, merged, inner)(x), want)
+
+
 class Tied(nn.Module):
     """The head's weight is an output projection's, in another graph."""
 

@@ -871,3 +871,30 @@ def test_features_of_other_shapes_are_no_pair(monkeypatch):
     monkeypatch.setattr(objectives, "_answers", routed)
     fewer = judge(objective, (x,))
     assert 0 < fewer[("", "")] != whole[("", "")]
+
+
+def test_attention_that_stays_softmax_learns_where_it_may():
+    net = random_model()
+    x = torch.rand(8, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    start = Plan.create(net, x, form="skipat", form_options={"r": 0.5}, sites="blocks.1.attn")
+    attnpass.calibrate(net, start, [(x,)])
+    left, plans = {}, {}
+    for softmax in (False, True):
+        plan = plans[softmax] = start.copy()
+        options = DistilOptions(steps=30, local=0.2, softmax=softmax, autocast=False)
+        *_, stage = attnpass.distil(net, plan, [(x,)], options=options)
+        left[softmax] = stage.best["|"]
+    assert plans[False].deltas == {}
+    assert sorted(plans[True].deltas) == ["blocks.0.attn", "blocks.2.attn"]
+    assert all(
+        any(bool(p.any()) for p in d.parameters())
+        for own in plans[True].deltas.values()
+        for d in own.values()
+    )
+    assert left[True] < 0.9 * left[False], left
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    errors = attnpass.calibrate(net, plans[True], [(x,)])
+    assert errors["blocks.0.attn"] == errors["blocks.2.attn"] == 0
+    with pytest.raises(OptionError, match="expected learns to be true or false, got 3"):
+        Plan.create(net, x, form="softmax", form_options={"learns": 3})
