@@ -74,9 +74,11 @@ def distil(
         capture.use(plan, strict=True)
         capture.use(None)
         if chosen.softmax:
+            own = capture.projections()
             for site in capture.sites:
-                entry = plan.sites[site.name]
-                if entry.form == "softmax" and site.legal.get("softmax") is None:
+                entry = plan.sites.get(site.name)
+                legal = site.legal.get("softmax") is None
+                if entry and entry.form == "softmax" and legal and own.get(site.name):
                     entry.options = {"learns": True}
         add_deltas(capture, plan, chosen)
         saved = Checkpoint(checkpoint, _name(model, plan, chosen, inputs, selection))

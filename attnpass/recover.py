@@ -368,6 +368,9 @@ def fit(
     """
     if isinstance(module, (forms.Softmax, forms.SoftmaxWeights)):
         return 0.0
+    # another graph may exchange more, or less, of the same attention
+    maps = isinstance(module, forms.Weights)
+    samples = [s for s in samples if isinstance(s, MapSample) == maps]
     learns = any(p.requires_grad for p in module.parameters())
     if not (blocks if isinstance(module, SkipAt) else samples):
         return math.nan
