@@ -73,13 +73,6 @@ def distil(
         capture = call(Capture(model, allow=allow).trace, inputs[0])
         capture.use(plan, strict=True)
         capture.use(None)
-        if chosen.softmax:
-            own = capture.projections()
-            for site in capture.sites:
-                entry = plan.sites.get(site.name)
-                legal = site.legal.get("softmax") is None
-                if entry and entry.form == "softmax" and legal and own.get(site.name):
-                    entry.options = {"learns": True}
         add_deltas(capture, plan, chosen)
         saved = Checkpoint(checkpoint, _name(model, plan, chosen, inputs, selection))
         local = chosen.local
@@ -122,8 +115,11 @@ def add_deltas(capture: Capture, plan: Plan, options: DistilOptions) -> None:
     """Deltas for every projection of the converted sites that has none; frozen sites stay so."""
     if options.rank == 0:
         return
+    legal = {s.name for s in capture.sites if s.legal.get("softmax") is None}
     for site, weights in capture.projections().items():
         entry = plan.sites.get(site)
+        if options.softmax and entry and entry.form == "softmax" and weights and site in legal:
+            entry.options = {"learns": True}
         if entry is None or entry.form == "skipat" or not entry.changes:
             continue
         values = plan.values.get(site, {}).values()

@@ -92,9 +92,7 @@ class Sample:
     @property
     def padding(self) -> Tensor | None:
         """The mask ``[B, 1, 1, S]``, where it is one of padding: the same for all rows."""
-        keep = self.keep
-        padding = keep is not None and keep.dim() == 4 and keep.shape[1:3] == (1, 1)
-        return keep if padding else None
+        return _padding(self.keep)
 
     @property
     def rows(self) -> Tensor | None:
@@ -173,6 +171,12 @@ class MapSample:
         yield x.new_empty((*x.shape[:3], 0)), x, length, self.rows
 
 
+def _padding(keep: Tensor | None) -> Tensor | None:
+    """A mask ``[B|1, 1, 1, S]``, where it is one of padding."""
+    padding = keep is not None and keep.dim() == 4 and keep.shape[1:3] == (1, 1)
+    return keep if padding else None
+
+
 def _under(module: Any, causal: bool | None) -> Any:
     """A form as a graph with a causal mask, or without one, has it; parameters are shared."""
     if causal is None or module.causal == causal:
@@ -249,8 +253,7 @@ class _MapRecorder(forms.SoftmaxWeights):
 
     def forward(self, s: Tensor, keep: Tensor | None = None) -> Tensor:
         into, name = self.into, self.site.name
-        padding = keep is not None and keep.dim() == 4 and keep.shape[1:3] == (1, 1)
-        into.masks.setdefault(name, []).append(into.once(keep) if padding else None)
+        into.masks.setdefault(name, []).append(into.once(_padding(keep)))
         into.items[name] += len(s)
         found = into.samples.setdefault(name, [])
         room = ROOM_MAP - sum(x.map.numel() for x in found if isinstance(x, MapSample))

@@ -366,7 +366,7 @@ class Trainer:
             return
         for p, g in zip(parameters, grads, strict=True):
             if g is not None:
-                g = g.contiguous() / self.scale
+                g = g.contiguous() if self.scale == 1 else g / self.scale
                 p.grad = g if p.grad is None else p.grad + g
 
     def _factor(self, late: bool) -> float:

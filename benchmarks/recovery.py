@@ -4,10 +4,11 @@ and texts `minilm_more` or, at 512 tokens, `minilm_512` and `minilm_512_skipat`.
 Every form in all layers (skipat in half of them; in `minilm_512` with sigmoid in the others),
 after calibration only, after the local stage only, the global stage only (the default), and both,
 with the same number of steps. Scores are of held-out items, paired with the original model's, with
-the bound at 95 %; a few items decide when a stage ends and which layers are a half, all others
-judge. Rows that are in the result file already are not taken again: an interrupted run goes on;
-each carries the digest of the sources it was taken of. How fast the plans are that ``--plans DIR``
-keeps is measured at the end, interleaved in one process (`--rounds 0`: not).
+the bound at 95 %; a few items decide when a stage ends and which layers are a half, and in
+`minilm_512_skipat` all others judge. Rows that are in the result file already are not taken again:
+an interrupted run goes on; each carries the digest of the sources it was taken of. How fast the
+plans are that ``--plans DIR`` keeps is measured at the end, interleaved in one process
+(`--rounds 0`: not).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from attnpass import environment
 from attnpass.objectives import relative
 from attnpass.task import Task, load_task
 from attnpass.trainer import DistilOptions
-from attnpass.tuner.accuracy import answer, bound, pooled_scores, scores
+from attnpass.tuner.accuracy import answer, bound, pooled_scores, scores, split
 
 ROOT = Path(__file__).parent.parent
 TASKS = {
@@ -65,6 +66,8 @@ AUTOCAST = {"minilm", "minilm_512"}
 LOCAL = {"local": 1.0, "global": 0.0, "both": 0.4}
 WATCHED = {"minilm": (1, 16), "minilm_512": (1, 16)}
 """Batches that distillation looks at, the first ones, and items of each; else 4 of 100."""
+EVERY = {"minilm_512_skipat"}
+"""Cases that every other batch judges; else those that the tuner holds out."""
 
 
 def convert(
@@ -119,7 +122,7 @@ class Judge:
         held_out: the batches that do.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, every: bool) -> None:
         self.scored = {task.metric: task}
         file = sys.modules[task.score.__module__] if task.pooled else None
         for name in OTHERS:
@@ -131,7 +134,9 @@ class Judge:
         batches, each = WATCHED.get(task.name, (4, 100))
         looked = [inputs for inputs, _ in task.validation[:batches]]
         self.watched = [tuple(x[:each] for x in inputs) for inputs in looked]
-        self.held_out = range(batches, len(task.validation))
+        halves = split([len(target) for _, target in task.validation])
+        assert every or not halves.crossed
+        self.held_out = range(batches, len(task.validation)) if every else halves.held_out
         self.base = self._scores()
 
     def _scores(self) -> dict[str, torch.Tensor]:
@@ -271,7 +276,7 @@ def main() -> None:
     if result["rows"] and result["versions"] != known:
         sys.exit(f"expected rows of these versions in {out}, got others; delete it")
     task = load_task(TASKS[given.case])
-    judge = Judge(task)
+    judge = Judge(task, given.case in EVERY)
     held_out = len(judge.base[task.metric])
     if result["rows"] and result["held_out"] != held_out:
         sys.exit(

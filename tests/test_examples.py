@@ -13,6 +13,7 @@ from shim import torchvision
 from test_cli import TINY
 
 import attnpass
+from attnpass.tuner import accuracy
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
@@ -138,6 +139,7 @@ def test_a_training_loop_updates_the_model_and_the_plan(name, monkeypatch):
 
 def test_the_recovery_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(recovery, "TASKS", {"digits": TINY})
+    monkeypatch.setattr(accuracy, "HELD_OUT", 30)
     out = tmp_path / "rows.json"
 
     def run(stages: str) -> list[dict]:
@@ -149,8 +151,7 @@ def test_the_recovery_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     (first,) = run("calibrate")
     rows = run("calibrate,both")
     assert rows[0] == first and [r["stage"] for r in rows] == ["calibrate", "both"]
-    # of six batches of ten the first four are looked at, the others judge
-    assert rows[1]["steps"] == 2 and rows[1]["items"] == 20
+    assert rows[1]["steps"] == 2 and rows[1]["items"] == 40
     halves = rows[0]["errors"]["halves"]
     assert sorted(halves) == ["blocks.1.attn", "blocks.2.attn"] and len(set(halves.values())) == 2
     assert rows[0]["sites"] == [min(halves, key=halves.__getitem__)]
@@ -162,8 +163,9 @@ def test_the_recovery_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert run("calibrate,both")[:2] == result["rows"] and len(run("both")) == 3
     assert len(recovery.table(json.loads(out.read_text()))) == 4
     # what other items judged is no row of this file
+    monkeypatch.setattr(recovery, "EVERY", {"digits"})
     monkeypatch.setattr(recovery, "WATCHED", {"tiny": (1, 10)})
-    with pytest.raises(SystemExit, match="judged by 50 items .* got 20; choose another file"):
+    with pytest.raises(SystemExit, match="judged by 50 items .* got 40; choose another file"):
         run("local")
 
 
@@ -173,6 +175,7 @@ def test_the_recovery_benchmark_goes_on_where_it_stopped(tmp_path, monkeypatch):
 )
 def test_the_recovery_benchmark_converts_half_of_the_layers(design, around, tmp_path, monkeypatch):
     monkeypatch.setattr(recovery, "TASKS", {"digits": TINY})
+    monkeypatch.setattr(accuracy, "HELD_OUT", 30)
     command = "recovery.py digits --seeds 1 --steps 2 --stages global --rounds 0"
     folder, out = tmp_path / "plans", tmp_path / "rows.json"
     more = [f"--forms={design}", f"--plans={folder}", f"--out={out}"]
