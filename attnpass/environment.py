@@ -92,7 +92,7 @@ def kernels_digest() -> str:
 @cache
 def recovery_digest() -> str:
     """Digest of the sources that calibrate and distil."""
-    names = ("recover", "distillation", "objectives", "trainer", "delta", "watch")
+    names = ("observe", "recover", "distillation", "objectives", "trainer", "delta", "watch")
     return _sources([Path(__file__).with_name(f"{name}.py") for name in names])
 
 

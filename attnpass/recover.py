@@ -7,58 +7,29 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from attnpass import forms
 from attnpass.capture import (
     Batch,
     Capture,
-    Graph,
-    Layer,
     buffers_kept,
     call,
     check_batches,
 )
 from attnpass.forms import Hydra, Pointwise, SkipAt, linear_as
 from attnpass.kernels.tiled import H
+from attnpass.observe import Block, MapSample, Observed, Sample, observe
 from attnpass.plan import Plan
-from attnpass.region import Region
-from attnpass.site import AttentionSite
-from attnpass.watch import Seen, watched
-
-ITEMS = 32
-"""Items per site whose queries, keys and values are kept for fitting."""
-
-BLOCKS = 128
-"""Items per site whose block outputs are kept, for skipat."""
-
-ROOM = 8
-"""Items of a sample whose logits are looked at."""
-
-ROWS = 256
-"""Query rows whose logits are held at a time."""
-
-ROOM_ROWS = 128
-"""Rows of an item whose shift is looked for."""
-
-ROOM_MAP = 2**23
-"""Logits that are kept of a site where softmax alone is exchanged; those of one item at least."""
 
 TEMPERATURES = (-0.25, 0.0, 0.25)
 MASSES = ((2.0, 8.0, 32.0, 128.0, 512.0), (0.1, 0.3, 1.0, 2.0))
 """What a row's weights may sum to before the gain: relu's family, sigmoid."""
-
-MASKED = -5e3
-"""Logits below are a mask that was added."""
 
 RIDGE = 3e-2
 """Of skipat's regressions, relative to the inputs' variance."""
@@ -71,242 +42,6 @@ TAPS = 0.3
 
 SHRINK = 1e-2
 """Of the regression of shifts, relative to the queries' variance."""
-
-
-@dataclass
-class Sample:
-    """What one attention saw, and its output ``[B, H, T, dv]``.
-
-    ``causal`` and ``own`` (queries and keys are of the same tokens) are of the graph that ran.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    bias: Tensor | None
-    keep: Tensor | None
-    out: Tensor
-    causal: bool | None = None
-    own: bool = True
-
-    @property
-    def padding(self) -> Tensor | None:
-        """The mask ``[B, 1, 1, S]``, where it is one of padding: the same for all rows."""
-        return _padding(self.keep)
-
-    @property
-    def rows(self) -> Tensor | None:
-        """Which rows ``[B, 1, T, 1]`` are no padding, where a self-attention masks it."""
-        keep = self.padding
-        if keep is None or not self.own or keep.shape[3] != self.q.shape[2]:
-            return None
-        return keep.transpose(-1, -2)
-
-    def run(self, module: nn.Module) -> Tensor:
-        """What a form makes of it, like ``out``."""
-        module = _under(module, self.causal)
-        out: Tensor = module(self.q, self.k, self.v, self.bias, self.keep)
-        return out
-
-    def logits(self, module: Pointwise) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-        """Some rows of a few items, block by block.
-
-        Queries ``[b, H, m, d]``, logits ``[b, H, m, S]`` with -inf where masked, L and, where
-        padding is masked, whether a row counts, both broadcast to ``[b, H, m, 1]``.
-        """
-        at, step = 0, max(self.q.shape[2] // ROOM_ROWS, 1)
-        for x, length in _logits(_under(module, self.causal), self):
-            first = -at % step
-            rows = slice(at + first, at + x.shape[2], step)
-            at += x.shape[2]
-            if length.shape[2] > 1:
-                length = length[:, :, first::step]
-            counts = None if self.rows is None else self.rows[:ROOM, :, rows]
-            yield self.q[:ROOM, :, rows], x[:, :, first::step], length.unsqueeze(-1), counts
-
-
-@dataclass
-class MapSample:
-    """Some rows ``[B, H, m, S]`` of the logits that a softmax saw where it alone is exchanged.
-
-    ``keep [B, 1|H, m, S]`` says also what is causal; ``rows [B, 1, m, 1]`` are no padding.
-    """
-
-    map: Tensor
-    keep: Tensor
-    rows: Tensor | None
-
-    @classmethod
-    def of(cls, s: Tensor, keep: Tensor | None, causal: bool, own: bool, room: int) -> MapSample:
-        """Of logits ``[B, H, T, S]`` and the mask that broadcasts to them, about ``room`` many."""
-        t, keys = s.shape[2:]
-        at = torch.arange(0, t, max(math.ceil(t / ROOM_ROWS), 1), device=s.device)
-        items = max(room // max(s.shape[1] * len(at) * keys, 1), 1)
-        mask, rows = _four(keep, items), None
-        if mask is None:
-            mask = torch.ones((1, 1, 1, keys), dtype=torch.bool, device=s.device)
-        elif own and mask.shape[1:] == (1, 1, t):
-            rows = mask.transpose(-1, -2)[:, :, at]
-        mask = (mask[:, :, at] if mask.shape[2] > 1 else mask).expand(-1, -1, len(at), keys)
-        if causal:
-            mask = mask & (torch.arange(keys, device=s.device) <= at.unsqueeze(1))
-        return cls(s[:items, :, at].detach(), mask.clone(), rows)
-
-    @property
-    def out(self) -> Tensor:
-        """Softmax's weights."""
-        out: Tensor = forms.SoftmaxWeights()(self.map)
-        return out
-
-    def run(self, module: nn.Module) -> Tensor:
-        """What a form makes of it, like ``out``; the mask is whole here."""
-        out: Tensor = _under(module, False)(self.map, self.keep)
-        return out
-
-    def logits(self, module: Pointwise) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
-        """As of a ``Sample``; the queries, which are not known, have no features."""
-        x = self.map.float()
-        x = x.masked_fill(~self.keep | (x < MASKED), -math.inf)
-        length = _under(module, False)._length(x, x.transpose(2, 3), self.keep)
-        yield x.new_empty((*x.shape[:3], 0)), x, length, self.rows
-
-
-def _padding(keep: Tensor | None) -> Tensor | None:
-    """A mask ``[B|1, 1, 1, S]``, where it is one of padding."""
-    padding = keep is not None and keep.dim() == 4 and keep.shape[1:3] == (1, 1)
-    return keep if padding else None
-
-
-def _under(module: Any, causal: bool | None) -> Any:
-    """A form as a graph with a causal mask, or without one, has it; parameters are shared."""
-    if causal is None or module.causal == causal:
-        return module
-    module = copy.copy(module)
-    module.causal = causal
-    return module
-
-
-Block = tuple[Tensor, Tensor, Tensor | None]
-"""Previous block output and own block output ``[B, T, D]``, and the mask."""
-
-
-@dataclass
-class Observed:
-    """Activations of the original model, per site."""
-
-    samples: dict[str, list[Sample | MapSample]] = field(default_factory=dict)
-    masks: dict[str, list[Tensor | None]] = field(default_factory=dict)
-    """Of every call, also where no more samples are kept."""
-    blocks: dict[str, list[Block]] = field(default_factory=dict)
-    items: Counter[str] = field(default_factory=Counter)
-    """Seen, also where no more are kept."""
-    known: list[Tensor] = field(default_factory=list)
-    """Masks and biases, kept once for all sites that are given the same."""
-
-    def once(self, x: Tensor | None) -> Tensor | None:
-        """A copy, the one that another site was given where that was the same."""
-        if x is None:
-            return None
-        for y in self.known:
-            if (y.shape, y.dtype, y.device) == (x.shape, x.dtype, x.device) and torch.equal(y, x):
-                return y
-        self.known.append(x.detach().clone())
-        return self.known[-1]
-
-
-class _Recorder(nn.Module):
-    """Softmax that keeps what passes."""
-
-    def __init__(self, site: AttentionSite, into: Observed) -> None:
-        super().__init__()
-        self.site, self.into, self.softmax = site, into, forms.build("softmax", site)
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None = None,
-        keep: Tensor | None = None,
-    ) -> Tensor:
-        out: Tensor = self.softmax(q, k, v, bias, keep)
-        into, name = self.into, self.site.name
-        into.masks.setdefault(name, []).append(into.once(keep))
-        b, room = q.shape[0], ITEMS - into.items[name]
-        into.items[name] += b
-        if room > 0:
-            q, k, v, y = (x.detach()[:room].clone() for x in (q, k, v, out))
-            bias, keep = (
-                into.once(x if x is None or x.shape[0] != b else x[:room]) for x in (bias, keep)
-            )
-            how = ("causal" in self.site.mask, self.site.kind == "self")
-            into.samples.setdefault(name, []).append(Sample(q, k, v, bias, keep, y, *how))
-        return out
-
-
-class _MapRecorder(forms.SoftmaxWeights):
-    """Softmax in its own place that keeps of the logits what there is room for; masks always."""
-
-    def __init__(self, site: AttentionSite, into: Observed) -> None:
-        super().__init__()
-        self.site, self.into = site, into
-
-    def forward(self, s: Tensor, keep: Tensor | None = None) -> Tensor:
-        into, name = self.into, self.site.name
-        into.masks.setdefault(name, []).append(into.once(_padding(keep)))
-        into.items[name] += len(s)
-        found = into.samples.setdefault(name, [])
-        room = ROOM_MAP - sum(x.map.numel() for x in found if isinstance(x, MapSample))
-        if room > 0:
-            how = ("causal" in self.site.mask, self.site.kind == "self")
-            found.append(MapSample.of(s, keep, *how, room))
-        return super().forward(s, keep)
-
-
-def observe(capture: Capture, batches: Sequence[Batch], *, blocks: bool = True) -> Observed:
-    """Run the original model and keep up to ``ITEMS`` items per site, ``BLOCKS`` for skipat."""
-    out = Observed()
-
-    def recorder(site: AttentionSite, weights: Mapping[str, Tensor]) -> nn.Module | None:
-        if site.legal.get("softmax") is not None or site.sink:
-            return None
-        return (_MapRecorder if site.swapped else _Recorder)(site, out)
-
-    with torch.no_grad():
-        for batch in batches:
-            capture.choose(recorder)
-            call(capture, batch)
-            capture.use(None)
-            if blocks:
-                _, ran = watched(capture, batch, _blocks)
-                for _, layer, seen in ran:
-                    _keep_blocks(out, layer, seen)
-            taken = min(out.items.values(), default=math.inf)
-            if taken >= (BLOCKS if blocks else ITEMS):
-                break
-    return out
-
-
-def _pairs(layer: Layer) -> list[tuple[Region, fx.Node, fx.Node]]:
-    """Regions with the previous block output and their own."""
-    return [
-        (r, r.previous.block_out, r.block_out)
-        for r in layer.regions
-        if r.previous is not None and r.previous.block_out is not None and r.block_out is not None
-    ]
-
-
-def _blocks(graph: Graph, layer: Layer) -> set[str]:
-    return {node.name for _, *pair in _pairs(layer) for node in pair}
-
-
-def _keep_blocks(out: Observed, layer: Layer, seen: Seen) -> None:
-    for region, z, y in _pairs(layer):
-        found = out.blocks.setdefault(region.site.name, [])
-        masks = out.masks.get(region.site.name, [])
-        keep = masks[len(found)] if len(found) < len(masks) else None
-        if sum(len(x) for x, _, _ in found) < BLOCKS:
-            found.append((seen[z.name].detach().clone(), seen[y.name].detach().clone(), keep))
 
 
 def calibrate(
@@ -520,38 +255,6 @@ def _key_sums(s: Sample) -> tuple[Tensor, Tensor]:
         )  # [B, 1, S, 1]
         return (k * weight).sum((0, 2)), weight.sum()
     return k.sum((0, 2)), k.new_tensor(k.shape[0] * k.shape[2])
-
-
-def _logits(module: Pointwise, s: Sample) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits ``[b, H, m, S]`` of a few items, -inf where masked, and L broadcast to rows.
-
-    In blocks of m rows, so that never more than some ``ROWS * S`` are held.
-    """
-    q, k = s.q[:ROOM].float(), s.k[:ROOM].float()
-    if module.k0 is not None:
-        k = k - module.k0.unsqueeze(1)
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-    bias, keep = (_four(x) for x in (s.bias, s.keep))
-    length = module._length(q, k, keep).squeeze(-1)
-    for i in range(0, q.shape[2], ROWS):
-        rows = slice(i, i + ROWS)
-        x = q[:, :, rows] @ k.transpose(-1, -2) * module.scale
-        if bias is not None:
-            x = x + (bias if bias.shape[2] == 1 else bias[:, :, rows]).float()
-            x = x.masked_fill(x < MASKED, -math.inf)
-        if keep is not None:
-            x = x.masked_fill(~(keep if keep.shape[2] == 1 else keep[:, :, rows]), -math.inf)
-        if module.causal:
-            t = torch.arange(i, i + x.shape[2], device=x.device).unsqueeze(1)
-            x = x.masked_fill(torch.arange(x.shape[3], device=x.device) > t, -math.inf)
-        yield x, length if length.shape[2] == 1 else length[:, :, rows]
-
-
-def _four(x: Tensor | None, items: int = ROOM) -> Tensor | None:
-    """A bias or mask with all four axes, of the first few items."""
-    if x is None:
-        return None
-    return x.view((1,) * (4 - x.dim()) + x.shape)[:items]
 
 
 def _fit_skipat(module: SkipAt, blocks: Sequence[Block], learns: bool) -> float:

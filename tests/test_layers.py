@@ -59,6 +59,7 @@ LAYERS = [
         "backend",
         "plain",
         "task",
+        "observe",
         "recover",
         "watch",
         "objectives",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnpass
-from attnpass import forms, recover
+from attnpass import forms, observe, recover
 from attnpass.errors import OptionError, PlanError
 from attnpass.kernels.tile import Tile
 from attnpass.kernels.tiled import H
@@ -46,7 +46,7 @@ def test_calibration_by_blocks_of_rows_is_the_same(form, h, monkeypatch):
     task = load_task(TINY)
     results = []
     for rows in (10_000, 7):
-        monkeypatch.setattr(recover, "ROWS", rows)
+        monkeypatch.setattr(observe, "ROWS", rows)
         plan = attnpass.Plan.create(task.model, *task.example, form=form)
         attnpass.calibrate(task.model, plan, task.calibration)
         results.append(plan.tensors())
@@ -69,8 +69,8 @@ def test_calibration_holds_few_logits_at_a_time():
             return out
 
     with torch.no_grad(), Watch():
-        recover.fit(module, [recover.Sample(q, k, v, None, None, v)])
-    assert largest <= b * h * recover.ROWS * n < b * h * n * n
+        recover.fit(module, [observe.Sample(q, k, v, None, None, v)])
+    assert largest <= b * h * observe.ROWS * n < b * h * n * n
 
 
 def test_a_part_in_training_mode_keeps_its_buffers():
@@ -97,7 +97,7 @@ def test_a_shift_gives_every_row_its_mass(h):
     torch.testing.assert_close(found, mass.expand_as(found), rtol=1e-4, atol=1e-4)
 
 
-def skewed(padding: bool = False) -> recover.Sample:
+def skewed(padding: bool = False) -> observe.Sample:
     """Keys whose mean says little of what softmax divides by."""
     torch.manual_seed(0)
     q, k, v = torch.randn(4, 4, 64, 8), torch.randn(4, 2, 64, 8), torch.randn(4, 2, 64, 8)
@@ -106,7 +106,7 @@ def skewed(padding: bool = False) -> recover.Sample:
     keep = torch.ones(4, 1, 1, 64, dtype=torch.bool)
     keep[:, ..., 48:] = not padding
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, keep, enable_gqa=True)
-    return recover.Sample(q, k, v, None, keep if padding else None, out)
+    return observe.Sample(q, k, v, None, keep if padding else None, out)
 
 
 @pytest.mark.parametrize("h", ["sigmoid", "relu"])
@@ -207,7 +207,7 @@ def test_a_mask_is_kept_once_for_all_layers():
     net = Masks().eval()
     x, keep = torch.randn(2, 6, 8), torch.rand(2, 1, 6, 6) > 0.3
     capture = attnpass.Capture(net).trace(x, keep)
-    found = recover.observe(capture, [(x, keep), (x, keep)])
+    found = observe.observe(capture, [(x, keep), (x, keep)])
     kept = [s.keep for samples in found.samples.values() for s in samples]
     kept += [m for masks in found.masks.values() for m in masks]
     assert len(kept) == 12 and all(torch.equal(m, keep) for m in kept)
@@ -241,16 +241,16 @@ def test_padding_teaches_skipat_nothing():
 
 
 def test_skipat_learns_from_more_items_than_are_sampled(monkeypatch):
-    monkeypatch.setattr(recover, "ITEMS", 3)
-    monkeypatch.setattr(recover, "BLOCKS", 7)
+    monkeypatch.setattr(observe, "ITEMS", 3)
+    monkeypatch.setattr(observe, "BLOCKS", 7)
     task = load_task(TINY)
     capture = attnpass.Capture(task.model).trace(*task.example)
     batches = [tuple(x[:2] for x in inputs) for inputs in task.calibration] * 5
-    observed = recover.observe(capture, batches)
+    observed = observe.observe(capture, batches)
     for site in capture.sites:
         assert sum(len(s.q) for s in observed.samples[site.name]) == 3
     assert {sum(len(z) for z, _, _ in own) for own in observed.blocks.values()} == {8}
-    assert not recover.observe(capture, batches, blocks=False).blocks
+    assert not observe.observe(capture, batches, blocks=False).blocks
 
 
 def closed(form: str, **options):
@@ -260,7 +260,7 @@ def closed(form: str, **options):
     keep = torch.ones(3, 1, 1, 8, dtype=torch.bool)
     keep[..., 6:] = False
     logits = (q @ k.mT / 2).masked_fill(~keep, -math.inf)
-    sample = recover.Sample(q, k, v, None, keep, logits.softmax(-1) @ v)
+    sample = observe.Sample(q, k, v, None, keep, logits.softmax(-1) @ v)
     if form == "hydra":
         return forms.Hydra(2, 4, **options), sample
     return forms.Pointwise(2, 2, 4, h=form, **options), sample
@@ -377,12 +377,12 @@ def test_where_softmax_alone_is_exchanged_its_logits_teach(how, form):
 
 @torch.no_grad()
 def test_of_a_map_few_rows_are_held(monkeypatch):
-    monkeypatch.setattr(recover, "ROOM_ROWS", 7)
-    monkeypatch.setattr(recover, "ROOM_MAP", 2 * 4 * 7 * 40)
+    monkeypatch.setattr(observe, "ROOM_ROWS", 7)
+    monkeypatch.setattr(observe, "ROOM_MAP", 2 * 4 * 7 * 40)
     torch.manual_seed(0)
     s, keep = torch.randn(6, 4, 40, 40), torch.rand(6, 1, 1, 40) > 0.3
     for causal in (False, True):
-        held = recover.MapSample.of(s, keep, causal, True, recover.ROOM_MAP)
+        held = observe.MapSample.of(s, keep, causal, True, observe.ROOM_MAP)
         assert held.map.shape == (2, 4, 7, 40) and held.keep.shape == (2, 1, 7, 40)
         assert torch.equal(held.map, s[:2, :, ::6]) and held.map.data_ptr() != s.data_ptr()
         below = torch.ones(40, 40, dtype=torch.bool)
@@ -390,7 +390,7 @@ def test_of_a_map_few_rows_are_held(monkeypatch):
         assert torch.equal(held.keep, whole[:, :, ::6])
         assert torch.equal(held.rows[:, 0, :, 0], keep[:2, 0, 0, ::6])
     # between two sequences of one length a mask of keys says nothing of the queries
-    assert recover.MapSample.of(s, keep, False, False, 1).rows is None
+    assert observe.MapSample.of(s, keep, False, False, 1).rows is None
 
 
 class Added(Exchanged):
@@ -435,7 +435,7 @@ def test_every_graph_is_observed_as_it_is(first):
     batches = [(x, torch.rand(2, 1, 10, 10) > 0.3), (x,)]
     batches = [batches[first], batches[1 - first]]
     capture = attnpass.Capture(model).trace(*batches[0])
-    found = recover.observe(capture, batches)
+    found = observe.observe(capture, batches)
     (samples,) = found.samples.values()
     for batch, sample in zip(batches, samples, strict=True):
         torch.testing.assert_close(sample.out.transpose(1, 2).flatten(2), model(*batch))
@@ -461,8 +461,8 @@ class Windows(nn.Module):
 
 
 def test_every_site_is_observed_until_it_has_enough():
-    batches = [(torch.randn(1, 256, 8),) for _ in range(recover.ITEMS + 3)]
+    batches = [(torch.randn(1, 256, 8),) for _ in range(observe.ITEMS + 3)]
     capture = attnpass.Capture(Windows().eval()).trace(*batches[0])
-    found = recover.observe(capture, batches, blocks=False)
-    assert sorted(sum(len(s.q) for s in x) for x in found.samples.values()) == [recover.ITEMS] * 2
-    assert min(found.items.values()) == recover.ITEMS
+    found = observe.observe(capture, batches, blocks=False)
+    assert sorted(sum(len(s.q) for s in x) for x in found.samples.values()) == [observe.ITEMS] * 2
+    assert min(found.items.values()) == observe.ITEMS

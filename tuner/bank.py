@@ -18,8 +18,9 @@ from attnpass.capture import Capture
 from attnpass.delta import Delta
 from attnpass.distillation import add_deltas
 from attnpass.objectives import Global, Local
+from attnpass.observe import observe
 from attnpass.plan import Entry, Plan, assign
-from attnpass.recover import fit_sites, observe
+from attnpass.recover import fit_sites
 from attnpass.store import Store, key_of
 from attnpass.task import Task, digest
 from attnpass.trainer import Checkpoint, DistilOptions, Progress, Trainer

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from attnpass.capture import Capture, call
 from attnpass.errors import CaptureError, MeasureError
-from attnpass.recover import MapSample, Observed, Sample, observe, rows_kept
+from attnpass.observe import MapSample, Observed, Sample, observe
+from attnpass.recover import rows_kept
 from attnpass.site import AttentionSite
 from attnpass.task import Task
 
