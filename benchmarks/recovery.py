@@ -45,6 +45,7 @@ HALF: dict[str, tuple[str, dict[str, Any] | None, str | None]] = {
     "skipat": ("skipat", SKIPAT, None),
     "skipat r=0.5": ("skipat", SKIPAT | {"r": 0.5}, None),
     "skipat+softmax": ("skipat", SKIPAT, "softmax"),
+    "skipat r=0.5+softmax": ("skipat", SKIPAT | {"r": 0.5}, "softmax"),
     "half-hydra": ("hydra", None, None),
     "skipat+sigmoid": ("skipat", SKIPAT, "sigmoid"),
 }
@@ -58,7 +59,11 @@ STEPS = {
     "minilm": {"sigmoid": 600, "relu": 600, "hydra": 1000, "skipat": 600, "half-hydra": 600},
     "minilm_more": {"hydra": 4000},
     "minilm_512": {"skipat+sigmoid": 6000},
-    "minilm_512_skipat": {"skipat r=0.5": 4000, "skipat+softmax": 6000},
+    "minilm_512_skipat": {
+        "skipat r=0.5": 4000,
+        "skipat+softmax": 6000,
+        "skipat r=0.5+softmax": 6000,
+    },
 }
 """Of every design that a case has."""
 AUTOCAST = {"minilm", "minilm_512"}

@@ -79,6 +79,22 @@ def test_recovered_plans_are_ranked_beside_what_they_were(recovered):
     assert {r["plan"] for r in result["front"]} <= set(run.found)
 
 
+def test_attention_that_stays_softmax_makes_up_for_the_identity(recovered):
+    with Store(recovered[1]) as store:
+        run = Run(settings(**DISTIL), store, Voice(quiet=True))
+        run._baseline()
+        run._calibrate()
+        plan = run.bank.plan({"blocks.1.attn": "skipat r=0"})
+        better, value = run.bank.recover(plan, 0.2, run.id)
+        assert run._divergence(better) < run._divergence(plan)
+    assert not plan.deltas and value["steps"] > 0
+    assert set(better.deltas) == {"blocks.0.attn", "blocks.2.attn"}
+    for site, deltas in better.deltas.items():
+        assert better.sites[site].form == "softmax" and plan.sites[site].options == {}
+        assert len(deltas) >= 2
+        assert all(p.abs().max() > 0 for d in deltas.values() for p in d.parameters())
+
+
 def test_the_budget_says_how_many_plans_are_distilled(recovered):
     """60 % of 12 s: a global step costs what three local ones of one form do, a plan needs 150."""
     bank, one = recovered[2].bank, {"steps": 1000, "seconds": 3.9}

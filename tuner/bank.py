@@ -8,6 +8,7 @@ made of such pieces can then be distilled globally.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -175,10 +176,12 @@ class Bank:
     def recover(self, plan: Plan, share: float, run: str) -> tuple[Plan, dict[str, Any]]:
         """A plan distilled globally in ``share`` of the budget, and what that did.
 
+        Attention that stays softmax learns too.
+
         Raises:
             MeasureError: the loss is not finite.
         """
-        context = {**self._context(), "share": share}
+        context = {**self._context(), "share": share, "softmax": True}
         value = self._stored("recovered", plan.hash, context)
         stored = None if value is None else self.store.plan(value["plan"])
         if value is not None and stored is not None:
@@ -186,6 +189,7 @@ class Bank:
         better = plan.copy()
         self.capture.use(better)  # to the model's device
         self.capture.use(None)
+        add_deltas(self.capture, better, replace(self.options(1.0), softmax=True))
         objective = Global(self.task.model, self.capture, better, self.task.outputs, ())
         if not objective.unit.values:
             return plan, {}
