@@ -62,7 +62,8 @@ def test_the_measured_table_is_the_committed_results():
         f"{judged['score']:.4f}",
         f"{judged['upper']:.2%}",
         f"{row['seconds']:.0f} s",
-        f"{faster['median']:.2f}x [{faster['low']:.2f}, {faster['high']:.2f}]"
+        f"1 % allowed ({recovered['device']['isa']}): best proven plan; its drop; the whole run"
+        f" | {faster['median']:.2f}x [{faster['low']:.2f}, {faster['high']:.2f}]"
         f"; {proven['drop']:.2%}, at most {proven['upper']:.2%} at {proven['confidence']:.1%}"
         f"; {recovered['seconds']:.0f} s",
         f"it proves {faster['median']:.2f}x within 1 % ({show.forms_line(mended['forms'])})",
