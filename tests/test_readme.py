@@ -11,7 +11,11 @@ import torch
 from rich.console import Console
 from test_examples import ROOT, encoder_speed, recovery, train_forms
 
+import attnpass
+from attnpass import Plan
+from attnpass.task import load_task
 from attnpass.tuner import show
+from attnpass.tuner.accuracy import scores
 
 README = (ROOT / "README.md").read_text()
 
@@ -22,16 +26,34 @@ def result(name: str) -> dict:
 
 def test_the_python_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, second = re.findall(r"```python\n(.*?)```", README, re.S)
+    first, own, second = re.findall(r"```python\n(.*?)```", README, re.S)
     names: dict = {}
     exec(compile(first, "README.md", "exec"), names)
     images = names["t"].example[0][:3]
     with torch.no_grad():
         assert names["plain"](images).shape == (3, 10)
-    assert (tmp_path / "plan.json").exists()
+    assert not Plan.load("plan.json").deltas
     assert "budget=600" in second
     exec(compile(second.replace("budget=600", "steps=2"), "README.md", "exec"), names)
-    assert not names["merged"].deltas and names["plan"].deltas
+    assert Plan.load("plan.json").hash == names["plan"].hash and names["plan"].deltas
+    (tmp_path / "my.py").write_text(f"from fitted import load\n{own}")
+    (tmp_path / "fitted.py").write_text(LOAD)
+    task = load_task("my.py:task")
+    plan = Plan.create(task.model, *task.example, form="hydra")
+    assert set(attnpass.calibrate(task.model, plan, task.calibration)) == set(plan.sites)
+    assert scores(task, task.model, [0])[0].shape == (4,)
+
+
+LOAD = """
+import torch
+from attnpass.tuner.digits import DigitsViT
+
+
+def load():
+    batches = [(torch.rand(4, 1, 32, 32), torch.arange(4)) for _ in range(5)]
+    return DigitsViT(dim=16, depth=2, heads=2), batches, batches
+"""
+"""What README's task leaves to its user."""
 
 
 def test_the_tuning_output_is_the_committed_result():
