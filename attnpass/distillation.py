@@ -21,6 +21,7 @@ from attnpass.delta import Delta
 from attnpass.errors import OptionError
 from attnpass.objectives import Global, Local
 from attnpass.plan import Plan
+from attnpass.seeds import seeded
 from attnpass.task import digest
 from attnpass.trainer import Batches, Checkpoint, DistilOptions, Progress, Stage, Trainer
 
@@ -69,6 +70,8 @@ def distil(
         fields = ", ".join(DistilOptions.__dataclass_fields__)
         raise OptionError(f"expected options of {fields}; {error}") from error
     check_batches(inputs, "distil")
+    if not isinstance(selection, (tuple, list)) or selection:
+        check_batches(selection, "select")
     with torch.inference_mode(False), torch.enable_grad(), buffers_kept(model):
         capture = call(Capture(model, allow=allow).trace, inputs[0])
         capture.use(plan, strict=True)
@@ -101,9 +104,8 @@ def _name(
     model: nn.Module, plan: Plan, options: DistilOptions, inputs: Batches, selection: Batches
 ) -> str:
     """What a checkpoint belongs to: all but the values it starts from, which it holds itself."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        first = [inputs[0], *selection[:1]]
+    with seeded(0):
+        first = [batches[0] for batches in (inputs, selection) if len(batches)]
     tensors = [*model.parameters(), *model.buffers()]
     shapes = {k: tuple(v.shape) for k, v in plan.tensors().items()}
     forms = {n: (e.form, e.options) for n, e in plan.sites.items()}

@@ -35,11 +35,6 @@ def device(kind: str = "cpu") -> dict[str, Any]:
     return {**found, "threads": torch.get_num_threads()}
 
 
-def generators() -> range:
-    """The CUDA devices whose random numbers may be drawn."""
-    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
-
-
 @cache
 def instructions() -> str:
     """The vector instructions, and those for bfloat16 and tiles, that torch sees."""

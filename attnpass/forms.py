@@ -19,6 +19,7 @@ from attnpass.kernels import aten
 from attnpass.kernels.select import choose, choose_hydra
 from attnpass.kernels.tile import ShapeClass, Tile, Tiles, default_tile
 from attnpass.kernels.tiled import H
+from attnpass.seeds import seeded
 from attnpass.site import FORMS, AttentionSite
 
 RELU_FAMILY = ("relu", "relu2", "gelu", "softplus", "identity", "relu6")
@@ -360,8 +361,7 @@ class SkipAt(nn.Module):
         self.grid, self.causal = None if causal else grid, causal
         if self.hidden == 0:
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.up = nn.Linear(width, self.hidden)
             conv: Any = nn.Conv1d if self.grid is None else nn.Conv2d
             self.conv = conv(self.hidden, self.hidden, kernel, groups=self.hidden)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnpass.behaviour import behaviour
 from attnpass.capture import Batch
 from attnpass.errors import AttnpassError, TaskError
 from attnpass.plan import digest_weights
@@ -60,7 +61,7 @@ class Task:
 
     def digest(self) -> str:
         """Digest of the data that judges and of how it judges, 16 hex digits."""
-        how = [self.metric, getattr(self.score, "__qualname__", ""), self.outputs, self.pooled]
+        how = [self.metric, behaviour(self.score), self.outputs, self.pooled]
         return digest([*how, list(self.validation), self.example])
 
 
@@ -68,7 +69,11 @@ def digest(tree: Any) -> str:
     """Digest of the tensors (dtype, shape, bytes) and other leaves of a tree, 16 hex digits."""
     h = hashlib.sha256()
     for leaf in torch.utils._pytree.tree_leaves(tree):
-        text = digest_weights([leaf]) if isinstance(leaf, Tensor) else repr(leaf)
+        if isinstance(leaf, Tensor):
+            text = digest_weights([leaf])
+        else:  # an array's own text leaves most of it out
+            kind = getattr(leaf, "dtype", "")
+            text = f"{kind} {leaf.tolist()}" if hasattr(leaf, "tolist") else repr(leaf)
         h.update(text.encode())
     return h.hexdigest()[:16]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from attnpass.capture import Batch
 from attnpass.errors import MeasureError, OptionError
 from attnpass.objectives import Global, Key, Local, judge
 from attnpass.plan import replaced
+from attnpass.seeds import seeded
 
 Batches = Sequence[Batch]
 
@@ -269,12 +270,9 @@ class Trainer:
         # a weight that was cast without gradients must not serve where there are some
         return torch.autocast(kind, torch.bfloat16, cache_enabled=False)
 
-    @contextmanager
-    def _seeded(self, step: int) -> Iterator[None]:
+    def _seeded(self, step: int) -> AbstractContextManager[None]:
         """Augmentation and dropout are the same in every run."""
-        with torch.random.fork_rng(devices=environment.generators()):
-            torch.manual_seed(self.options.seed * 1_000_003 + step)
-            yield
+        return seeded(self.options.seed * 1_000_003 + step)
 
     def _tell(self, progress: Progress | None, loss: float) -> None:
         if progress is None:
@@ -390,9 +388,9 @@ class Trainer:
             return
         found: dict[Key, float] = {}
         start, count = time.monotonic(), self._watched or len(selection)
-        for at, batch in enumerate(selection[:count], 1):
+        for at in range(1, count + 1):
             with self._seeded(at), self._precision():
-                judged = judge(self.objective, batch)
+                judged = judge(self.objective, selection[at - 1])
             for key, loss in judged.items():
                 found[key] = found.get(key, 0.0) + loss
             late = time.monotonic() - start > LOOKING * self.seconds
@@ -440,6 +438,7 @@ class Trainer:
                 "first": self._first,
                 "last": [self.last.get(k) for k in keys],
                 "losses": self._losses,
+                "scale": self.scale,
                 "sizes": [group["size"] for group in self.optimiser.param_groups],
             },
             tensors,
@@ -453,7 +452,7 @@ class Trainer:
         self.done = Stage.of(state["stage"])
         self.stale, self._looked = state["stale"], state["looked"]
         self._watched, self._first = state["watched"], state["first"]
-        self._losses = list(state["losses"])
+        self._losses, self.scale = list(state["losses"]), state.get("scale", self.scale)
         keys = list(self.units)
         self.best, self.last = (
             {k: x for k, x in zip(keys, state[name], strict=True) if x is not None}

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from attnpass import environment
 from attnpass.capture import Batch, Capture, Graph, Layer, call
+from attnpass.seeds import generators
 
 Seen = dict[str, Any]
 """Values by node name."""
@@ -43,7 +43,7 @@ def watched(
     Where the batch made new graphs, which nothing watched, it runs once more.
     """
     known, ran, out = -1, Ran(), None
-    devices = environment.generators()
+    devices = generators()
     random = [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in devices)]
     while known != len(capture.layers):
         # a run that is repeated draws the same dropout

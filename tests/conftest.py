@@ -6,6 +6,7 @@ import tempfile
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so do their processes
 os.environ["ATTNPASS_DB"] = os.path.join(tempfile.mkdtemp(), "none.db")  # nothing is pinned
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from scipy import stats
 
-from attnpass.tuner.accuracy import bound, needed, scores, split
+from attnpass.tuner.accuracy import bound, divergence, needed, scores, split
 from attnpass.tuner.front import front, recipes
 from attnpass.tuner.latency import floor, interleave, ratio
 from attnpass.tuner.search import Outcome, search
@@ -99,6 +100,17 @@ def test_early_stop_only_where_the_limit_is_out_of_reach():
     base[10:] = 0
     found, complete = scores(bad, lambda x: x, [0, 1, 2], base=base, max_drop=0.2)
     assert complete
+
+
+def test_classes_that_are_ruled_out_have_no_divergence():
+    x = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).double()
+    out = x.clone()
+    out[:, 3] = -math.inf
+    moved = out + 0.1 * x.flip(1)
+    task = SimpleNamespace(outputs="logits", validation=[((out,), None), ((moved,), None)])
+    same, other = (divergence(task, lambda x: x, [out], [i]) for i in (0, 1))
+    p, q = (t[:, [0, 1, 2, 4]].log_softmax(1) for t in (out, moved))
+    assert same == 0 and other == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()))
 
 
 def test_ratio_is_the_median_of_pairs_inside_its_interval():

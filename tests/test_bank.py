@@ -16,7 +16,7 @@ from attnpass.errors import MeasureError, TaskError
 from attnpass.objectives import Local
 from attnpass.store import Store
 from attnpass.task import load_task
-from attnpass.trainer import Trainer
+from attnpass.trainer import Checkpoint, Trainer
 from attnpass.tuner.accuracy import Bound, scores
 from attnpass.tuner.bank import Bank
 from attnpass.tuner.cli import seconds
@@ -52,6 +52,7 @@ def test_every_site_and_form_is_distilled_once(recovered):
         f"blocks.{i}.attn" for i in range(3)
     }
     assert bank["hydra"]["steps"] > 0 and kinds(path)["bank"] == 1
+    assert not list(path.parent.glob("*.distil"))
     with Store(path) as store:
         stored = store.plan(bank["hydra"]["plan"])
     for (site, _), (values, deltas) in run.bank.pieces.items():
@@ -192,7 +193,8 @@ def test_another_form_leaves_the_stored_piece_alone(recovered, monkeypatch):
         Bank,
         "_train",
         lambda self, what, budget, name: (
-            trained.append(name) or {"best": {}, "steps": 1, "seconds": 0.0}
+            trained.append(name) or {"best": {}, "steps": 1, "seconds": 0.0},
+            Checkpoint(None, name),
         ),
     )
     with Store(path) as store:
@@ -221,7 +223,7 @@ def test_other_data_or_budget_is_a_miss(recovered):
         assert run._cached("bank", "hydra", run.bank._context()) is None
 
 
-@pytest.mark.parametrize("change", ["pooled", "outputs", "head"])
+@pytest.mark.parametrize("change", ["pooled", "outputs", "head", "program"])
 def test_what_else_decides_a_score_is_part_of_its_key(recovered, change, monkeypatch):
     _, path, run = recovered
     task = load_task(f"{TASKS}:tiny")
@@ -229,13 +231,17 @@ def test_what_else_decides_a_score_is_part_of_its_key(recovered, change, monkeyp
         task.pooled = True
     elif change == "outputs":
         task.outputs = "features"
+    elif change == "program":
+        task.model.blocks[1].mlp[1] = torch.nn.ReLU()
     else:
         task.model.head.bias.data.add_(1.0)
     monkeypatch.setattr("attnpass.tuner.run.load_task", lambda _: task)
     with Store(path) as store:
         other = Run(settings(**DISTIL), store, Voice(quiet=True))
         assert store.get("accuracy", "baseline scores", run.context)[0] is not None
-        assert store.get("accuracy", "baseline scores", other.context)[0] is None
+        why = {"head": "weights", "program": "program"}.get(change, "data")
+        missed = store.get("accuracy", "baseline scores", other.context)
+        assert missed == (None, f"{why} changed")
 
 
 def test_ctrl_c_ends_training_which_then_goes_on(tmp_path, monkeypatch):
@@ -262,7 +268,9 @@ def test_ctrl_c_ends_training_which_then_goes_on(tmp_path, monkeypatch):
         assert steps == [0] and len(list(tmp_path.glob("*.distil"))) == 1
         run.stopped = False
         plans = {"hydra": run.bank._everywhere("hydra")}
-        run.bank._train(Local(run.capture, plans), 2.0, "hydra")
+        _, saved = run.bank._train(Local(run.capture, plans), 2.0, "hydra")
+        assert list(tmp_path.glob("*.distil")), "kept until the result is stored"
+        saved.remove()
     assert steps == [0, 1, 2] and not list(tmp_path.glob("*.distil"))
 
 
@@ -324,11 +332,34 @@ def test_what_cannot_be_distilled_stays_calibrated(recovered, monkeypatch):
     assert len(said) == 2 and all("got nan" in line for line in said)
 
 
+def test_training_that_fails_leaves_the_pieces_calibrated(tmp_path, monkeypatch):
+    step = Trainer._step
+
+    def fails(self, inputs):
+        step(self, inputs)
+        if self.done.steps == 3:
+            raise MeasureError("expected a finite loss, got nan")
+        return 1.0
+
+    monkeypatch.setattr(Trainer, "_step", fails)
+    with Store(tmp_path / "a.db") as store:
+        run = Run(settings(**DISTIL), store, Voice(quiet=True))
+        run._baseline()
+        run._calibrate()
+        run.useful = ["hydra"]
+        before = run.bank.plan(dict.fromkeys(run.base.sites, "hydra")).hash
+        run._distil()
+    assert "bank" not in run.facts and len(run.bank.pieces) == 3
+    assert run.bank.plan(dict.fromkeys(run.base.sites, "hydra")).hash == before
+
+
 def test_the_command_distils_a_model_whose_arguments_are_named(tmp_path):
     given = ("--inner", "eager", "--forms", "hydra", "--trials", "2", "--max-drop", "0.5")
     budget = ("--recover", "distil", "--recover-budget", "8s")
     out = ("--json", "--out", str(tmp_path))
-    done = command("tune", f"{TASKS}:named", *given, *budget, *out, db=tmp_path / "a.db")
+    done = command(
+        "tune", f"{TASKS}:named", *given, *budget, *out, db=tmp_path / "a.db", apart=True
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["status"] == "done" and result["settings"]["recover"] == "distil"

@@ -17,7 +17,7 @@ from attnpass.delta import Delta
 from attnpass.distillation import add_deltas
 from attnpass.errors import MeasureError, OptionError
 from attnpass.objectives import FEATURES, Global, Local, Unit, judge
-from attnpass.plan import Entry
+from attnpass.plan import Entry, digest_weights
 from attnpass.trainer import SCALE, Checkpoint, DistilOptions, Trainer
 
 FORMS = {
@@ -43,9 +43,17 @@ def batches(n: int = 3, size: int = 4) -> list[tuple[Tensor]]:
     return [(part,) for part in x.split(size)]
 
 
+CALIBRATED: dict[tuple[str, str], dict] = {}
+"""Values of plans, by what they were and the model's weights: calibration takes seconds."""
+
+
 def planned(net: nn.Module, form: str = "sigmoid", **given) -> Plan:
     plan = Plan.create(net, data(), form=form, form_options=FORMS.get(form), **given)
-    attnpass.calibrate(net, plan, batches())
+    known = plan.hash, digest_weights(net.state_dict().values())
+    if known not in CALIBRATED:
+        attnpass.calibrate(net, plan, batches())
+        CALIBRATED[known] = plan.values
+    plan.values = copy.deepcopy(CALIBRATED[known])
     return plan
 
 
@@ -801,6 +809,28 @@ def test_what_is_no_sequence_of_batches_is_one_line(learn):
         learn(net, plan, loader)
 
 
+def test_the_selection_is_checked_and_need_not_be_a_list():
+    class Made:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, i: int) -> tuple[Tensor]:
+            return batches()[int(i)]
+
+    net = model()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(data()))
+    for selection, message in (
+        (loader, r"sequence of batches to select on, got DataLoader; list\(...\)"),
+        ([data()], r"select on that are tuples .* got Tensor"),
+    ):
+        with pytest.raises(OptionError, match=message):
+            attnpass.distil(net, planned(net), batches(), selection=selection, steps=2)
+    ends = [planned(net), planned(net)]
+    for plan, selection in zip(ends, (Made(), batches()[:2]), strict=True):
+        attnpass.distil(net, plan, batches(), selection=selection, steps=2)
+    assert ends[0].hash == ends[1].hash
+
+
 def test_a_plan_made_in_inference_mode_learns():
     net = model()
     with torch.inference_mode():
@@ -850,6 +880,16 @@ def test_gradients_of_a_float16_model_neither_vanish_nor_overflow(factor):
         trainer._step([(torch.ones(4, dtype=torch.float16),)])
     assert torch.isfinite(objective.weight).all() and bool((objective.weight < 1).all())
     assert (trainer.scale < SCALE) == (factor > 1)
+
+
+def test_the_scale_of_a_float16_model_goes_on(tmp_path):
+    file = tmp_path / "state"
+    first = Trainer(_Half(1e3), DistilOptions(steps=40), 1.0, Checkpoint(file, "it"))
+    for _ in range(20):
+        first._step([(torch.ones(4, dtype=torch.float16),)])
+    first._save()
+    second = Trainer(_Half(1e3), DistilOptions(steps=40), 1.0, Checkpoint(file, "it"))
+    assert second._resume() and second.scale == first.scale < SCALE
 
 
 def test_features_of_other_shapes_are_no_pair(monkeypatch):

@@ -28,7 +28,7 @@ HEAVY = (
 
 # each layer may import the layers before it, and files of its own layer
 LAYERS = [
-    {"errors", "site"},
+    {"errors", "site", "seeds"},
     {
         "legality",
         "functional",
@@ -59,6 +59,7 @@ LAYERS = [
         "backend",
         "plain",
         "task",
+        "behaviour",
         "observe",
         "recover",
         "watch",

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from attnpass import Capture, Plan
-from attnpass.errors import CaptureError, OptionError, TaskError
+from attnpass.errors import CaptureError, MeasureError, OptionError, TaskError
 from attnpass.plan import assign
 from attnpass.recover import fit_sites, observe
 from attnpass.store import Store
@@ -23,7 +23,7 @@ from attnpass.task import load_task
 from attnpass.tuner.ablation import Ablated
 from attnpass.tuner.progress import Voice
 from attnpass.tuner.run import Run
-from attnpass.tuner.settings import Settings
+from attnpass.tuner.settings import Candidate, Settings
 from attnpass.tuner.worker import Worker
 
 TASKS = str(Path(__file__).parent / "tiny_tasks.py")
@@ -118,6 +118,87 @@ def count(path) -> int:
         return len(rows(path))
     except sqlite3.OperationalError:
         return 0
+
+
+def candidate(run: Run, form: str, cost: float) -> Candidate:
+    """A made-up plan that loses nothing."""
+    made = Candidate({}, Plan(assign(run.sites, form)[0]), cost, latency={"divergence": 0.1})
+    made.scores = run.base_selection.clone()
+    run.found[made.plan.hash] = made
+    return made
+
+
+def test_a_set_of_one_batch_is_crossed_by_its_items(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        run = Run(settings(task=f"{TASKS}:one_batch"), store, Voice(quiet=True))
+        run._baseline()
+        run.base_ms = 1.0
+        best = candidate(run, "hydra", 0.5)
+        assert run.sizes == [60] and run.split.crossed
+        assert [len(run._items(half)) for half in (0, 1)] == [30, 30]
+        for _ in range(2):  # an interruption asks again
+            assert run._finalists() == [best]
+            assert sorted(best.judged) == list(range(60))
+
+
+class Replies:
+    """A worker that gives these replies, one after the other."""
+
+    def __init__(self, *replies: dict) -> None:
+        self.replies = list(replies)
+
+    def ceiling(self, rounds: int) -> dict:
+        return self.replies.pop(0)
+
+    def measure(self, files: list, rounds: int) -> dict:
+        reply = self.replies.pop(0)
+        hashes = ["" if f is None else Plan.load(f).hash for f in files]
+        return {"hashes": hashes, "times": [[1.0 + i] * 9 for i in range(len(files))]} | reply
+
+
+def failed(outcome: str) -> dict:
+    return {"outcome": outcome, "why": "no luck"}
+
+
+def test_a_stored_failure_is_tried_again_where_it_may_end_otherwise(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        run = Run(settings(), store, Voice(quiet=True))
+        run.worker = Replies(failed("timeout"), {"outcome": "ok", "times": [[1.0]] * 5})
+        with pytest.raises(MeasureError, match="to measure ceiling, got timeout: no luck"):
+            run._times("ceiling", "ceiling", None)
+        assert run._times("ceiling", "ceiling", None) == [[1.0]] * 5, "the run needs it"
+        for outcome in ("crashed", "timeout"):
+            run.worker = Replies(failed(outcome))
+            for _ in range(2):  # the second is the stored one
+                with pytest.raises(MeasureError, match=f"got {outcome}"):
+                    run._times("latency", outcome, [None], spare=True)
+            assert run.worker.replies == []
+        run.settings = settings(timeout=1800.0)
+        run.worker = Replies({"outcome": "ok"})
+        with pytest.raises(MeasureError, match="got crashed"):
+            run._times("latency", "crashed", [None], spare=True)
+        assert run._times("latency", "timeout", [None], spare=True) == [[1.0] * 9]
+
+
+def test_a_finalist_that_fails_leaves_the_others(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        run = Run(settings(), store, Voice(quiet=True))
+        run._baseline()
+        run.base_ms = 1.0
+        made = [candidate(run, form, 0.5) for form in ("hydra", "relu", "sigmoid")]
+        finalists = list(made)
+        ok = {"outcome": "ok"}
+        run.worker = Replies(failed("crashed"), ok, failed("crashed"), ok)
+        run._measure(finalists)
+        assert finalists == [made[0], made[2]] and run.worker.replies == []
+        assert all(c.latency["ms"] == 3.0 for c in finalists)
+        assert run.facts["finalists_floor"] > 0
+        run.worker = Replies(failed("crashed"), failed("crashed"))
+        run._measure(again := list(made))
+        assert again == finalists, "only what failed alone is tried again"
+        with pytest.raises(MeasureError, match="got crashed"):
+            run._measure([made[1]])
+        assert run.worker.replies == []
 
 
 @pytest.mark.parametrize("after", [1, 5])
@@ -278,6 +359,7 @@ def test_settings_out_of_range(more, message):
         ("nan_scores", TaskError, "expected finite scores, got 10"),
         ("scalar_score", TaskError, "expected score\\(\\) to return one number per item"),
         ("empty", TaskError, "at least one validation batch, got none"),
+        ("one_item", TaskError, "expected two validation items or more, got 1"),
         ("not_a_task", TaskError, "return an attnpass.Task, got int"),
         ("raises", TaskError, "got ValueError: no data here"),
         ("nothing", TaskError, "expected a function nothing"),

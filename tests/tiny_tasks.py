@@ -59,6 +59,19 @@ def empty() -> Task:
     return task
 
 
+def one_batch() -> Task:
+    task = tiny()
+    images, labels = zip(*((x, y) for (x,), y in task.validation), strict=True)
+    task.validation = [((torch.cat(images),), torch.cat(labels))]
+    return task
+
+
+def one_item() -> Task:
+    task = one_batch()
+    task.validation = [((x[:1],), y[:1]) for (x,), y in task.validation]
+    return task
+
+
 def nan_scores() -> Task:
     return tiny(score=lambda out, target: out[:, 0] * float("nan"))
 

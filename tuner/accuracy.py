@@ -15,6 +15,7 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from attnpass.capture import call
+from attnpass.objectives import LEAST
 from attnpass.task import Task, score_batch
 
 HELD_OUT = 600
@@ -188,7 +189,8 @@ def divergence(
         with torch.no_grad():
             new = first_tensor(call(run, task.validation[i][0])).double()
         if task.outputs == "logits" and old.dim() == 2 and old.shape[1] > 1:
-            p, q = old.log_softmax(-1), new.log_softmax(-1)
+            # classes that are ruled out by -inf have no divergence, not NaN
+            p, q = (x.log_softmax(-1).clamp_min(LEAST) for x in (old, new))
             total += float((p.exp() * (p - q)).sum())
             weight += old.shape[0]
         else:

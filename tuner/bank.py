@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from attnpass import environment
@@ -22,6 +21,7 @@ from attnpass.objectives import Global, Local
 from attnpass.observe import observe
 from attnpass.plan import Entry, Plan, assign
 from attnpass.recover import fit_sites
+from attnpass.seeds import seeded
 from attnpass.store import Store, key_of
 from attnpass.task import Task, digest
 from attnpass.trainer import Checkpoint, DistilOptions, Progress, Trainer
@@ -49,7 +49,8 @@ class Bank:
     Args:
         base: the plan of no change, which knows the sites. context: what a stored piece depends
             on. cached: looks a measurement up. selection: batches that are not trained on.
-        stopped: asked after every step; true ends training, which then goes on next time.
+        stopped: asked after every step of training, which then goes on next time, and before
+            every form's calibration; true ends them.
     """
 
     def __init__(
@@ -88,11 +89,17 @@ class Bank:
         )
 
     def calibrate(self, choices: Sequence[str]) -> dict[str, dict[str, float]]:
-        """Fit every (site, choice) to the original activations; returns the errors left."""
+        """Fit every (site, choice) to the original activations; returns the errors left.
+
+        Raises:
+            KeyboardInterrupt: the run is to stop; the choices fitted so far stay calibrated.
+        """
         errors = {}
         with self.voice.stage("calibrate", len(choices)) as step:
             observed = observe(self.capture, list(self.task.calibration))
             for choice in choices:
+                if self.stopped():
+                    raise KeyboardInterrupt
                 plan = self._everywhere(choice)
                 errors[choice] = fit_sites(self.capture, plan, observed)
                 self._keep(choice, plan)
@@ -139,7 +146,8 @@ class Bank:
         """
         found = {c: self._stored("bank", c, self._context()) for c in choices}
         missing = [c for c, value in found.items() if value is None]
-        plans = {c: self._everywhere(c) for c in missing}
+        # copies: where training fails, the pieces stay calibrated
+        plans = {c: self._everywhere(c).copy() for c in missing}
         for plan in plans.values():
             self.capture.use(plan)  # brings what was stored to the model's device
             add_deltas(self.capture, plan, self.options(1.0))
@@ -147,7 +155,7 @@ class Bank:
         objective = Local(self.capture, plans)
         if objective.units:
             budget = self.settings.recover_budget * LOCAL
-            stage = self._train(objective, budget, " ".join(sorted(missing)))
+            stage, saved = self._train(objective, budget, " ".join(sorted(missing)))
             for choice, plan in plans.items():
                 kept = {tuple(k.split("|")): x for k, x in stage["best"].items()}
                 losses = {s: x for (c, s), x in kept.items() if c == choice}
@@ -158,6 +166,7 @@ class Bank:
                     "seconds": stage["seconds"],
                 }
                 self.store.put("bank", choice, self._context(), found[choice] or {}, run=run)
+            saved.remove()
         for choice, value in found.items():
             stored = plans.get(choice) or self.store.plan((value or {}).get("plan", ""))
             if stored is not None:
@@ -194,9 +203,10 @@ class Bank:
         if not objective.unit.values:
             return plan, {}
         budget = self.settings.recover_budget * (1 - LOCAL) * share
-        value = self._train(objective, budget, plan.hash)
+        value, saved = self._train(objective, budget, plan.hash)
         value["plan"] = self.store.save_plan(better)
         self.store.put("recovered", plan.hash, context, value, run=run)
+        saved.remove()
         return better, value
 
     def _stored(self, kind: str, subject: str, context: dict[str, Any]) -> dict[str, Any] | None:
@@ -206,8 +216,7 @@ class Bank:
     def _context(self) -> dict[str, Any]:
         """What a trained piece depends on: data, and how it is trained, among it."""
         if "inputs" not in self.context:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
+            with seeded(0):
                 inputs = [self.inputs[i] for i in range(len(self.inputs))]
             self.context["inputs"] = digest([inputs, list(self.task.calibration)])
             self.context["recovery"] = environment.recovery_digest()
@@ -227,12 +236,16 @@ class Bank:
 
         return tell
 
-    def _train(self, objective: Local | Global, budget: float, name: str) -> dict[str, Any]:
-        """One stage with a checkpoint beside the database; the same command goes on from it."""
+    def _train(
+        self, objective: Local | Global, budget: float, name: str
+    ) -> tuple[dict[str, Any], Checkpoint]:
+        """One stage with a checkpoint beside the database; the same command goes on from it.
+
+        The checkpoint is the caller's to remove, when the result is stored.
+        """
         key = key_of(objective.name, name, self._context())
         saved = Checkpoint(self.store.path.with_suffix(f".{key[:12]}.distil"), key)
         with self.voice.stage(f"distil, {objective.name}: {name}", 100) as step:
             trainer = Trainer(objective, self.options(budget), 1.0, saved)
             stage = trainer.run(self.inputs, self.selection, self._progress(step))
-        saved.remove()
-        return stage.as_dict()
+        return stage.as_dict(), saved

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnpass import environment
+from attnpass.behaviour import computation
 from attnpass.capture import Capture, call
 from attnpass.errors import CaptureError, MeasureError, TaskError
 from attnpass.plan import Plan, assign
@@ -71,7 +72,8 @@ class Run:
         self.base = base
         self.context: dict[str, Any] = {
             "structure": base.structure,
-            "weights": digest([*self.task.model.parameters(), *self.task.model.buffers()]),
+            "program": digest([computation(g.normal) for g in self.capture.graphs]),
+            "weights": digest(_tensors(self.task.model)),
             "data": self.task.digest(),
             "kernels": environment.kernels_digest(),
             "protocol": environment.PROTOCOL,
@@ -79,7 +81,7 @@ class Run:
         }
         self.timing = {
             **self.context,
-            **environment.device(),
+            **environment.device(self._kind),
             "inner": settings.inner,
             "mode": settings.mode,
             "shapes": environment.shapes(self.task.example),
@@ -95,11 +97,15 @@ class Run:
         self.told: set[str] = set()
         self.stopped = False
 
+    @property
+    def _kind(self) -> str:
+        """The kind of device that the task runs on."""
+        leaves = torch.utils._pytree.tree_leaves(self.task.example)
+        return "cuda" if any(getattr(x, "is_cuda", False) for x in leaves) else "cpu"
+
     def _tiles(self) -> str:
         """Digest of the tiles that compiled plans will find."""
-        leaves = torch.utils._pytree.tree_leaves(self.task.example)
-        kind = "cuda" if any(getattr(x, "is_cuda", False) for x in leaves) else "cpu"
-        tiles = self.store.tiles(environment.kernel_context(kind))
+        tiles = self.store.tiles(environment.kernel_context(self._kind))
         rows = sorted((k, *t.as_list(), t.implementation) for k, t in tiles.items())
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
@@ -193,8 +199,8 @@ class Run:
             value = self._score_baseline()
             self.store.put("accuracy", "baseline scores", self.context, value, run=self.id)
         self.sizes = value["sizes"]
-        if not sum(self.sizes):
-            raise TaskError("expected validation items, got batches without any")
+        if sum(self.sizes) < 2:
+            raise TaskError(f"expected two validation items or more, got {sum(self.sizes)}")
         self.split: Split = split(self.sizes)
         self.base_selection = torch.tensor(value["selection"], dtype=torch.float64)
         self.base_held_out = torch.tensor(value["held_out"], dtype=torch.float64)
@@ -277,16 +283,22 @@ class Run:
         )
 
     def _times(
-        self, kind: str, subject: str, plans: list[Plan | None] | None
+        self, kind: str, subject: str, plans: list[Plan | None] | None, *, spare: bool = False
     ) -> list[list[float]]:
         """Interleaved times, from the store or the worker.
+
+        A stored failure is tried again where the run cannot ``spare`` these times, or waits
+        longer now.
 
         Raises:
             MeasureError: the worker could not measure.
         """
         value = self._cached(kind, subject, self.timing)
+        if value is not None and value.get("outcome", "ok") != "ok":
+            longer = value["outcome"] == "timeout" and value["limit"] < self.settings.timeout
+            value = None if longer or not spare else value
         if value is None:
-            value = self._ask(plans)
+            value = self._ask(plans) | {"limit": self.settings.timeout}
             self.store.put(
                 kind, subject, self.timing, value, outcome=value.pop("outcome"), run=self.id
             )
@@ -323,7 +335,7 @@ class Run:
                 if names:
                     plan = self.bank.plan(dict.fromkeys(names, choice))
                     try:
-                        base, times = self._times("latency", plan.hash, [None, plan])
+                        base, times = self._times("latency", plan.hash, [None, plan], spare=True)
                         saved = self.base_ms * (1 - 1 / ratio(base, times).median)
                         self.saving[choice] = saved / len(names)
                     except MeasureError as error:
@@ -436,7 +448,7 @@ class Run:
         """
         chosen = self._allowed(None)[: count // 2]
         least, front = REJECTED, []
-        for c in sorted(self.found.values(), key=lambda c: (c.cost, c.latency["divergence"])):
+        for c in sorted(self.found.values(), key=_quickest):
             if c.cost < self.base_ms and c.latency["divergence"] < least:
                 least = c.latency["divergence"]
                 front.append(c)
@@ -552,18 +564,20 @@ class Run:
         if not hasattr(self, "base_ms"):
             return []
         if self.split.crossed:
+            judged: dict[str, list[int]] = {}
             for half in (0, 1):
-                best = self._allowed(self._items(1 - half))[:1]
-                for candidate in best:
-                    candidate.judged += self._items(half)
-            return [c for c in self._allowed(None) if c.judged]
+                for best in self._allowed(self._items(1 - half))[:1]:
+                    judged.setdefault(best.plan.hash, []).extend(self._items(half))
+            for candidate in self.found.values():
+                candidate.judged = judged.get(candidate.plan.hash, [])
+            return sorted((c for c in self.found.values() if c.judged), key=_quickest)
         plans = list(self.found.values())
         return choose(plans, self._gain, self._likely, self.settings.limits["finalists"])
 
     def _allowed(self, items: list[int] | None) -> list[Candidate]:
         """Plans that should be faster and keep the limit on ``items``, fastest first.
 
-        ``None`` is the whole selection; where that is crossed it stands for every plan.
+        ``None`` is the whole selection.
         """
         out = []
         for c in self.found.values():
@@ -571,9 +585,9 @@ class Run:
                 continue
             at = list(range(len(c.scores))) if items is None else items
             upper = bound(self.base_selection[at], c.scores[at]).upper
-            if upper <= self.settings.max_drop or (items is None and self.split.crossed):
+            if upper <= self.settings.max_drop:
                 out.append(c)
-        return sorted(out, key=lambda c: (c.cost, c.latency["divergence"]))
+        return sorted(out, key=_quickest)
 
     def _nearest(self) -> list[Candidate]:
         """Where no plan keeps the limit: those of least bound on the selection, each faster."""
@@ -585,22 +599,44 @@ class Run:
         return out[: self.settings.limits["finalists"]]
 
     def _items(self, half: int) -> list[int]:
-        """Positions of the items of every other batch."""
-        owner = [i for i, size in enumerate(self.sizes) for _ in range(size)]
+        """Positions of the items of every other batch; where there is one batch, every other."""
+        owner = [i for i, size in enumerate(x for x in self.sizes if x) for _ in range(size)]
+        owner = owner if owner[-1] else list(range(len(owner)))
         return [at for at, batch in enumerate(owner) if batch % 2 == half]
 
     def _measure(self, finalists: list[Candidate]) -> None:
-        """The finalists' latency, interleaved with the baseline, twice, in one process."""
+        """The finalists' latency, interleaved with the baseline, twice, in one process.
+
+        Where that fails, one after the other; those that fail are left out.
+
+        Raises:
+            MeasureError: none of them could be measured.
+        """
         if not finalists:
             return
-        subject = "finalists " + " ".join(c.plan.hash for c in finalists)
+        groups, floors, bases = [list(finalists)], list[float](), list[float]()
         with self.voice.stage("finalists: latency", 1) as step:
-            times = self._times("latency", subject, [None, None, *(c.plan for c in finalists)])
+            while groups:
+                group = groups.pop()
+                subject = "finalists " + " ".join(c.plan.hash for c in group)
+                plans = [None, None, *(c.plan for c in group)]
+                try:
+                    times = self._times("latency", subject, plans, spare=len(group) > 1)
+                except MeasureError as error:
+                    groups += [[c] for c in group] if len(group) > 1 else []
+                    if not (groups or bases):
+                        raise
+                    self.voice.say(f"[yellow]{error}[/]")
+                    continue
+                base, again, *rest = times
+                floors.append(floor(base, again))
+                bases.append(_median(base))
+                for candidate, series in zip(group, rest, strict=True):
+                    found = {"ms": _median(series), "ratio": ratio(base, series).as_dict()}
+                    candidate.latency |= found
             step("")
-        base, again, *rest = times
-        self.facts |= {"finalists_floor": floor(base, again), "baseline_ms": _median(base)}
-        for candidate, series in zip(finalists, rest, strict=True):
-            candidate.latency |= {"ms": _median(series), "ratio": ratio(base, series).as_dict()}
+        finalists[:] = [c for c in finalists if "ratio" in c.latency]
+        self.facts |= {"finalists_floor": max(floors), "baseline_ms": _median(bases)}
 
     def _judge(self, finalists: list[Candidate]) -> None:
         """Held-out scores, looked at once; the finalists share the level (Bonferroni)."""
@@ -649,7 +685,7 @@ class Run:
             "metric": self.task.metric,
             "settings": self.asked,
             "facts": self.facts,
-            "device": environment.device(),
+            "device": environment.device(self._kind),
             "versions": environment.versions(),
             "sites": [s.as_dict() for s in self.sites],
             "declined": [d.as_dict() for d in self.capture.declined],
@@ -689,6 +725,17 @@ class Run:
             self.told.add(why)
             self.voice.say(f"[dim]measuring again what is stored: {why}[/]")
         return value
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters, buffers, and tensors that are plain attributes."""
+    held = [x for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)]
+    return [*model.parameters(), *model.buffers(), *held]
+
+
+def _quickest(candidate: Candidate) -> tuple[float, float]:
+    """A key to sort by: estimated milliseconds, then damage."""
+    return candidate.cost, candidate.latency["divergence"]
 
 
 def _median(times: Sequence[float]) -> float:
