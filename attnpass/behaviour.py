@@ -20,6 +20,13 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.d
 """Values whose own text says all."""
 
 
+def content(x: Any) -> str:
+    """All of a tensor, an array or a plain value; an array's own text leaves most of it out."""
+    if isinstance(x, Tensor):
+        return digest_weights([x])
+    return f"{getattr(x, 'dtype', '')} {x.tolist()}" if hasattr(x, "tolist") else repr(x)
+
+
 def computation(gm: fx.GraphModule) -> str:
     """What a graph computes: its calls, constants, bodies and folded pieces; not its weights."""
     names: dict[fx.Node, str] = {}
@@ -41,7 +48,7 @@ def _called(gm: fx.GraphModule, node: fx.Node) -> str:
     held = held.piece if isinstance(held, Opaque) else getattr(held, "constant", held)
     if isinstance(held, fx.GraphModule):
         return f"({computation(held)})"
-    return digest_weights([held]) if isinstance(held, Tensor) else _name(held)
+    return content(held) if isinstance(held, Tensor) else _name(held)
 
 
 def _name(x: Any) -> str:
@@ -59,7 +66,7 @@ def behaviour(f: Any, within: tuple[Any, ...] = ()) -> str:
     of a method's, or arguments of a ``functools.partial``. The same in every process of one
     Python version.
     """
-    if any(f is user for user in within):
+    if any(f is known for known in within):
         return _name(f)
     within = (*within, f)
     if isinstance(f, functools.partial):
@@ -100,22 +107,18 @@ def _value(x: Any, user: Any, within: tuple[Any, ...]) -> str:
     def text(item: Any) -> str:
         return _value(item, user, (*within, x))
 
-    if isinstance(x, PLAIN):
-        return repr(x)
-    if any(x is user for user in within):
+    if isinstance(x, PLAIN) or hasattr(x, "tolist"):
+        return content(x)
+    if any(x is known for known in within):
         return _name(x)
-    if isinstance(x, Tensor):
-        return digest_weights([x])
     if isinstance(x, Mapping):
         return f"{{{', '.join(sorted(f'{text(k)}: {text(v)}' for k, v in x.items()))}}}"
     if isinstance(x, (set, frozenset)):
         return f"{{{', '.join(sorted(map(text, x)))}}}"
     if isinstance(x, (tuple, list)):
         return f"[{', '.join(map(text, x))}]"
-    if hasattr(x, "tolist"):
-        return f"{getattr(x, 'dtype', '')} {x.tolist()}"
     near = getattr(x, "__module__", "") == getattr(user, "__module__", None)
     return behaviour(x, within) if near or isinstance(x, functools.partial) else _name(x)
 
 
-__all__ = ["behaviour", "computation"]
+__all__ = ["behaviour", "computation", "content"]

@@ -378,8 +378,8 @@ def call(run: Callable[..., Any], batch: Batch) -> Any:
     return run(**batch) if isinstance(batch, dict) else run(*batch)
 
 
-def check_batches(inputs: Any, verb: str) -> None:
-    """Refuse what is not a sequence of batches.
+def check_batches(inputs: Any, verb: str, *, empty: bool = False) -> None:
+    """Refuse what is not a sequence of batches, and none of them unless it may be ``empty``.
 
     Raises:
         OptionError: as it says.
@@ -390,6 +390,8 @@ def check_batches(inputs: Any, verb: str) -> None:
             " list(...) makes one"
         )
     if not len(inputs):
+        if empty:
+            return
         raise OptionError(f"expected at least one batch of inputs to {verb} on, got none")
     if not isinstance(inputs[0], (tuple, dict)):
         raise OptionError(

@@ -70,8 +70,7 @@ def distil(
         fields = ", ".join(DistilOptions.__dataclass_fields__)
         raise OptionError(f"expected options of {fields}; {error}") from error
     check_batches(inputs, "distil")
-    if not isinstance(selection, (tuple, list)) or selection:
-        check_batches(selection, "select")
+    check_batches(selection, "select", empty=True)
     with torch.inference_mode(False), torch.enable_grad(), buffers_kept(model):
         capture = call(Capture(model, allow=allow).trace, inputs[0])
         capture.use(plan, strict=True)

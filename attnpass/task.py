@@ -18,10 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnpass.behaviour import behaviour
+from attnpass.behaviour import behaviour, content
 from attnpass.capture import Batch
 from attnpass.errors import AttnpassError, TaskError
-from attnpass.plan import digest_weights
 
 BUILT_IN = {"digits": "attnpass.tuner.digits:task"}
 
@@ -69,12 +68,7 @@ def digest(tree: Any) -> str:
     """Digest of the tensors (dtype, shape, bytes) and other leaves of a tree, 16 hex digits."""
     h = hashlib.sha256()
     for leaf in torch.utils._pytree.tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            text = digest_weights([leaf])
-        else:  # an array's own text leaves most of it out
-            kind = getattr(leaf, "dtype", "")
-            text = f"{kind} {leaf.tolist()}" if hasattr(leaf, "tolist") else repr(leaf)
-        h.update(text.encode())
+        h.update(content(leaf).encode())
     return h.hexdigest()[:16]
 
 

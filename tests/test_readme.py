@@ -15,7 +15,7 @@ import attnpass
 from attnpass import Plan
 from attnpass.task import load_task
 from attnpass.tuner import show
-from attnpass.tuner.accuracy import scores
+from attnpass.tuner.accuracy import HELD_OUT, needed, scores
 
 README = (ROOT / "README.md").read_text()
 
@@ -54,6 +54,11 @@ def load():
     return DigitsViT(dim=16, depth=2, heads=2), batches, batches
 """
 """What README's task leaves to its user."""
+
+
+def test_the_items_that_a_proof_takes_are_those_it_takes():
+    assert f"To prove 1 % takes {needed(0.01)} items of which none is lost" in README
+    assert f"choose plans, the rest, at least {HELD_OUT} items,\njudges" in README
 
 
 def test_the_tuning_output_is_the_committed_result():
