@@ -14,10 +14,10 @@ __version__ = "0.1.0"
 _HOME = {
     "Capture": "capture",
     "calibrate": "recover",
-    "convert": "plain",
-    "distil": "distillation",
-    "explain": "plain",
-    "find_sites": "plain",
+    "convert": "capture",
+    "distil": "recover",
+    "explain": "capture",
+    "find_sites": "capture",
     "Plan": "plan",
     "Report": "report",
     "compiled_report": "report",
@@ -38,8 +38,7 @@ _HOME = {
 __all__ = tuple(_HOME)
 
 if TYPE_CHECKING:
-    from attnpass.capture import Capture
-    from attnpass.distillation import distil
+    from attnpass.capture import Capture, convert, explain, find_sites
     from attnpass.errors import (
         AttnpassError,
         CaptureError,
@@ -49,9 +48,8 @@ if TYPE_CHECKING:
         StoreError,
         TaskError,
     )
-    from attnpass.plain import convert, explain, find_sites
     from attnpass.plan import Plan
-    from attnpass.recover import calibrate
+    from attnpass.recover import calibrate, distil
     from attnpass.report import Report, compiled_report, reset_report
     from attnpass.site import AttentionSite, Decline
     from attnpass.task import Task, load_task

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from attnpass.fingerprint import kernels_digest
 
 PROTOCOL = 1
 """Version of the way latency and accuracy are measured; part of every cache key."""
@@ -68,34 +69,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             out[name] = "none"
     return out
-
-
-@cache
-def kernels_digest() -> str:
-    """Digest of the kernel and form sources: a change makes every measurement a miss."""
-    import attnpass.forms
-    import attnpass.kernels.cpu
-
-    folder = Path(attnpass.kernels.cpu.__file__).parent
-    files = [
-        *(x for kind in ("py", "cpp", "h") for x in folder.glob(f"*.{kind}")),
-        Path(attnpass.forms.__file__),
-    ]
-    return _sources(files)
-
-
-@cache
-def recovery_digest() -> str:
-    """Digest of the sources that calibrate and distil."""
-    names = ("observe", "recover", "distillation", "objectives", "trainer", "delta", "watch")
-    return _sources([Path(__file__).with_name(f"{name}.py") for name in names])
-
-
-def _sources(files: list[Path]) -> str:
-    h = hashlib.sha256()
-    for file in sorted(files):
-        h.update(file.name.encode() + file.read_bytes())
-    return h.hexdigest()[:16]
 
 
 def shapes(example: Any) -> list[Any]:

@@ -100,6 +100,7 @@ class Report:
 
 
 _lock = threading.Lock()
+
 _total = Report()
 
 

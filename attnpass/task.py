@@ -7,7 +7,6 @@ process can load it too; the factory takes no arguments and returns a ``Task``.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Sequence
@@ -18,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnpass.behaviour import behaviour, content
-from attnpass.capture import Batch
+from attnpass.batch import Batch
 from attnpass.errors import AttnpassError, TaskError
+from attnpass.fingerprint import behaviour, digest
 
 BUILT_IN = {"digits": "attnpass.tuner.digits:task"}
 
@@ -62,14 +61,6 @@ class Task:
         """Digest of the data that judges and of how it judges, 16 hex digits."""
         how = [self.metric, behaviour(self.score), self.outputs, self.pooled]
         return digest([*how, list(self.validation), self.example])
-
-
-def digest(tree: Any) -> str:
-    """Digest of the tensors (dtype, shape, bytes) and other leaves of a tree, 16 hex digits."""
-    h = hashlib.sha256()
-    for leaf in torch.utils._pytree.tree_leaves(tree):
-        h.update(content(leaf).encode())
-    return h.hexdigest()[:16]
 
 
 def load_task(path: str) -> Task:

@@ -25,11 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnpass import environment
-from attnpass.kernels import cpu, ops, reference
-from attnpass.kernels.tile import default_tile
-from attnpass.tuner.calls import ALLOWED
-from attnpass.tuner.latency import floor, interleave, ratio
+from attnpass import environment, fingerprint
+from attnpass.kernels import ops, reference
+from attnpass.kernels.cpu import launch as cpu
+from attnpass.kernels.select import default_tile
+from attnpass.tuner.measure.latency import floor, interleave, ratio
+from attnpass.tuner.tiles.attention_call import ALLOWED
 
 DTYPES = ("float32", "bfloat16")
 SIZES = {197: (8, 6), 1024: (1, 12), 4096: (1, 4)}
@@ -381,7 +382,7 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "device": environment.device(),
         "versions": environment.versions(),
-        "kernels": environment.kernels_digest(),
+        "kernels": fingerprint.kernels_digest(),
         "rows": rows,
     }
     Path(sys.argv[1] if len(sys.argv) > 1 else default).write_text(
@@ -464,7 +465,7 @@ def main() -> None:
             "date": time.strftime("%Y-%m-%d"),
             "device": environment.device(),
             "versions": environment.versions(),
-            "kernels": environment.kernels_digest(),
+            "kernels": fingerprint.kernels_digest(),
             "summary": summary(found),
         }
         out.write_text(json.dumps(found, indent=1) + "\n")

@@ -18,8 +18,8 @@ from cpu_attention import Runs, say, timed, using, write
 from torch import Tensor
 
 from attnpass import forms
-from attnpass.kernels.select import choose, choose_hydra
-from attnpass.kernels.tile import Tile, default_tile
+from attnpass.kernels.select import choose, choose_hydra, default_tile
+from attnpass.kernels.tile import Tile
 
 D = 64
 POINTWISE = {16: (32, 4), 32: (32, 4), 64: (16, 4), 128: (8, 4), 197: (8, 6), 512: (2, 6)}

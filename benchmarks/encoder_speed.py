@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from attnpass import Plan, Task, environment
-from attnpass.tuner.latency import floor, ratio
-from attnpass.tuner.worker import Worker
+from attnpass.tuner.measure.latency import floor, ratio
+from attnpass.tuner.measure.worker import Worker
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))

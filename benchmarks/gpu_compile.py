@@ -24,8 +24,10 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from attnpass import environment
-from attnpass.kernels import gpu, triton_launch
+from attnpass import environment, fingerprint
+from attnpass.kernels.gpu import hydra_triton_launch
+from attnpass.kernels.gpu import limits as gpu
+from attnpass.kernels.gpu import pointwise_triton_launch as triton_launch
 from attnpass.kernels.tile import Tile
 
 PTX = {
@@ -126,8 +128,8 @@ def hydra(sm: int, d: int, dtype: torch.dtype, count: int, causal: bool) -> list
     q, k, v, grad = heads(1024, d, dtype, count)
     gain, tile = torch.empty(1, count, 1, d), Tile().as_list()
     with offline(sm) as found:
-        triton_launch.hydra(q, k, v, None, gain, causal, 1e-6, tile)
-        triton_launch.hydra_backward(grad, q, k, v, None, gain, causal, 1e-6, tile)
+        hydra_triton_launch.hydra(q, k, v, None, gain, causal, 1e-6, tile)
+        hydra_triton_launch.hydra_backward(grad, q, k, v, None, gain, causal, 1e-6, tile)
     return [resources(x) for x in {x.hash: x for x in found}.values()]
 
 
@@ -159,7 +161,7 @@ def main() -> None:
         "command": "python benchmarks/gpu_compile.py",
         "date": time.strftime("%Y-%m-%d"),
         "versions": environment.versions(),
-        "kernels": environment.kernels_digest(),
+        "kernels": fingerprint.kernels_digest(),
         "rows": rows,
     }
     out.write_text(json.dumps(found, indent=1) + "\n")

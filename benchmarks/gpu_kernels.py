@@ -25,11 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnpass import environment, forms
-from attnpass.kernels import ops, reference, triton_launch
-from attnpass.kernels.tile import Tile, default_tile
-from attnpass.tuner.calls import ALLOWED, Shape
-from attnpass.tuner.latency import events, floor, interleave, ratio
+from attnpass import environment, fingerprint, forms
+from attnpass.kernels import ops, reference
+from attnpass.kernels.gpu import hydra_triton_launch
+from attnpass.kernels.gpu import pointwise_triton_launch as triton_launch
+from attnpass.kernels.select import default_tile
+from attnpass.kernels.tile import Tile
+from attnpass.tuner.measure.latency import events, floor, interleave, ratio
+from attnpass.tuner.tiles.attention_call import ALLOWED, Shape
 
 TINY = "--tiny" in sys.argv
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -238,7 +241,7 @@ def part_hydra() -> Iterator[dict[str, Any]]:
             gain, tile = torch.ones(1, count, 1, q.shape[3], device=DEVICE), Tile()
             given = (q, k, v, None, gain, causal, 1e-6, tile.as_list())
             want = reference.hydra(q, k, v, None, gain, causal=causal, eps=1e-6)
-            error = float((triton_launch.hydra(*given).double() - want).norm() / want.norm())
+            error = float((hydra_triton_launch.hydra(*given).double() - want).norm() / want.norm())
             if not error <= ALLOWED["bfloat16"]:
                 raise SystemExit(f"hydra {n} causal={causal}: relative error {error:.2g}")
             source = torch.randn(2 * q.numel(), device=DEVICE).to(DTYPE)
@@ -248,8 +251,8 @@ def part_hydra() -> Iterator[dict[str, Any]]:
             )
             runs: Runs = {
                 "copy": functools.partial(target.copy_, source),
-                "hydra": functools.partial(triton_launch.hydra, *given),
-                "hydra backward": functools.partial(triton_launch.hydra_backward, q, *given),
+                "hydra": functools.partial(hydra_triton_launch.hydra, *given),
+                "hydra backward": functools.partial(hydra_triton_launch.hydra_backward, q, *given),
             }
             if not TINY:
                 plain = Tile("aten")
@@ -337,7 +340,7 @@ def part_tiles() -> Iterator[dict[str, Any]]:
     """What the search finds beyond the default tiles, at one large size; goes on where it was."""
     from attnpass.store import Store
     from attnpass.tuner.progress import Voice
-    from attnpass.tuner.tiles import tune
+    from attnpass.tuner.tiles.study import tune
 
     with Store() as store:
         for d in (64, 128):
@@ -393,7 +396,7 @@ def main() -> None:
         "date": time.strftime("%Y-%m-%d"),
         "device": environment.device(DEVICE),
         "versions": environment.versions(),
-        "kernels": environment.kernels_digest(),
+        "kernels": fingerprint.kernels_digest(),
         "ceilings": ceilings(),
         "rows": rows,
     }

@@ -41,7 +41,7 @@ class Block(nn.Module):
 def seconds(layers: int, options: dict[str, Any]) -> tuple[float, float]:
     """Seconds in the backend, and of them in the inner compiler."""
     from attnpass import backend
-    from attnpass.options import Options
+    from attnpass.compiled import Options
 
     spent = {"backend": 0.0, "inner": 0.0}
     real = Options.compile

@@ -27,11 +27,10 @@ import torch
 from encoder_speed import SKIPAT, fill, speed
 
 import attnpass
-from attnpass import environment
-from attnpass.objectives import relative
+from attnpass import environment, fingerprint
+from attnpass.recover import DistilOptions, relative
 from attnpass.task import Task, load_task
-from attnpass.trainer import DistilOptions
-from attnpass.tuner.accuracy import answer, bound, pooled_scores, scores, split
+from attnpass.tuner.measure.accuracy import answer, bound, pooled_scores, scores, split
 
 ROOT = Path(__file__).parent.parent
 TASKS = {
@@ -204,7 +203,7 @@ def recover(
         "threads": torch.get_num_threads(),
         "rate": DistilOptions.rate,
         "autocast": autocast,
-        "sources": environment.recovery_digest(),
+        "sources": fingerprint.recovery_digest(),
         "seconds_calibrate": round(calibrated, 1),
         "seconds": round(seconds, 1),
         "stages": [s.as_dict() for s in stages],

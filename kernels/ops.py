@@ -6,26 +6,24 @@ argument; implementations are imported when an operator is called, never at impo
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from attnpass.kernels.tiled import heads_last
+from attnpass.kernels.gpu import limits
+from attnpass.kernels.shapes import heads_last
 
 
 def _run(name: str, q: Tensor, *args: Any) -> Any:
     """The function ``name`` of the module that computes on the device of ``q``."""
-    from attnpass.kernels import gpu
-
-    if q.device.type == "cuda" and gpu.capability() >= gpu.LEAST:
-        from attnpass.kernels import triton_launch
-
+    if q.device.type == "cuda" and limits.capability() >= limits.LEAST:
+        family = name.removesuffix("_backward")
+        launch = import_module(f"attnpass.kernels.gpu.{family}_triton_launch")
         with torch.cuda.device_of(q):  # kernels start on the current device
-            return getattr(triton_launch, name)(*args)
-    from attnpass.kernels import cpu
-
-    return getattr(cpu, name)(*args)
+            return getattr(launch, name)(*args)
+    return getattr(import_module("attnpass.kernels.cpu.launch"), name)(*args)
 
 
 @torch.library.custom_op("attnpass::pointwise", mutates_args=())

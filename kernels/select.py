@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from attnpass.kernels import gpu
-from attnpass.kernels.tile import Tile, default_tile
+from attnpass.kernels.gpu import limits
+from attnpass.kernels.tile import IMPLEMENTATIONS, Tile
 
 ATEN_SCORES = 1024 * 1024
 """Up to so many scores per head the compiler's own fusion beats the tiled plain torch path."""
@@ -22,9 +24,9 @@ HYDRA_TOKENS = 128
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernel(name: str) -> bool:
     """Whether the C++ kernel ``name`` runs here; compiles it if it was not yet."""
-    from attnpass.kernels import cpu
+    from attnpass.kernels.cpu import launch
 
-    return cpu.refusal(name) is None
+    return launch.refusal(name) is None
 
 
 def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
@@ -58,7 +60,36 @@ def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:
     narrow = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
     if not narrow or not statically_known_true(q.shape[2] >= HYDRA_TOKENS):
         return Tile("aten")
-    if q.device.type == "cuda" and gpu.capability() >= gpu.LEAST:
+    if q.device.type == "cuda" and limits.capability() >= limits.LEAST:
         return Tile()
     fused = causal and q.device.type == "cpu" and has_kernel("hydra")
     return default_tile("cpu", q.shape[3]) if fused else Tile("aten")
+
+
+def default_tile(
+    device: str, head_dim: int, direction: str = "forward", dtype: torch.dtype = torch.float32
+) -> Tile:
+    """The tile used where nothing was measured."""
+    if device == "cpu":
+        return Tile(block_m=128 if direction == "forward" else 256, block_n=256)
+    return limits.default(head_dim, head_dim, dtype.itemsize, direction, limits.capability())
+
+
+def space(device: str) -> dict[str, tuple[Any, ...]]:
+    """What a search may choose per parameter of a tile on ``device`` (``cpu`` or ``cuda``)."""
+    if device == "cpu":
+        return {
+            "implementation": IMPLEMENTATIONS,
+            "block_m": (16, 32, 64, 128, 256, 512),
+            "block_n": (32, 64, 128, 256, 512, 1024),
+            "heads": (1, 2, 4),
+        }
+    return {
+        "implementation": IMPLEMENTATIONS,
+        "block_m": (16, 32, 64, 128, 256),
+        "block_n": (16, 32, 64, 128, 256),
+        "warps": (4, 8),
+        "stages": (1, 2, 3, 4),
+        "descriptors": (0, 1),
+        "persistent": (0, 1),
+    }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,37 +58,6 @@ class Tile:
     def as_dict(self) -> dict[str, int | str]:
         """The tile as plain JSON types."""
         return asdict(self)
-
-
-def default_tile(
-    device: str, head_dim: int, direction: str = "forward", dtype: torch.dtype = torch.float32
-) -> Tile:
-    """The tile used where nothing was measured."""
-    if device == "cpu":
-        return Tile(block_m=128 if direction == "forward" else 256, block_n=256)
-    from attnpass.kernels import gpu
-
-    return gpu.default(head_dim, head_dim, dtype.itemsize, direction, gpu.capability())
-
-
-def space(device: str) -> dict[str, tuple[Any, ...]]:
-    """What a search may choose per parameter of a tile on ``device`` (``cpu`` or ``cuda``)."""
-    if device == "cpu":
-        return {
-            "implementation": IMPLEMENTATIONS,
-            "block_m": (16, 32, 64, 128, 256, 512),
-            "block_n": (32, 64, 128, 256, 512, 1024),
-            "heads": (1, 2, 4),
-        }
-    return {
-        "implementation": IMPLEMENTATIONS,
-        "block_m": (16, 32, 64, 128, 256),
-        "block_n": (16, 32, 64, 128, 256),
-        "warps": (4, 8),
-        "stages": (1, 2, 3, 4),
-        "descriptors": (0, 1),
-        "persistent": (0, 1),
-    }
 
 
 @dataclass(frozen=True)

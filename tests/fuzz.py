@@ -27,9 +27,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import attnpass
 from attnpass import forms
-from attnpass.match import anchors, match
-from attnpass.normalize import tidy
-from attnpass.rewrite import rewrite
+from attnpass.graph.normal_form import tidy
+from attnpass.matching.verdicts import anchors, match
+from attnpass.rewrite.rewriter import rewrite
 
 RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "fuzz_cpu.json"
 BOUND = 1e-10

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
-from attnpass.tuner.accuracy import bound, divergence, needed, scores, split
-from attnpass.tuner.front import front, recipes
-from attnpass.tuner.latency import floor, interleave, ratio
-from attnpass.tuner.search import Outcome, search
+from attnpass.tuner.measure.accuracy import bound, divergence, needed, scores, split
+from attnpass.tuner.measure.latency import floor, interleave, ratio
+from attnpass.tuner.search.integer_program import front, recipes
+from attnpass.tuner.search.optuna_search import Outcome, search
 
 
 def paired(lost: int, won: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:

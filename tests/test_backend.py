@@ -10,7 +10,8 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.exc import BackendCompilerFailed
 
 import attnpass
-from attnpass import Plan, backend, forms
+from attnpass import Plan, forms
+from attnpass.compiled import graph as pipeline
 from attnpass.errors import OptionError, PlanError
 
 BOUND = 1e-5
@@ -662,7 +663,7 @@ def test_internal_error_falls_back_or_raises(strict, monkeypatch, warnings_):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(backend, "match", broken)
+    monkeypatch.setattr(pipeline, "match", broken)
     model, x, counted = build(2), data(), Counted()
     run = compiled(model, counted, form="relu", strict=strict)
     if strict:
@@ -681,7 +682,7 @@ def test_rewrite_error_falls_back(monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(backend, "rewrite", broken)
+    monkeypatch.setattr(pipeline, "rewrite", broken)
     model, x = build(2), data()
     with torch.no_grad():
         assert torch.equal(compiled(model, form="relu")(x), model(x))

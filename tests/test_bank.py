@@ -13,18 +13,19 @@ from test_cli import run as command
 from test_tuner import TASKS, rows, settings
 
 from attnpass.errors import MeasureError, TaskError
-from attnpass.objectives import Local
+from attnpass.recover.checkpoint import Checkpoint
+from attnpass.recover.losses import Local
+from attnpass.recover.trainer import Trainer
 from attnpass.store import Store
 from attnpass.task import load_task
-from attnpass.trainer import Checkpoint, Trainer
-from attnpass.tuner.accuracy import Bound, scores
-from attnpass.tuner.bank import Bank
 from attnpass.tuner.cli import seconds
+from attnpass.tuner.measure.accuracy import Bound, scores
+from attnpass.tuner.measure.worker import Worker
 from attnpass.tuner.progress import Voice
-from attnpass.tuner.run import Run
-from attnpass.tuner.settings import Candidate
-from attnpass.tuner.show import verdict
-from attnpass.tuner.worker import Worker
+from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.pieces import Bank
+from attnpass.tuner.search.run import Run
+from attnpass.tuner.show.tables import verdict
 
 DISTIL = {"recover": "distil", "recover_budget": 12.0, "forms": ("hydra",)}
 
@@ -235,7 +236,7 @@ def test_what_else_decides_a_score_is_part_of_its_key(recovered, change, monkeyp
         task.model.blocks[1].mlp[1] = torch.nn.ReLU()
     else:
         task.model.head.bias.data.add_(1.0)
-    monkeypatch.setattr("attnpass.tuner.run.load_task", lambda _: task)
+    monkeypatch.setattr("attnpass.tuner.search.run.load_task", lambda _: task)
     with Store(path) as store:
         other = Run(settings(**DISTIL), store, Voice(quiet=True))
         assert store.get("accuracy", "baseline scores", run.context)[0] is not None

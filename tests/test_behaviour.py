@@ -15,7 +15,7 @@ from tiny_tasks import tiny
 from torch import nn
 
 from attnpass import Capture
-from attnpass.behaviour import behaviour, computation
+from attnpass.fingerprint import behaviour, computation
 
 BASE = """
     import math

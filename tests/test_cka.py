@@ -14,7 +14,7 @@ from attnpass import Capture, Task
 from attnpass.errors import CaptureError, MeasureError
 from attnpass.recover import observe
 from attnpass.task import load_task
-from attnpass.tuner.cka import _rows, cka, similarities
+from attnpass.tuner.check.similarity import _rows, cka, similarities
 from attnpass.tuner.digits import DigitsViT, correct
 
 

@@ -12,13 +12,17 @@ from tiny_tasks import Named
 from torch import Tensor, nn
 
 import attnpass
-from attnpass import Capture, Plan, forms, objectives
-from attnpass.delta import Delta
-from attnpass.distillation import add_deltas
+from attnpass import Capture, Plan, forms
 from attnpass.errors import MeasureError, OptionError
-from attnpass.objectives import FEATURES, Global, Local, Unit, judge
-from attnpass.plan import Entry, digest_weights
-from attnpass.trainer import SCALE, Checkpoint, DistilOptions, Trainer
+from attnpass.fingerprint import digest_weights
+from attnpass.plan.delta import Delta
+from attnpass.plan.entry import Entry
+from attnpass.recover import losses as objectives
+from attnpass.recover.checkpoint import Checkpoint
+from attnpass.recover.distillation import add_deltas
+from attnpass.recover.losses import FEATURES, Global, Local, Unit, judge
+from attnpass.recover.options import DistilOptions
+from attnpass.recover.trainer import SCALE, Trainer
 
 FORMS = {
     "sigmoid": {},
@@ -266,7 +270,7 @@ class Stopped(Exception):
 
 @pytest.mark.parametrize("at", [("local", 5), ("global", 2), ("global", 7)])
 def test_an_interrupted_run_goes_on_to_the_same_end(at, tmp_path, monkeypatch):
-    monkeypatch.setattr("attnpass.trainer.SAVE", 0.0)  # every step is saved
+    monkeypatch.setattr("attnpass.recover.trainer.SAVE", 0.0)  # every step is saved
     net = model()
     given = {"steps": 16, "local": 0.5, "rank": 2, "selection": batches(1)}
     whole = planned(net)
@@ -307,7 +311,7 @@ def test_the_interrupted_plan_itself_goes_on(tmp_path):
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("attnpass.trainer.SAVE", 0.0)
+    monkeypatch.setattr("attnpass.recover.trainer.SAVE", 0.0)
     net, file = model(), tmp_path / "state"
 
     def stop(*_: object) -> None:
@@ -446,7 +450,7 @@ def test_gradients_are_clipped_and_large_weights_decay():
 
 def test_looks_take_a_small_share_of_a_budget_of_time(monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr("attnpass.trainer.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("attnpass.recover.trainer.time.monotonic", lambda: float(next(clock)))
     seen = []
     for budget in (1000.0, 100.0):
         objective = Scripted([1.0 / (i + 1) for i in range(10_000)])
@@ -505,7 +509,7 @@ def test_no_inputs_and_values_that_are_not_finite():
 
 def test_a_budget_of_time_is_kept_and_a_slow_first_step_does_not_spoil_the_rates(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("attnpass.trainer.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("attnpass.recover.trainer.time.monotonic", lambda: now[0])
     rates = []
 
     class Slow(Scripted):

@@ -13,7 +13,7 @@ from shim import torchvision
 from test_cli import TINY
 
 import attnpass
-from attnpass.tuner import accuracy
+from attnpass.tuner.measure import accuracy
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnpass.tuner.accuracy import bound
-from attnpass.tuner.finalists import chance, choose
+from attnpass.tuner.measure.accuracy import bound
+from attnpass.tuner.search.finalists import chance, choose
 
 LIMIT = 0.02
 

@@ -11,10 +11,14 @@ from tolerance import GRADIENT, assert_near
 
 from attnpass import Plan, convert, forms
 from attnpass.errors import OptionError
-from attnpass.forms import Hydra, Pointwise, SkipAt, Softmax, build, default_length
-from attnpass.kernels import cpu
+from attnpass.forms.catalogue import build, default_length
+from attnpass.forms.hydra import Hydra
+from attnpass.forms.pointwise import Pointwise
+from attnpass.forms.skipat import SkipAt
+from attnpass.forms.softmax import Softmax
+from attnpass.kernels.cpu import launch as cpu
 from attnpass.kernels.tile import Tile
-from attnpass.legality import Traits, legality
+from attnpass.matching.legality import Traits, legality
 from attnpass.site import FORMS, AttentionSite, Decline
 
 ALL_H = ("sigmoid", "relu", "relu2", "gelu", "softplus", "identity", "relu6")

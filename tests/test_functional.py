@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from attnpass.functional import writes
-from attnpass.normalize import tidy
+from attnpass.graph.aliasing import writes
+from attnpass.graph.normal_form import tidy
 
 
 def run(function, *inputs):

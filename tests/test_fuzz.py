@@ -45,9 +45,9 @@ PLAIN = {k: v[0] for k, v in fuzz.CHOICES.items()} | {"source": "separate", "mas
 @pytest.mark.parametrize("what", ["scale", "mask", "bias"])
 def test_the_check_can_fail(what, monkeypatch):
     """A matcher that reads one thing wrongly is caught by the same check."""
-    from attnpass import region
+    from attnpass.matching import reader
 
-    read = region.Reader.read
+    read = reader.Reader.read
 
     def wrong(self, *args):
         found = read(self, *args)
@@ -62,5 +62,5 @@ def test_the_check_can_fail(what, monkeypatch):
 
     case = fuzz.settle(PLAIN | ({"mask": "bias"} if what == "bias" else {}), "")
     assert fuzz.check(case) == ""
-    monkeypatch.setattr(region.Reader, "read", wrong)
+    monkeypatch.setattr(reader.Reader, "read", wrong)
     assert fuzz.check(case) != ""

@@ -8,7 +8,10 @@ import pytest
 import torch
 from tolerance import assert_near
 
-from attnpass.forms import Hydra, Pointwise, SkipAt, Softmax
+from attnpass.forms.hydra import Hydra
+from attnpass.forms.pointwise import Pointwise
+from attnpass.forms.skipat import SkipAt
+from attnpass.forms.softmax import Softmax
 from attnpass.kernels.tile import Tile
 
 B, H, G, D, WIDTH = 2, 4, 2, 6, 8

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from attnpass.kernels import cpu, reference, triton_launch
+from attnpass.kernels import reference
+from attnpass.kernels.cpu import launch as cpu
+from attnpass.kernels.gpu import pointwise_triton_launch as triton_launch
 from attnpass.kernels.tile import Tile
 
 NAMES = ("q", "k", "v", "bias", "keep", "tau", "offset", "gain")

@@ -17,9 +17,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnpass import forms
-from attnpass.kernels import aten, cpu, gpu, ops, reference, tiled
-from attnpass.kernels.select import ATEN_SCORES, ATEN_SMALL, choose, choose_hydra
-from attnpass.kernels.tile import IMPLEMENTATIONS, ShapeClass, Tile, default_tile, space
+from attnpass.kernels import ops, reference
+from attnpass.kernels import torch_tiled as tiled
+from attnpass.kernels import torch_whole as aten
+from attnpass.kernels.cpu import launch as cpu
+from attnpass.kernels.gpu import limits as gpu
+from attnpass.kernels.select import (
+    ATEN_SCORES,
+    ATEN_SMALL,
+    choose,
+    choose_hydra,
+    default_tile,
+    space,
+)
+from attnpass.kernels.tile import IMPLEMENTATIONS, ShapeClass, Tile
 
 SCALE = 0.6
 H = tuple(reference.H_FUNCTIONS)

@@ -21,7 +21,8 @@ from models import (
 from torch import nn
 
 import attnpass
-from attnpass import forms, legality
+from attnpass import forms
+from attnpass.matching import legality
 
 
 def only_site(case, sizes=DISTINCT, model=None):
@@ -293,7 +294,7 @@ def test_every_code_is_documented():
     root = Path(__file__).parent.parent
     page = (root / "docs" / "declines.md").read_text()
     codes = set()
-    for path in (root / "attnpass").glob("*.py"):
+    for path in (root / "attnpass").rglob("*.py"):
         found = re.findall(r'(?:Refuse|Decline)\(\s*f?"([A-Z_]+(?::[a-z]+)?)', path.read_text())
         codes |= set(found)
     codes |= {code for _, code, *_ in legality.RULES}

@@ -14,8 +14,8 @@ from test_examples import ROOT, encoder_speed, recovery, train_forms
 import attnpass
 from attnpass import Plan
 from attnpass.task import load_task
-from attnpass.tuner import show
-from attnpass.tuner.accuracy import HELD_OUT, needed, scores
+from attnpass.tuner.measure.accuracy import HELD_OUT, needed, scores
+from attnpass.tuner.show import tables as show
 
 README = (ROOT / "README.md").read_text()
 

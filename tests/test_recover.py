@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import attnpass
-from attnpass import forms, observe, recover
+from attnpass import forms
 from attnpass.errors import OptionError, PlanError
+from attnpass.kernels.activations import H
 from attnpass.kernels.tile import Tile
-from attnpass.kernels.tiled import H
+from attnpass.recover import calibration, fit_gain, fit_pointwise, observation, samples
 from attnpass.task import load_task
 from attnpass.tuner.digits import DigitsViT
 
@@ -46,7 +47,7 @@ def test_calibration_by_blocks_of_rows_is_the_same(form, h, monkeypatch):
     task = load_task(TINY)
     results = []
     for rows in (10_000, 7):
-        monkeypatch.setattr(observe, "ROWS", rows)
+        monkeypatch.setattr(samples, "ROWS", rows)
         plan = attnpass.Plan.create(task.model, *task.example, form=form)
         attnpass.calibrate(task.model, plan, task.calibration)
         results.append(plan.tensors())
@@ -69,8 +70,8 @@ def test_calibration_holds_few_logits_at_a_time():
             return out
 
     with torch.no_grad(), Watch():
-        recover.fit(module, [observe.Sample(q, k, v, None, None, v)])
-    assert largest <= b * h * observe.ROWS * n < b * h * n * n
+        calibration.fit(module, [samples.Sample(q, k, v, None, None, v)])
+    assert largest <= b * h * samples.ROWS * n < b * h * n * n
 
 
 def test_a_part_in_training_mode_keeps_its_buffers():
@@ -91,13 +92,13 @@ def test_a_shift_gives_every_row_its_mass(h):
     x[1, :, 2, 1:] = -math.inf
     f = H[h][0]
     mass = torch.tensor([[0.3], [1.0], [2.5], [0.5], [0.9]]) * (0.3 if h == "sigmoid" else 1.0)
-    shift = recover._solve_shift(f, x, mass)
+    shift = fit_pointwise._solve_shift(f, x, mass)
     kept = torch.isfinite(x)
     found = torch.where(kept, f(torch.where(kept, x - shift, 0.0)), 0.0).sum(-1, keepdim=True)
     torch.testing.assert_close(found, mass.expand_as(found), rtol=1e-4, atol=1e-4)
 
 
-def skewed(padding: bool = False) -> observe.Sample:
+def skewed(padding: bool = False) -> samples.Sample:
     """Keys whose mean says little of what softmax divides by."""
     torch.manual_seed(0)
     q, k, v = torch.randn(4, 4, 64, 8), torch.randn(4, 2, 64, 8), torch.randn(4, 2, 64, 8)
@@ -106,16 +107,16 @@ def skewed(padding: bool = False) -> observe.Sample:
     keep = torch.ones(4, 1, 1, 64, dtype=torch.bool)
     keep[:, ..., 48:] = not padding
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, keep, enable_gqa=True)
-    return observe.Sample(q, k, v, None, keep if padding else None, out)
+    return samples.Sample(q, k, v, None, keep if padding else None, out)
 
 
 @pytest.mark.parametrize("h", ["sigmoid", "relu"])
 def test_rows_are_shifted_by_what_their_query_says(h, monkeypatch):
     sample, errors = skewed(), []
     for shrink in (1e-2, 1e12):  # at 1e12 only the mean key is left
-        monkeypatch.setattr(recover, "SHRINK", shrink)
+        monkeypatch.setattr(fit_pointwise, "SHRINK", shrink)
         with torch.no_grad():
-            errors.append(recover.fit(forms.Pointwise(4, 2, 8, h=h), [sample]))
+            errors.append(calibration.fit(forms.Pointwise(4, 2, 8, h=h), [sample]))
     assert errors[0] < 0.85 * errors[1]
 
 
@@ -128,7 +129,7 @@ def test_rows_of_padding_teach_nothing(h):
         if junk:
             s.q[:, :, 48:], s.out[:, :, 48:] = 50.0, -9.0
         module = forms.Pointwise(4, 2, 8, h=h)
-        found.append((recover.fit(module, [s]), *module.parameters()))
+        found.append((calibration.fit(module, [s]), *module.parameters()))
     assert found[0][0] == pytest.approx(found[1][0])
     for one, other in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(one, other)
@@ -148,7 +149,7 @@ def test_a_mask_that_is_added_is_a_mask(h, fill):
         if added:
             s.bias, s.keep = torch.where(s.keep, 0.0, fill), None
         module = forms.Pointwise(4, 2, 8, h=h)
-        recover._fit_shift(module, [s], 1.0, recover._mean_key([s]))
+        fit_pointwise._fit_shift(module, [s], 1.0, fit_pointwise._mean_key([s]))
         found.append((module.k0, module.b))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
@@ -170,7 +171,7 @@ def test_skipat_starts_as_the_nearest_linear_map(grid, prefix, causal):
     y = shifted(z)
     y[:, :prefix] = 1e3  # these rows pass, nothing can fit them
     with torch.no_grad():
-        error = recover.fit(module, [], [(z, y, None)])
+        error = calibration.fit(module, [], [(z, y, None)])
         got = module(other)[:, prefix:]
     assert 0 < error < 0.15
     left = (got - shifted(other[:, prefix:])).square().sum()
@@ -207,7 +208,7 @@ def test_a_mask_is_kept_once_for_all_layers():
     net = Masks().eval()
     x, keep = torch.randn(2, 6, 8), torch.rand(2, 1, 6, 6) > 0.3
     capture = attnpass.Capture(net).trace(x, keep)
-    found = observe.observe(capture, [(x, keep), (x, keep)])
+    found = observation.observe(capture, [(x, keep), (x, keep)])
     kept = [s.keep for samples in found.samples.values() for s in samples]
     kept += [m for masks in found.masks.values() for m in masks]
     assert len(kept) == 12 and all(torch.equal(m, keep) for m in kept)
@@ -235,22 +236,24 @@ def test_padding_teaches_skipat_nothing():
         x = torch.where(keep[:, 0, 0, :, None], z, filler)
         module = forms.SkipAt(12, r=1.0, kernel=3)
         with torch.no_grad():
-            error = recover.fit(module, [], [(x[:5], y[:5], keep[:5]), (x[5:], y[5:], keep[5:])])
+            error = calibration.fit(
+                module, [], [(x[:5], y[:5], keep[:5]), (x[5:], y[5:], keep[5:])]
+            )
         found.append([torch.tensor(error), *module.parameters()])
     torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_skipat_learns_from_more_items_than_are_sampled(monkeypatch):
-    monkeypatch.setattr(observe, "ITEMS", 3)
-    monkeypatch.setattr(observe, "BLOCKS", 7)
+    monkeypatch.setattr(observation, "ITEMS", 3)
+    monkeypatch.setattr(observation, "BLOCKS", 7)
     task = load_task(TINY)
     capture = attnpass.Capture(task.model).trace(*task.example)
     batches = [tuple(x[:2] for x in inputs) for inputs in task.calibration] * 5
-    observed = observe.observe(capture, batches)
+    observed = observation.observe(capture, batches)
     for site in capture.sites:
         assert sum(len(s.q) for s in observed.samples[site.name]) == 3
     assert {sum(len(z) for z, _, _ in own) for own in observed.blocks.values()} == {8}
-    assert not observe.observe(capture, batches, blocks=False).blocks
+    assert not observation.observe(capture, batches, blocks=False).blocks
 
 
 def closed(form: str, **options):
@@ -260,7 +263,7 @@ def closed(form: str, **options):
     keep = torch.ones(3, 1, 1, 8, dtype=torch.bool)
     keep[..., 6:] = False
     logits = (q @ k.mT / 2).masked_fill(~keep, -math.inf)
-    sample = observe.Sample(q, k, v, None, keep, logits.softmax(-1) @ v)
+    sample = samples.Sample(q, k, v, None, keep, logits.softmax(-1) @ v)
     if form == "hydra":
         return forms.Hydra(2, 4, **options), sample
     return forms.Pointwise(2, 2, 4, h=form, **options), sample
@@ -269,14 +272,14 @@ def closed(form: str, **options):
 def test_the_mean_key_is_of_the_keys_that_are_kept():
     _, sample = closed("sigmoid")
     expected = sample.k[:, :, :6].mean((0, 2))
-    torch.testing.assert_close(recover._mean_key([sample]).double(), expected.view(2, -1))
+    torch.testing.assert_close(fit_pointwise._mean_key([sample]).double(), expected.view(2, -1))
 
 
 def test_hydras_gain_is_least_squares_over_rows_that_are_no_padding():
     module, sample = closed("hydra")
     with torch.no_grad():
         start = module(sample.q, sample.k, sample.v, None, sample.keep)
-        recover.fit(module, [sample])
+        calibration.fit(module, [sample])
     y, out = (x[:, :, :6].transpose(1, 2).flatten(0, 1) for x in (start, sample.out))  # rows, H, d
     expected = torch.stack(
         [
@@ -293,13 +296,13 @@ def test_hydras_gain_is_least_squares_over_rows_that_are_no_padding():
 def test_no_other_gain_comes_nearer(h):
     module, sample = closed(h)
     with torch.no_grad():
-        least = recover.fit(module, [sample])
-        assert least == pytest.approx(recover._error(module, [sample]))
+        least = calibration.fit(module, [sample])
+        assert least == pytest.approx(fit_gain._error(module, [sample]))
         kept = module.gain.clone()
         for head in range(2):
             for factor in (0.9, 1.1):
                 module.gain.copy_(kept).view(2, -1)[head] *= factor
-                assert recover._error(module, [sample]) > least
+                assert fit_gain._error(module, [sample]) > least
 
 
 @pytest.mark.parametrize(
@@ -377,12 +380,12 @@ def test_where_softmax_alone_is_exchanged_its_logits_teach(how, form):
 
 @torch.no_grad()
 def test_of_a_map_few_rows_are_held(monkeypatch):
-    monkeypatch.setattr(observe, "ROOM_ROWS", 7)
-    monkeypatch.setattr(observe, "ROOM_MAP", 2 * 4 * 7 * 40)
+    monkeypatch.setattr(samples, "ROOM_ROWS", 7)
+    monkeypatch.setattr(samples, "ROOM_MAP", 2 * 4 * 7 * 40)
     torch.manual_seed(0)
     s, keep = torch.randn(6, 4, 40, 40), torch.rand(6, 1, 1, 40) > 0.3
     for causal in (False, True):
-        held = observe.MapSample.of(s, keep, causal, True, observe.ROOM_MAP)
+        held = samples.MapSample.of(s, keep, causal, True, samples.ROOM_MAP)
         assert held.map.shape == (2, 4, 7, 40) and held.keep.shape == (2, 1, 7, 40)
         assert torch.equal(held.map, s[:2, :, ::6]) and held.map.data_ptr() != s.data_ptr()
         below = torch.ones(40, 40, dtype=torch.bool)
@@ -390,7 +393,7 @@ def test_of_a_map_few_rows_are_held(monkeypatch):
         assert torch.equal(held.keep, whole[:, :, ::6])
         assert torch.equal(held.rows[:, 0, :, 0], keep[:2, 0, 0, ::6])
     # between two sequences of one length a mask of keys says nothing of the queries
-    assert observe.MapSample.of(s, keep, False, False, 1).rows is None
+    assert samples.MapSample.of(s, keep, False, False, 1).rows is None
 
 
 class Added(Exchanged):
@@ -435,7 +438,7 @@ def test_every_graph_is_observed_as_it_is(first):
     batches = [(x, torch.rand(2, 1, 10, 10) > 0.3), (x,)]
     batches = [batches[first], batches[1 - first]]
     capture = attnpass.Capture(model).trace(*batches[0])
-    found = observe.observe(capture, batches)
+    found = observation.observe(capture, batches)
     (samples,) = found.samples.values()
     for batch, sample in zip(batches, samples, strict=True):
         torch.testing.assert_close(sample.out.transpose(1, 2).flatten(2), model(*batch))
@@ -461,8 +464,8 @@ class Windows(nn.Module):
 
 
 def test_every_site_is_observed_until_it_has_enough():
-    batches = [(torch.randn(1, 256, 8),) for _ in range(observe.ITEMS + 3)]
+    batches = [(torch.randn(1, 256, 8),) for _ in range(samples.ITEMS + 3)]
     capture = attnpass.Capture(Windows().eval()).trace(*batches[0])
-    found = observe.observe(capture, batches, blocks=False)
-    assert sorted(sum(len(s.q) for s in x) for x in found.samples.values()) == [observe.ITEMS] * 2
-    assert min(found.items.values()) == observe.ITEMS
+    found = observation.observe(capture, batches, blocks=False)
+    assert sorted(sum(len(s.q) for s in x) for x in found.samples.values()) == [samples.ITEMS] * 2
+    assert min(found.items.values()) == samples.ITEMS

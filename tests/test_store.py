@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from attnpass.errors import StoreError
-from attnpass.plan import Entry, Plan
+from attnpass.plan.entry import Entry
+from attnpass.plan.plan import Plan
 from attnpass.store import Store, pinned_plans
 
 CONTEXT = {"weights": "w", "data": "d", "torch": "2"}

@@ -13,14 +13,17 @@ from torch import nn
 
 from attnpass import environment
 from attnpass.errors import MeasureError, OptionError
-from attnpass.kernels import cpu, gpu, reference
-from attnpass.kernels.tile import ShapeClass, Tile, default_tile
-from attnpass.plan import Plan
+from attnpass.kernels import reference
+from attnpass.kernels.cpu import launch as cpu
+from attnpass.kernels.gpu import limits as gpu
+from attnpass.kernels.select import default_tile
+from attnpass.kernels.tile import ShapeClass, Tile
+from attnpass.plan.plan import Plan
 from attnpass.store import Store, measured_tiles
 from attnpass.task import load_task
-from attnpass.tuner import tiles
-from attnpass.tuner.calls import Call, Shape, shapes_of
 from attnpass.tuner.progress import Voice
+from attnpass.tuner.tiles import study as tiles
+from attnpass.tuner.tiles.attention_call import Call, Shape, shapes_of
 
 SMALL = Shape(2, 4, 2, 70, 90, 8, 8)
 HERE = environment.kernel_context()

@@ -17,8 +17,11 @@ from tolerance import GRADIENT, assert_near
 from triton.runtime.errors import OutOfResources
 
 import attnpass
-from attnpass.kernels import reference, triton_launch
-from attnpass.kernels.tile import Tile, default_tile
+from attnpass.kernels import reference
+from attnpass.kernels.gpu import hydra_triton_launch
+from attnpass.kernels.gpu import pointwise_triton_launch as triton_launch
+from attnpass.kernels.select import default_tile
+from attnpass.kernels.tile import Tile
 
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
 SCALE = 0.6
@@ -49,7 +52,7 @@ def nan_in_every_fresh_tensor():
 def test_the_kernels_do_run_under_triton():
     if DEVICE == "cpu":
         assert triton.knobs.runtime.interpret
-        from attnpass.kernels.pointwise_triton import pointwise_forward
+        from attnpass.kernels.gpu.pointwise_triton import pointwise_forward
 
         assert type(pointwise_forward).__name__ == "InterpretedFunction"
 
@@ -337,7 +340,7 @@ def test_extreme_logits(h):
 def hydra(q, k, v, keep, causal, eps=1e-6, tile=TILE, gain=None):
     inputs = [padded(x) for x in (q, k, v, keep)]
     gain = None if gain is None else gain.detach().to(DEVICE)
-    return triton_launch.hydra(*inputs, gain, causal, eps, list(tile)).cpu()
+    return hydra_triton_launch.hydra(*inputs, gain, causal, eps, list(tile)).cpu()
 
 
 def check_hydra(b=2, h=2, t=6, s=6, d=4, causal=False, masked=None, dtype=torch.float32, **more):
@@ -364,7 +367,7 @@ def check_hydra(b=2, h=2, t=6, s=6, d=4, causal=False, masked=None, dtype=torch.
         assert bool((got[-1] == 0).all())
     inputs = [padded(x) for x in (grad, q, k, v, keep)]
     moved = None if gain is None else gain.to(DEVICE)
-    found = triton_launch.hydra_backward(*inputs, moved, causal, 1e-6, list(tile))
+    found = hydra_triton_launch.hydra_backward(*inputs, moved, causal, 1e-6, list(tile))
     wanted = torch.autograd.grad(want, leaves, grad.double())
     for name, x, y in zip(("q", "k", "v", "gain"), found, (*wanted, None), strict=False):
         if y is None:
@@ -418,7 +421,7 @@ def test_hydra_of_one_feature_has_no_gradient_of_q():
     q, k, v = (padded(y) for y in x)
     want = reference.hydra(*x, None, causal=False, eps=1e-6)
     assert_near(hydra(*x, None, False), want)
-    dq = triton_launch.hydra_backward(q, q, k, v, None, None, False, 1e-6, list(TILE))[0]
+    dq = hydra_triton_launch.hydra_backward(q, q, k, v, None, None, False, 1e-6, list(TILE))[0]
     assert float(dq.abs().max()) <= 1e-5 * float((x[0] * x[2]).abs().sum() / x[0].abs().min())
 
 

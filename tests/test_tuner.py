@@ -16,15 +16,17 @@ import torch
 
 from attnpass import Capture, Plan
 from attnpass.errors import CaptureError, MeasureError, OptionError, TaskError
-from attnpass.plan import assign
-from attnpass.recover import fit_sites, observe
+from attnpass.plan.entry import assign
+from attnpass.recover import observe
+from attnpass.recover.calibration import fit_sites
 from attnpass.store import Store
 from attnpass.task import load_task
-from attnpass.tuner.ablation import Ablated
+from attnpass.tuner.measure.ablation import Ablated
+from attnpass.tuner.measure.worker import Worker
 from attnpass.tuner.progress import Voice
-from attnpass.tuner.run import Run
-from attnpass.tuner.settings import Candidate, Settings
-from attnpass.tuner.worker import Worker
+from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.run import Run
+from attnpass.tuner.search.settings import Settings
 
 TASKS = str(Path(__file__).parent / "tiny_tasks.py")
 TINY = f"{TASKS}:tiny"
@@ -384,7 +386,7 @@ def test_digits_is_real_and_right():
 
 
 def test_report_is_one_file_with_the_picture_inside(finished, tmp_path):
-    from attnpass.tuner.html import report
+    from attnpass.tuner.show.html import report
 
     result, _ = finished
     page = report(result, tmp_path / "r.html").read_text()

@@ -74,8 +74,8 @@ def main() -> None:
 @options
 def sites(task: str, as_json: bool, db: str | None) -> Any:
     """What attention was found, per form legal or why not."""
-    from attnpass.capture import call
-    from attnpass.plain import find_sites
+    from attnpass.batch import call
+    from attnpass.capture import find_sites
     from attnpass.task import load_task
 
     loaded = load_task(task)
@@ -95,7 +95,7 @@ def sites(task: str, as_json: bool, db: str | None) -> Any:
 def roundtrip(task: str, as_json: bool, db: str | None) -> Any:
     """Rewrite every site to softmax from what was extracted; compare with eager."""
     from attnpass.task import load_task
-    from attnpass.tuner.roundtrip import roundtrip as check
+    from attnpass.tuner.check.roundtrip import roundtrip as check
 
     result = check(load_task(task))
 
@@ -123,8 +123,9 @@ def roundtrip(task: str, as_json: bool, db: str | None) -> Any:
 def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | None) -> Any:
     """How alike the layers are (CKA), and which of them skipat might leave out."""
     from attnpass.task import load_task
-    from attnpass.tuner.cka import similarities
-    from attnpass.tuner.show import cka_picture, cka_table
+    from attnpass.tuner.check.similarity import similarities
+    from attnpass.tuner.show.pictures import cka_picture
+    from attnpass.tuner.show.tables import cka_table
 
     if not -1 <= least <= 1:
         raise OptionError(f"expected --least from -1 to 1, got {least}")
@@ -201,8 +202,8 @@ def tune(
     """Search for plans; measured accuracy against measured latency."""
     from attnpass.store import Store
     from attnpass.tuner.progress import Voice
-    from attnpass.tuner.run import Run
-    from attnpass.tuner.settings import USUAL, Settings
+    from attnpass.tuner.search.run import Run
+    from attnpass.tuner.search.settings import USUAL, Settings
 
     chosen = tuple(f.strip() for f in forms.split(",") if f.strip()) or USUAL
     budget = seconds(recover_budget, "--recover-budget")
@@ -220,7 +221,7 @@ def tune(
     failed = result["status"] != "done"
 
     def show(console: Console) -> None:
-        from attnpass.tuner import show as tables
+        from attnpass.tuner.show import tables as tables
 
         if result["facts"].get("saving_ms_per_site"):
             console.print(tables.sensitivity_table(result))
@@ -268,7 +269,7 @@ def _writable(folder: Path) -> Path:
 def _files(result: dict[str, Any], store: Any, folder: Path) -> dict[str, str]:
     """Write the best plan and the picture; returns their paths."""
     from attnpass.errors import MissingDependencyError
-    from attnpass.tuner import show as tables
+    from attnpass.tuner.show import pictures
 
     files = {}
     if result["best"]:
@@ -276,7 +277,7 @@ def _files(result: dict[str, Any], store: Any, folder: Path) -> dict[str, str]:
         files["plan"] = str(plan.save(folder / "plan.json"))
     if result["front"] and "ceiling" in result["facts"]:
         try:
-            files["picture"] = str(tables.picture(result, folder / "front.png"))
+            files["picture"] = str(pictures.picture(result, folder / "front.png"))
         except MissingDependencyError as error:
             files["picture"] = f"none: {error}"
     return files
@@ -288,7 +289,7 @@ def _files(result: dict[str, Any], store: Any, folder: Path) -> dict[str, str]:
 def results(run: str | None, as_json: bool, db: str | None) -> Any:
     """What the cache holds: all runs, or one."""
     from attnpass.store import Store
-    from attnpass.tuner import show as tables
+    from attnpass.tuner.show import tables as tables
 
     with Store(db) as store:
         if run is None:
@@ -366,10 +367,10 @@ def tiles(
 
     from attnpass.store import Store
     from attnpass.task import load_task
-    from attnpass.tuner.calls import Shape, shapes_of
     from attnpass.tuner.progress import Voice
-    from attnpass.tuner.show import tile_table
-    from attnpass.tuner.tiles import tune
+    from attnpass.tuner.show.tables import tile_table
+    from attnpass.tuner.tiles.attention_call import Shape, shapes_of
+    from attnpass.tuner.tiles.study import tune
 
     if (task is None) == (shape is None):
         raise OptionError("expected either TASK or --shape B,H,T,S,d, got both or neither")
@@ -388,7 +389,7 @@ def tiles(
 def show(names: tuple[str, ...], as_json: bool, db: str | None) -> Any:
     """One run or plan, per site; the difference of two plans."""
     from attnpass.store import Store
-    from attnpass.tuner import show as tables
+    from attnpass.tuner.show import tables as tables
 
     with Store(db) as store:
         run = store.run(names[0]) if len(names) == 1 else None
@@ -413,7 +414,7 @@ def show(names: tuple[str, ...], as_json: bool, db: str | None) -> Any:
 def report(run: str, out: Path, as_json: bool, db: str | None) -> Any:
     """One HTML file with tables and picture (and the picture as PNG)."""
     from attnpass.store import Store
-    from attnpass.tuner.html import report as write
+    from attnpass.tuner.show.html import report as write
 
     with Store(db) as store:
         path = write(_run(store, run), out)
@@ -488,7 +489,7 @@ def verify(name: str, task: str, as_json: bool, db: str | None) -> Any:
     """Check a plan against a task's model: fits, is legal, and what it scores here."""
     from attnpass.store import Store
     from attnpass.task import load_task
-    from attnpass.tuner.verify import verify as check
+    from attnpass.tuner.check.verify import verify as check
 
     with Store(db) as store:
         plan = _plan(store, name)
@@ -510,7 +511,7 @@ def verify(name: str, task: str, as_json: bool, db: str | None) -> Any:
 @options
 def doctor(as_json: bool, db: str | None) -> Any:
     """The environment, what is missing, and how to get it."""
-    from attnpass.tuner.doctor import doctor as look
+    from attnpass.tuner.check.doctor import doctor as look
 
     rows = look(db)
 

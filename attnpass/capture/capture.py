@@ -1,0 +1,277 @@
+"""Capture a model once, then run it under any plan: switching a plan takes milliseconds.
+
+Every captured graph sits behind a trampoline, so that Dynamo's guards and bytecode stay while the
+graph that runs is exchanged. Graphs run eagerly, in plain operators: for accuracy, calibration and
+distillation, not for speed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import types
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from attnpass.capture.captured import Changes, Chooser, Graph, Layer
+from attnpass.errors import CaptureError
+from attnpass.matching import Region
+from attnpass.plan import Entry, Plan
+from attnpass.site import AttentionSite, Decline
+
+log = logging.getLogger("attnpass")
+
+_number = itertools.count()
+
+
+class Capture:
+    """A model behind trampolines. Call it like the model.
+
+    Args:
+        model: the model; its parameters stay its own and may change.
+        allow: what the caller accepts (``site.ALLOW``).
+        dynamic: handed to ``torch.compile``: whether sizes are symbolic from the start.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, allow: Collection[str] = (), dynamic: bool | None = None
+    ) -> None:
+        self.model, self.allow = model, tuple(allow)
+        self.graphs: list[Graph] = []
+        self.paths = {id(p): n for n, p in reversed(list(model.named_parameters()))}
+        self._aliases = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
+        self.chosen: Chooser = lambda site, weights: None
+        self.changes: Changes = lambda name: {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._keep = False
+        self.calls = 0
+        self._entry = torch.compile(fresh_entry(model), backend=self._backend, dynamic=dynamic)
+
+    def _backend(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        graph = Graph(gm, inputs, self)
+        graph.layer(inputs)
+        self.graphs.append(graph)
+
+        def trampoline(*args: Any) -> Any:
+            out = graph(*args)
+            if self._keep:
+                graph.last = (args, out)
+                self.calls += 1
+            return out
+
+        return trampoline
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output under the plan in use.
+
+        Raises:
+            CaptureError: the model was recompiled too often to trust what runs.
+        """
+        with _recompiles():
+            try:
+                return self._entry(*args, **kwargs)
+            except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+                raise CaptureError(
+                    "expected a model whose graphs can be captured, got endless"
+                    " recompiles; pass inputs of few shapes"
+                ) from error
+
+    def trace(self, *args: Any, **kwargs: Any) -> Capture:
+        """Capture by running once without gradients, buffers kept; returns self.
+
+        Raises:
+            CaptureError: no graph came out, or the model failed.
+        """
+        grad = self.model.training and torch.is_grad_enabled()
+        with torch.set_grad_enabled(grad), buffers_kept(self.model):
+            self(*args, **kwargs)
+        if not self.graphs:
+            raise CaptureError(
+                "expected a model that torch.compile can capture, got no graph;"
+                " is compilation disabled (TORCHDYNAMO_DISABLE)?"
+            )
+        return self
+
+    def path(self, parameter: Any, called: str) -> str:
+        """A parameter's path in the model: as it is ``called``, where that is one of several."""
+        known = self._aliases.get(called) == id(parameter)
+        return called if known else self.paths.get(id(parameter), "")
+
+    def name(self, prefix: str, site: AttentionSite, parameters: Sequence[Any]) -> str:
+        """The name of a site in the whole model; another site of the same path is numbered.
+
+        A site is known by its parameters and its source line: met again, in a graph compiled for
+        other sizes, it is the same.
+        """
+        path, _, number = site.name.partition("#")
+        base = ".".join(x for x in (prefix, "" if path == "root" else path) if x) or "root"
+        key = (base, number, site.source, *(id(p) for p in parameters))
+        if key not in self._names:
+            taken = set(self._names.values())
+            options = (base if i == 1 else f"{base}#{i}" for i in itertools.count(1))
+            self._names[key] = next(x for x in options if x not in taken)
+        return self._names[key]
+
+    @property
+    def regions(self) -> list[Region]:
+        """The regions of all graphs, the first of each name."""
+        found: dict[str, Region] = {}
+        for _, layer in self.layers:
+            for region in layer.regions:
+                found.setdefault(region.site.name, region)
+        return list(found.values())
+
+    @property
+    def sites(self) -> list[AttentionSite]:
+        """The attention sites found so far."""
+        return [r.site for r in self.regions]
+
+    @property
+    def declined(self) -> list[Decline]:
+        """What was declined so far, each once."""
+        return list(dict.fromkeys(d for g in self.graphs for d in g.matches.declined))
+
+    def plan(self, entries: dict[str, Entry]) -> Plan:
+        """A plan of ``entries`` for this model, parameters at their start.
+
+        Raises:
+            CaptureError: the model has no attention.
+        """
+        if not self.sites:
+            raise CaptureError(
+                "expected a model with softmax attention, found none;"
+                " attnpass.find_sites(model, ...) says what was declined"
+            )
+        plan = Plan(entries).initialise(self.sites)
+        self.own(plan)
+        return plan
+
+    def own(self, plan: Plan) -> None:
+        """Tell ``plan`` which parameters make its sites."""
+        for _, layer in self.layers:
+            for region in layer.regions:
+                plan.own(region.site, layer.parameters[region.site.name])
+
+    def use(self, plan: Plan | None, *, strict: bool = False) -> dict[str, str]:
+        """Run under ``plan`` from now on; returns site name to form for what is rewritten.
+
+        Raises:
+            PlanError: with ``strict``, an entry that does not fit.
+        """
+        if plan is None:
+            self.choose(lambda site, weights: None)
+            return {}
+        if self.graphs:
+            _unknown(plan, {s.name for s in self.sites}, strict)
+        at = {
+            name: given[0].device
+            for _, layer in self.layers
+            for name, given in layer.parameters.items()
+            if given
+        }
+        modules = self.choose(
+            lambda site, weights: plan.module(
+                site, strict=strict, device=at.get(site.name), weights=weights
+            ),
+            lambda name: plan.deltas.get(name, {}),
+        )
+        for _, layer in self.layers:
+            for name in modules.keys() & layer.parameters.keys():
+                plan.meet(name, layer.parameters[name])
+        return {name: plan.sites[name].form for name in modules}
+
+    def choose(self, chosen: Chooser, changes: Changes = lambda name: {}) -> dict[str, nn.Module]:
+        """Run what ``chosen`` gives for every site of every graph; returns it by site name."""
+        self.chosen, self.changes = chosen, changes
+        found: dict[str, nn.Module] = {}
+        for graph, layer in self.layers:
+            found |= graph.use(layer, chosen, changes)
+        return found
+
+    @property
+    def layers(self) -> list[tuple[Graph, Layer]]:
+        """Every layer met so far with its graph."""
+        return [(graph, layer) for graph in self.graphs for layer in graph.layers.values()]
+
+    def projections(self) -> dict[str, dict[str, Tensor]]:
+        """Per site the weights of its q, k, v and output projections, by path in the model.
+
+        A weight that more than one site uses, or a graph without the site, is left out.
+        """
+        found: dict[str, dict[str, Tensor]] = {}
+        shared: set[int] = set()
+        for _, layer in self.layers:
+            own = {p for paths in layer.projections.values() for p in paths}
+            shared |= {id(w) for p, w in layer.weights.items() if p not in own}
+            for site, paths in layer.projections.items():
+                found.setdefault(site, {}).update({p: layer.weights[p] for p in paths})
+        uses = Counter(id(w) for own in found.values() for w in own.values())
+        shared |= {at for at, count in uses.items() if count > 1}
+        return {
+            site: {p: w for p, w in own.items() if id(w) not in shared}
+            for site, own in found.items()
+        }
+
+    def use_modules(self, modules: dict[str, nn.Module]) -> None:
+        """Run ``modules`` (site name to module) from now on, the same in every graph."""
+        self.choose(lambda site, weights: modules.get(site.name))
+
+    def record(self, *args: Any, **kwargs: Any) -> Any:
+        """Run once and keep every graph's inputs and outputs in ``graph.last``."""
+        self._keep, self.calls = True, 0
+        try:
+            return self(*args, **kwargs)
+        finally:
+            self._keep = False
+
+
+def _unknown(plan: Plan, names: set[str], strict: bool) -> None:
+    from attnpass.errors import PlanError
+
+    for name, entry in plan.sites.items():
+        if entry.changes and name not in names:
+            error = PlanError(
+                f"expected the plan's site {name} in the model, found none;"
+                " was the plan made for another model?"
+            )
+            if strict:
+                raise error
+            log.warning("%s", error)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model's buffers are what they were: in training mode running writes them."""
+    trains = any(module.training for module in model.modules())
+    before = [(b, b.detach().clone()) for b in model.buffers()] if trains else []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
+
+
+def fresh_entry(model: nn.Module) -> Callable[..., Any]:
+    """A function that calls ``model``, with code of its own.
+
+    Dynamo counts recompiles per code object: captures of one class must not share the model's.
+    """
+
+    def entry(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    code = entry.__code__.replace(co_name=f"attnpass_capture_{next(_number)}")
+    return types.FunctionType(code, entry.__globals__, code.co_name, None, entry.__closure__)
+
+
+def _recompiles() -> AbstractContextManager[Any]:
+    patch = torch._dynamo.config.patch(  # type: ignore[no-untyped-call]
+        recompile_limit=64, accumulated_recompile_limit=4096, fail_on_recompile_limit_hit=True
+    )
+    return patch  # type: ignore[no-any-return]

@@ -1,0 +1,64 @@
+"""Without a compiler: what a model's attention is, what a form would do, a plain module of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from attnpass.capture.capture import Capture
+from attnpass.plan import Plan, assign
+from attnpass.report import Report
+
+log = logging.getLogger("attnpass")
+
+
+def find_sites(model: nn.Module, *args: Any, allow: Sequence[str] = (), **kwargs: Any) -> Report:
+    """The attention sites and declines of ``model(*args, **kwargs)``; prints as a table.
+
+    Warns where there is no attention at all.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    capture = Capture(model, allow=allow).trace(*args, **kwargs)
+    if not capture.sites:
+        log.warning(
+            "no attention found in %s; %d look-alikes declined",
+            type(model).__name__,
+            len(capture.declined),
+        )
+    return Report(capture.sites, capture.declined, graphs=len(capture.graphs))
+
+
+def explain(
+    model: nn.Module,
+    *args: Any,
+    form: str | None = None,
+    form_options: Mapping[str, Any] | None = None,
+    sites: Sequence[str] | str | None = None,
+    plan: Plan | None = None,
+    allow: Sequence[str] = (),
+    **kwargs: Any,
+) -> Report:
+    """What ``form`` at ``sites``, or ``plan``, would rewrite, what not, and why.
+
+    Raises:
+        OptionError: unknown form or option, or a glob that matches no site.
+        CaptureError: the model cannot be captured.
+    """
+    capture = Capture(model, allow=allow).trace(*args, **kwargs)
+    out = Report(capture.sites, capture.declined, graphs=len(capture.graphs))
+    if plan is None and form is not None:
+        entries, declines = assign(capture.sites, form, form_options, sites)
+        out.declined += declines
+        if form == "softmax":
+            out.rewritten = dict.fromkeys(entries, "softmax")
+            return out
+        plan = Plan(entries)
+    if plan is not None:
+        out.rewritten = capture.use(plan)
+        out.plan = plan.hash
+    return out

@@ -1,0 +1,78 @@
+"""Values inside captured graphs while the model runs: what calibration and distillation read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch import fx
+
+from attnpass.batch import Batch, call
+from attnpass.capture.capture import Capture
+from attnpass.capture.captured import Graph, Layer
+from attnpass.seeds import generators
+
+Seen = dict[str, Any]
+"""Values by node name."""
+
+
+class _Watcher(fx.Interpreter):
+    """Runs a graph and keeps the values of some nodes."""
+
+    def __init__(self, gm: fx.GraphModule, names: Collection[str]) -> None:
+        super().__init__(gm)
+        self.names, self.seen = names, Seen()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.names:
+            self.seen[n.name] = value
+        return value
+
+
+Ran = list[tuple[Graph, Layer, Seen]]
+"""The layers that ran, in order, with what was seen."""
+
+
+def watched(
+    capture: Capture,
+    batch: Batch,
+    wanted: Callable[[Graph, Layer], Collection[str]],
+) -> tuple[Any, Ran]:
+    """The model's output, and the values of the ``wanted`` nodes of every layer that ran.
+
+    Where the batch made new graphs, which nothing watched, it runs once more.
+    """
+    known, ran, out = -1, Ran(), None
+    devices = generators()
+    random = [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in devices)]
+    while known != len(capture.layers):
+        # a run that is repeated draws the same dropout
+        torch.set_rng_state(random[0])
+        for i, state in zip(devices, random[1:], strict=True):
+            torch.cuda.set_rng_state(state, i)
+        known = len(capture.layers)
+        ran.clear()
+        before = [(layer, layer.active) for _, layer in capture.layers]
+        try:
+            for graph, layer in capture.layers:
+                layer.active = _watch(graph, layer, wanted(graph, layer), ran)
+            out = call(capture, batch)
+        finally:
+            for layer, active in before:
+                layer.active = active
+    return out, ran
+
+
+def _watch(graph: Graph, layer: Layer, names: Collection[str], ran: Ran) -> Callable[..., Any]:
+    active = layer.active
+    assert isinstance(active, fx.GraphModule)
+
+    def run(*inputs: Any) -> Any:
+        watcher = _Watcher(active, names)
+        out = watcher.run(*inputs)
+        ran.append((graph, layer, watcher.seen))
+        return out
+
+    return run

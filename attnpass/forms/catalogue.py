@@ -1,0 +1,121 @@
+"""The attention forms as small modules, usable without any compiler.
+
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
+All take ``forward(q [B,H,T,d], k [B,G,S,d], v [B,G,S,dv], bias, keep)`` and return
+``[B,H,T,dv]``, but SkipAt, which maps a block output ``[B,T,D]`` to the next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from attnpass.errors import OptionError
+from attnpass.forms.hydra import Hydra
+from attnpass.forms.pointwise import RELU_FAMILY, Pointwise, Weights
+from attnpass.forms.skipat import SkipAt
+from attnpass.forms.softmax import Softmax, SoftmaxWeights
+from attnpass.kernels.tile import Tiles
+from attnpass.site import FORMS, AttentionSite
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "softmax": {"learns": False},
+    "sigmoid": {"L": None, "approximate": "none"},
+    "relu": {"h": "relu", "alpha": 1.0, "L": None},
+    "hydra": {},
+    "skipat": {"r": 0.0, "kernel": 5},
+}
+"""Per form the options it takes and their defaults.
+
+``L`` None: decided by the site's mask. ``learns``: softmax whose projections may have deltas.
+"""
+
+
+def check_names(form: str, options: dict[str, Any]) -> None:
+    """Raise OptionError unless ``form`` exists and has all of ``options``."""
+    if form not in FORMS:
+        raise OptionError(f"expected a form of {', '.join(FORMS)}, got {form!r}")
+    unknown = sorted(set(options) - set(OPTIONS[form]))
+    if unknown:
+        takes = ", ".join(OPTIONS[form]) or "no options"
+        raise OptionError(f"expected options of form {form} ({takes}), got {', '.join(unknown)}")
+
+
+def check_options(form: str, options: dict[str, Any]) -> None:
+    """Raise OptionError unless ``form`` exists and takes all of ``options`` with their values."""
+    check_names(form, options)
+    if form == "softmax" and not isinstance(options.get("learns", False), bool):
+        raise OptionError(f"expected learns to be true or false, got {options['learns']!r}")
+    if form == "skipat":
+        SkipAt(1, **options)
+    elif form == "relu" and options.get("h", "relu") not in RELU_FAMILY:
+        raise OptionError(f"expected h in {RELU_FAMILY}, got {options['h']!r}")
+    elif form in ("sigmoid", "relu"):
+        length = options.get("L")
+        Pointwise(
+            1,
+            1,
+            1,
+            h=options.get("h", "sigmoid"),
+            alpha=options.get("alpha", 1.0),
+            approximate=options.get("approximate", "none"),
+            length="keys" if length is None else length,
+            trainable=False,
+        )
+
+
+def default_length(site: AttentionSite) -> str:
+    """``visible`` where a causal or padding mask is proven, else ``keys``."""
+    return "visible" if site.mask & {"causal", "padding"} else "keys"
+
+
+def build(
+    form: str,
+    site: AttentionSite,
+    options: dict[str, Any] | None = None,
+    *,
+    trainable: bool = True,
+    tiles: Tiles | None = None,
+) -> nn.Module:
+    """The module of ``form`` for ``site``, parameters at their start.
+
+    Raises:
+        OptionError: unknown form or option, or a value out of range.
+    """
+    given = dict(options or {})
+    check_options(form, given)
+    o = {**OPTIONS[form], **given}
+    causal, scale = "causal" in site.mask, 1.0 if site.scale is None else site.scale
+    if form == "softmax" and (site.swapped or site.sink):
+        return SoftmaxWeights()
+    if form == "softmax":
+        return Softmax(
+            scale=scale, causal=causal, fill=site.fill, added=site.added, dropout=site.dropout
+        )
+    if form == "hydra":
+        return Hydra(site.heads, site.head_dim, causal=causal, trainable=trainable)
+    if form == "skipat":
+        return SkipAt(
+            site.width or 0,
+            r=o["r"],
+            kernel=o["kernel"],
+            grid=site.grid,
+            prefix=site.prefix if site.grid else 0,
+            causal=causal,
+        )
+    kind = Weights if site.swapped else Pointwise
+    return kind(
+        site.heads,
+        site.kv_heads,
+        site.head_dim,
+        h=o.get("h", "sigmoid"),
+        scale=scale,
+        causal=causal,
+        length=default_length(site) if o["L"] is None else o["L"],
+        alpha=o.get("alpha", 1.0),
+        approximate=o.get("approximate", "none"),
+        trainable=trainable,
+        centred=not site.swapped,
+        tiles=tiles,
+    )

@@ -1,0 +1,124 @@
+"""The attention forms as small modules, usable without any compiler.
+
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
+All take ``forward(q [B,H,T,d], k [B,G,S,d], v [B,G,S,dv], bias, keep)`` and return
+``[B,H,T,dv]``, but SkipAt, which maps a block output ``[B,T,D]`` to the next.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnpass.errors import OptionError
+from attnpass.seeds import seeded
+
+
+class SkipAt(nn.Module):
+    """``Phi(Z)``: the previous attention block's output, transformed (2301.02240).
+
+    ``Linear D -> rD, GELU, depthwise conv, GELU, Linear rD -> D, ECA``; r = 0 is the identity.
+    On a patch grid the convolution is 2-D; else 1-D over tokens (our extension), left-padded where
+    causal, and the ECA mean is then the running mean over tokens <= t.
+
+    Args:
+        width: D. r: expansion, 0, 0.5, 1, 2. kernel: odd size of the convolution.
+        grid: rows and columns of patch tokens; ``None`` for a sequence.
+        prefix: tokens before the patch tokens, which pass unchanged.
+        causal: no row may see a later one.
+        seed: of the random start of Phi, so that a start is reproducible.
+
+    Raises:
+        OptionError: ``r`` < 0 or an even ``kernel``.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        r: float = 0.0,
+        kernel: int = 5,
+        grid: tuple[int, int] | None = None,
+        prefix: int = 0,
+        causal: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not (
+            isinstance(r, (int, float))
+            and isinstance(kernel, int)
+            and r >= 0
+            and kernel % 2 == 1
+            and kernel > 0
+        ):
+            raise OptionError(f"expected r >= 0 and an odd kernel, got r={r}, kernel={kernel}")
+        self.hidden, self.kernel, self.prefix = round(r * width), kernel, prefix
+        self.grid, self.causal = None if causal else grid, causal
+        if self.hidden == 0:
+            return
+        with seeded(seed):
+            self.up = nn.Linear(width, self.hidden)
+            conv: Any = nn.Conv1d if self.grid is None else nn.Conv2d
+            self.conv = conv(self.hidden, self.hidden, kernel, groups=self.hidden)
+            self.down = nn.Linear(self.hidden, width)
+            self.eca = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def forward(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The next block output ``[B, T, D]``; ``keep`` bool ``[B|1, 1, 1, T]``."""
+        if self.hidden == 0:
+            return z
+        x, mask = z, None if keep is None else keep[:, 0, 0, :, None]  # [B, T, 1]
+        if self.prefix:
+            x = x[:, self.prefix :]
+            mask = None if mask is None else mask[:, self.prefix :]
+        x = linear_as(self.down, self._features(x, mask))
+        x = x * self._channel_gate(x, mask)
+        return torch.cat([z[:, : self.prefix], x], dim=1) if self.prefix else x
+
+    def _features(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What the last linear reads, ``[B, N, rD]``."""
+        return F.gelu(self._mixed(x, mask))
+
+    def _mixed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What the convolution gives, ``[B, N, rD]``."""
+        x = F.gelu(linear_as(self.up, x))
+        x = x if mask is None else x * mask
+        weight, bias = (p.to(x.dtype) for p in (self.conv.weight, self.conv.bias))
+        if self.grid is not None:
+            rows = x.transpose(1, 2).unflatten(2, self.grid)
+            rows = F.conv2d(rows, weight, bias, padding="same", groups=self.hidden)
+            return rows.flatten(2).transpose(1, 2)
+        # as shifted sums, so that nothing is transposed
+        after = 0 if self.causal else self.kernel // 2
+        padded = _in_memory(F.pad(x, (0, 0, self.kernel - 1 - after, after)))
+        taps = _in_memory(weight[:, 0].T.contiguous())
+        out: Tensor = bias
+        for i, tap in enumerate(taps):
+            out = out + padded[:, i : i + x.shape[1]] * tap
+        return out
+
+    def _channel_gate(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """Efficient channel attention over ``x [B, N, D]``: ``[B, 1|N, D]`` in 0..1."""
+        kept = torch.ones_like(x[:, :, :1]) if mask is None else mask.expand(x.shape[0], -1, -1)
+        dtype, x = x.dtype, x.to(torch.promote_types(x.dtype, torch.float32))
+        kept = kept.to(x.dtype)
+        if self.causal:
+            mean = (x * kept).cumsum(1) / kept.cumsum(1).clamp_min(1)
+        else:
+            mean = (x * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(1)
+        rows = mean.to(dtype).reshape(-1, 1, x.shape[2])  # [B*N, 1, D]
+        gate = F.conv1d(rows, self.eca.weight.to(dtype), padding=self.eca.padding)
+        return torch.sigmoid(gate).view(mean.shape)
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    """``x``, which inductor then stores instead of computing it anew at every use."""
+    return x.as_strided(x.shape, x.stride())
+
+
+def linear_as(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer's output in the dtype of ``x [..., D]``: Phi's parameters stay in float32."""
+    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))

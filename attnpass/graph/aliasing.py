@@ -1,0 +1,89 @@
+"""In-place writes become functional: what a tensor holds no longer depends on when it is read.
+
+A write to a fresh tensor, also through views of it, becomes its functional twin scattered back;
+whoever reads the tensor later reads the new value through the same views.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+
+def is_impure(node: fx.Node) -> bool:
+    """Whether a node without users must stay: writes, region markers, inputs, outputs."""
+    if node.op in ("placeholder", "output"):
+        return True
+    if node.op != "call_function":
+        return False
+    if isinstance(node.target, torch._ops.OpOverload):
+        return bool(node.target._schema.is_mutable)
+    return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether the node's operator writes to its first argument."""
+    schema = getattr(node.target, "_schema", None)
+    return bool(
+        schema is not None
+        and schema.is_mutable
+        and schema.arguments
+        and schema.arguments[0].alias_info is not None
+        and schema.arguments[0].alias_info.is_write
+    )
+
+
+def aliases(node: fx.Node) -> bool:
+    """Whether the node's operator may return a view of an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is None or any(r.alias_info is not None for r in schema.returns)
+
+
+def shares(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two nodes hold tensors of one storage; where that is hidden, whether they may."""
+    try:
+        return bool(_storages(a) & _storages(b))
+    except NotImplementedError:  # a batched tensor inside vmap
+        return aliases(a)
+
+
+def _storages(node: fx.Node) -> set[int]:
+    value = node.meta.get("val")
+    tensors = value if isinstance(value, (list, tuple)) else [value]
+    return {x.untyped_storage()._cdata for x in tensors if isinstance(x, Tensor)}
+
+
+def views_of(base: fx.Node) -> list[fx.Node]:
+    """Every node that may share the storage of ``base`` by viewing it, directly or not."""
+    found: dict[fx.Node, None] = {}
+    stack = [base]
+    while stack:
+        for user in stack.pop().users:
+            if user.op == "call_function" and aliases(user) and user not in found:
+                found[user] = None
+                stack.append(user)
+    return list(found)
+
+
+def written(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose storage an operator writes to, with everything that may share it."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        targets: list[Any] = []
+        if getattr(node.target, "mutates", False):
+            targets = node.all_input_nodes
+        elif node.op == "call_function" and writes(node):
+            targets = [node.args[0]]
+        for root in targets:
+            while isinstance(root, fx.Node) and root.op == "call_function" and aliases(root):
+                if getattr(root.target, "mutates", None) is not None:
+                    for given in root.all_input_nodes:
+                        found |= {given, *views_of(given)}
+                if not root.args or not isinstance(root.args[0], fx.Node):
+                    break
+                root = root.args[0]
+            if isinstance(root, fx.Node):
+                found |= {root, *views_of(root)}
+    return found

@@ -1,0 +1,119 @@
+"""graph.nodes."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+def op_name(node: Any) -> str:
+    """The ATen name without namespace and overload, ``""`` for what is not an ATen operator."""
+    schema = getattr(getattr(node, "target", None), "_schema", None)
+    return str(schema.name.split("::")[1]) if schema is not None else ""
+
+
+def module_path(node: fx.Node) -> str:
+    """The module path of a node below the compiled module, ``root`` at its top."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return "root"
+    entries = list(stack.values())
+    if len(entries) > 1 and getattr(entries[-1][1], "__name__", "") in ("Softmax", "Dropout"):
+        entries.pop()  # nn.Softmax: the attention is the module around it
+    return plain_path(str(entries[-1][0])) or "root"
+
+
+def plain_path(path: str) -> str:
+    """Dynamo's ``L['self']._modules['a'][0]`` as ``a.0``."""
+    path = re.sub(r"^[LG]\['[^']*'\]", "", path)
+    path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path)
+    return re.sub(r"(^|\.)(_modules|__dict__)\.", r"\1", path).strip(".")
+
+
+def source_line(node: fx.Node) -> str:
+    """``file:line`` of the innermost user frame, ``""`` where unknown."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+
+
+def weight_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> set[fx.Node]:
+    """The placeholders that hold parameters and buffers."""
+    return {
+        node
+        for node, value in zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True)
+        if isinstance(value, nn.Parameter)
+        or (
+            isinstance(value, Tensor)
+            and node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
+        )
+    }
+
+
+def relative_path(node: fx.Node) -> str:
+    """A parameter's path below the module that the graph's paths start from, ``""`` unknown."""
+    source = getattr(node, "_dynamo_source", None)
+    name = getattr(source, "name", "")
+    path = plain_path(name() if callable(name) else name)
+    return path.replace("._parameters.", ".").replace("_parameters.", "")
+
+
+def is_metadata(node: fx.Node) -> bool:
+    """Whether a user only reads shape, dtype or device."""
+    return op_name(node) in (
+        "sym_size",
+        "sym_numel",
+        "sym_stride",
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "new_ones",
+        "new_zeros",
+        "new_full",
+    ) or (node.target in (getattr, operator.attrgetter))
+
+
+def attribute(node: fx.Node) -> Tensor | None:
+    """The real tensor that a ``get_attr`` node holds, None where there is none."""
+    held: Any = node.graph.owning_module
+    for part in str(node.target).split("."):
+        held = getattr(held, part, None)
+    held = getattr(held, "constant", None) if isinstance(held, FakeTensor) else held
+    return held if isinstance(held, Tensor) else None
+
+
+def switched(node: fx.Node, until: fx.Node) -> bool:
+    """Whether gradients are switched on or off between two nodes."""
+    while node is not until and node.op != "root":
+        if getattr(node.target, "__name__", "") == "_set_grad_enabled":
+            return True
+        node = node.next
+    return False
+
+
+def permuted(node: fx.Node) -> list[int]:
+    """For every axis of a transposed node the axis of its operand."""
+    rank = node.meta["val"].dim()
+    own = list(range(rank))
+    if op_name(node) == "permute":
+        return [int(i) % rank for i in node.args[1]]  # type: ignore[union-attr, arg-type]
+    a, b = node.args[1:3] if len(node.args) > 2 else (-2, -1)
+    own[int(a)], own[int(b)] = own[int(b)], own[int(a)]  # type: ignore[arg-type]
+    return own
+
+
+SOFTMAX = frozenset({"softmax", "_softmax", "special_softmax", "_safe_softmax"})
+
+CASTS = frozenset({"to", "_to_copy", "type_as", "float", "half", "bfloat16"})
+
+COPIES = frozenset({"contiguous", "clone", "alias", "lift_fresh"})
+
+VIEWS = frozenset(
+    {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
+)
+
+TRANSPOSES = frozenset({"transpose", "permute", "mT", "swapaxes"})

@@ -1,0 +1,138 @@
+"""Dynamo's graph as one functional, differentiable vocabulary: pre-dispatch ATen.
+
+One operation has one spelling and a schema, module paths and source lines are kept, opaque
+attention is opened, and in-place writes to fresh tensors become functional.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.fx.traceback as fx_traceback
+from torch import Tensor, fx, nn
+from torch._guards import TracingContext
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from attnpass.graph.aliasing import is_impure
+from attnpass.graph.encoder_layer import _in_submodule, encoder_layer
+from attnpass.graph.inplace import functionalize
+from attnpass.graph.opaque import Opaque, enter, fold
+from attnpass.graph.softmax import fold_softmax
+
+
+class NormalizeError(Exception):
+    """The graph cannot be re-traced; it goes to the inner compiler as it is."""
+
+
+def normalize(gm: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
+    """``gm`` in pre-dispatch ATen, same placeholders in the same order.
+
+    Must run inside a ``torch.compile`` backend: it uses Dynamo's own fake tensors, and a shape
+    guard that it adds is one that Dynamo still collects and checks.
+
+    Raises:
+        NormalizeError: the graph cannot be re-traced.
+    """
+    return retrace(Opened(gm).run, gm, inputs)
+
+
+def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule:
+    """``run(*inputs)`` traced to functional ATen, with the metadata of the graph ``like``.
+
+    Raises:
+        NormalizeError: as ``normalize``.
+    """
+    context = TracingContext.try_get()
+    if context is None or context.fake_mode is None:
+        raise NormalizeError("no tracing context: not called from torch.compile")
+    mode = context.fake_mode
+    try:
+        fakes = [_fake(x, context) for x in inputs]
+        with mode, fx_traceback.preserve_node_meta():
+            out = tidy(make_fx(run, pre_dispatch=True)(*fakes))
+        _refuse_lifted(out)
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        raise NormalizeError(f"{type(error).__name__}: {first}") from error
+    _carry_metadata(like, out)
+    _describe_added(out, inputs, context)
+    out.recompile()
+    return out
+
+
+def _refuse_lifted(gm: fx.GraphModule) -> None:
+    """Refuse a graph into which a value of the trace itself was baked (``tensor.data``)."""
+    for node in gm.graph.find_nodes(op="get_attr"):
+        held = getattr(gm, str(node.target), None)
+        if isinstance(held, FakeTensor) and held.constant is None:
+            raise RuntimeError("a tensor is read past autograd (.data)")
+
+
+def tidy(gm: fx.GraphModule) -> fx.GraphModule:
+    """A traced graph with one spelling for everything, in place: functional, no dead code."""
+    functionalize(gm.graph)
+    fold_softmax(gm.graph)
+    gm.graph.eliminate_dead_code(is_impure_node=is_impure)
+    gm.recompile()
+    return gm
+
+
+def _fake(x: Any, context: TracingContext) -> Any:
+    """The fake twin of one example input, under Dynamo's own symbolic sizes."""
+    if not isinstance(x, Tensor):
+        return x
+    known = context.tensor_to_context.get(x) if x in context.tensor_to_context else None
+    assert context.fake_mode is not None
+    return context.fake_mode.from_tensor(
+        x,
+        static_shapes=known is None,
+        symbolic_context=known,
+        source=None if known is None else known.tensor_source,  # type: ignore[attr-defined]
+    )
+
+
+def _carry_metadata(old: fx.GraphModule, new: fx.GraphModule) -> None:
+    """What the inner compiler reads off Dynamo's graph: static inputs, sources, ids."""
+    new.meta.update(old.meta)
+    if hasattr(old, "_param_name_to_source"):
+        new._param_name_to_source = old._param_name_to_source  # type: ignore[assignment]
+    pairs = zip(
+        old.graph.find_nodes(op="placeholder"),
+        new.graph.find_nodes(op="placeholder"),
+        strict=False,
+    )
+    for before, after in pairs:
+        if "tensor_dict" in before.meta:
+            after.meta["tensor_dict"] = before.meta["tensor_dict"]
+        if hasattr(before, "_dynamo_source"):
+            after._dynamo_source = before._dynamo_source  # type: ignore[attr-defined]
+
+
+def _describe_added(gm: fx.GraphModule, inputs: list[Any], context: TracingContext) -> None:
+    """Inputs that Dynamo did not know (a form's parameters): their source, and that they stay."""
+    for node, value in zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True):
+        if not hasattr(node, "_dynamo_source"):
+            known = context.tensor_to_context[value]
+            node._dynamo_source = known.tensor_source
+            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+
+
+class Opened(fx.Interpreter):
+    """Runs Dynamo's graph with attention operators and plain calls of bodies opened."""
+
+    def __init__(self, gm: fx.GraphModule) -> None:
+        super().__init__(fold(gm))
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Open what has a body or a known meaning."""
+        if isinstance(target, Opaque):
+            return target.traced(*args)
+        if isinstance(target, torch._ops.HigherOrderOperator):
+            body, given = enter(target, args)
+            return Opened(body).run(*given)
+        if target is torch._transformer_encoder_layer_fwd:
+            with _in_submodule("self_attn", nn.MultiheadAttention):
+                return encoder_layer(*args, **kwargs)
+        return super().call_function(target, args, kwargs)

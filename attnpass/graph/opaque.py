@@ -1,0 +1,184 @@
+"""Parts of a graph that cannot be re-traced are carried through as they are.
+
+A functorch region (``vmap``) or a higher-order operator is folded into one call before
+tracing, stays one node while the graph is matched and rewritten, and is unfolded again for the
+inner compiler. Checkpointed and nested regions are plain calls and are opened instead.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch._higher_order_ops import wrap
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    track_tensor_tree,
+)
+from torch.utils.checkpoint import CheckpointPolicy
+
+_number = itertools.count()
+
+_IN_PLACE = {
+    *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "setitem"),
+    *("iand", "ior", "ixor", "ilshift", "irshift", "delitem"),
+}
+_IN_PLACE |= {f"__{name}__" for name in _IN_PLACE}
+
+
+class Opaque:
+    """A piece of Dynamo's graph as a callable, with the fake values of what it returns."""
+
+    def __init__(self, piece: fx.GraphModule, values: tuple[Any, ...]) -> None:
+        self.piece = piece
+        self.values = values
+        self.__name__ = f"opaque_{next(_number)}"
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the piece; always a tuple."""
+        return self.piece(*args)
+
+    def traced(self, *args: Any) -> Any:
+        """One node in the graph that ``make_fx`` is recording; its fake values."""
+        mode: Any = get_proxy_mode()
+        proxies = pytree.tree_map(mode.tracer.unwrap_proxy, args)
+        out = mode.tracer.create_proxy("call_function", self, proxies, {})
+        with disable_proxy_modes_tracing():
+            values = pytree.tree_map_only(Tensor, _twin, self.values)
+        return track_tensor_tree(values, out, constant=None, tracer=mode.tracer)
+
+    def nodes(self) -> Iterable[fx.Node]:
+        """Every node inside, also of bodies."""
+        for module in self.piece.modules():
+            if isinstance(module, fx.GraphModule):
+                yield from module.graph.nodes
+
+    @property
+    def mutates(self) -> bool:
+        """Whether something inside writes to a tensor."""
+        names = (getattr(n.target, "__name__", str(n.target)) for n in self.nodes())
+        return any(
+            "mutation" in x or x in _IN_PLACE or (x.endswith("_") and x[-2:] != "__")
+            for x in names
+        )
+
+
+def _twin(value: Tensor) -> Tensor:
+    """A fake tensor of the active mode like one of another mode."""
+    out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    return out.requires_grad_(value.requires_grad)
+
+
+def opened(node: Any) -> bool:
+    """Whether a higher-order operator is a plain call of its body."""
+    name = getattr(node.target, "name", lambda: "")()
+    if name == "tag_activation_checkpoint":
+        body = node.graph.owning_module.get_submodule(node.args[0].target)
+        return "_checkpoint_context_fn" not in body.meta
+    return bool(name == "invoke_subgraph")
+
+
+def enter(target: Any, args: tuple[Any, ...]) -> tuple[fx.GraphModule, tuple[Any, ...]]:
+    """The body of an opened operator and the body's arguments; tagged to be recomputed."""
+    body = args[0]
+    if target.name() == "invoke_subgraph":
+        return body, args[2:]
+    number = next(wrap.uid)
+    for node in body.graph.nodes:
+        if node.op in ("call_function", "call_method", "call_module"):
+            node.meta["ac_graph_id"] = number
+            node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
+    return body, args[1:]
+
+
+def fold(gm: fx.GraphModule) -> fx.GraphModule:
+    """``gm`` with every piece that cannot be re-traced as one call; itself where none."""
+    pieces = list(_pieces(gm.graph))
+    if not pieces:
+        return gm
+    copied: dict[fx.Node, fx.Node] = {}
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(gm.graph, copied))
+    out = fx.GraphModule(gm, graph)
+    for piece in pieces:
+        _fold(out, [copied[n] for n in piece])
+    graph.lint()
+    out.recompile()
+    return out
+
+
+def _pieces(graph: fx.Graph) -> Iterable[list[fx.Node]]:
+    inside: list[fx.Node] = []
+    depth = 0
+    for node in graph.nodes:
+        name = getattr(node.target, "__name__", "")
+        depth += name.endswith("_increment_nesting")
+        if depth:
+            inside.append(node)
+        elif isinstance(node.target, torch._ops.HigherOrderOperator) and not opened(node):
+            yield [node]
+        if depth and name.endswith("_decrement_nesting"):
+            depth -= 1
+            if not depth:
+                yield inside
+                inside = []
+
+
+def _fold(gm: fx.GraphModule, piece: list[fx.Node]) -> None:
+    graph, own = gm.graph, set(piece)
+    given = dict.fromkeys(x for n in piece for x in n.all_input_nodes if x not in own)
+    inputs = [n for n in given if n.op != "get_attr"]
+    returned = [n for n in piece if any(u not in own for u in n.users)]
+    inner = fx.Graph()
+    moved: dict[fx.Node, fx.Node] = {n: inner.placeholder(n.name) for n in inputs}
+    for node in [*(n for n in given if n.op == "get_attr"), *piece]:
+        moved[node] = inner.node_copy(node, moved.__getitem__)
+    inner.output(tuple(moved[n] for n in returned))
+    values = tuple(n.meta.get("example_value") for n in returned)
+    opaque = Opaque(fx.GraphModule(gm, inner), values)
+    with graph.inserting_after(piece[-1]):
+        call = graph.call_function(opaque, tuple(inputs))
+    call.meta = {k: v for k, v in piece[-1].meta.items() if k != "example_value"}
+    for i, node in reversed(list(enumerate(returned))):
+        with graph.inserting_after(call):
+            part = graph.call_function(operator.getitem, (call, i))
+        part.meta = dict(node.meta)
+        node.replace_all_uses_with(part, delete_user_cb=lambda user: user not in own)
+    for node in reversed(piece):
+        graph.erase_node(node)
+
+
+def unfold(gm: fx.GraphModule) -> fx.GraphModule:
+    """Every folded piece spelled out again, in place."""
+    for node in list(gm.graph.nodes):
+        opaque: Any = node.target
+        if not isinstance(opaque, Opaque):
+            continue
+        moved: dict[fx.Node, Any] = {}
+        inner = opaque.piece.graph
+        moved.update(zip(inner.find_nodes(op="placeholder"), node.args, strict=True))
+        with gm.graph.inserting_before(node):
+            for own in inner.nodes:
+                if own.op not in ("placeholder", "output"):
+                    moved[own] = gm.graph.node_copy(own, moved.__getitem__)
+                if own.op == "get_attr":
+                    body, target = (
+                        getattr(opaque.piece, own.target),
+                        f"{own.target}_{next(_number)}",
+                    )
+                    setattr(gm, target, body)
+                    moved[own].target = target
+        results: Any = inner.output_node().args[0]
+        for user in list(node.users):
+            user.replace_all_uses_with(moved[results[user.args[1]]])
+            gm.graph.erase_node(user)
+        gm.graph.erase_node(node)
+    gm.graph.lint()
+    gm.recompile()
+    return gm

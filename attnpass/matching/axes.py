@@ -1,0 +1,77 @@
+"""Where every axis of every tensor comes from: proven from the graph, never guessed from sizes.
+
+An axis is a product of factors, outermost first. A linear layer or convolution makes a
+*feature* factor; tokens and batches are carried along; ``view`` splits and merges factors; so
+``[B*H, T, d]`` still knows that its first axis is (token, feature) and its last is a feature.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from attnpass.graph import op_name
+from attnpass.matching.axis_rules import _RULES, _SAME_SHAPE, _SPLITS, _cut, _dim, _reduced
+from attnpass.matching.factors import Axes, Axis, Provenance, _fits, _rank, expr
+
+
+class AxisTracer(Provenance):
+    """Walks a graph once, forward; ``axes[node]`` for every tensor node afterwards."""
+
+    def __init__(self, graph: fx.Graph, parameters: set[fx.Node]) -> None:
+        super().__init__()
+        for node in graph.nodes:
+            value = node.meta.get("val")
+            if node.op == "placeholder" and isinstance(value, Tensor):
+                kind = "param" if node in parameters else "input"
+                self.axes[node] = self.fresh(node, value, kind)
+            elif node.op == "get_attr" and isinstance(value, Tensor):
+                self.axes[node] = self.fresh(node, value, "param")
+            elif node.op == "call_function":
+                self._call(node, value)
+
+    def _call(self, node: fx.Node, value: Any) -> None:
+        if node.target.__name__ == "getitem":  # type: ignore[union-attr]
+            parts = self.many.get(node.args[0], [])  # type: ignore[arg-type]
+            if parts and isinstance(value, Tensor) and len(parts[0]) == value.dim():
+                self.axes[node] = parts[int(node.args[1])]  # type: ignore[arg-type]
+                return
+        name = op_name(node)
+        if isinstance(value, (list, tuple)):
+            if name in _SPLITS and isinstance(node.args[0], fx.Node):
+                self.many[node] = [self._split(node, v, i) for i, v in enumerate(value)]
+            elif name in ("max", "min"):
+                self.many[node] = [_reduced(self, node, v) or () for v in value]
+            return
+        if not isinstance(value, Tensor):
+            return
+        rule = _RULES.get(name)
+        found = rule(self, node, value) if rule else None
+        if found is None or len(found) != value.dim():
+            plain = name in _SAME_SHAPE or torch.Tag.pointwise in getattr(node.target, "tags", ())
+            found = self._elementwise(node, value) if plain else self.fresh(node, value, "unknown")
+        self.axes[node] = found
+
+    def _elementwise(self, node: fx.Node, value: Tensor) -> Axes:
+        """Axes of the operands, aligned at the right, the surer kind first, else fresh."""
+        out: list[Axis] = []
+        for i, new in enumerate(self.fresh(node, value, "unknown")):
+            aligned = [
+                axes[len(axes) - value.dim() + i]
+                for axes in (self.axes.get(x, ()) for x in node.all_input_nodes)
+                if len(axes) - value.dim() + i >= 0
+            ]
+            out.append(
+                min((a for a in aligned if a and _fits(a, value.shape[i])), key=_rank, default=new)
+            )
+        return tuple(out)
+
+    def _split(self, node: fx.Node, value: Tensor, i: int) -> Axes:
+        source = self.source(node)
+        if op_name(node) == "unbind":
+            dim = _dim(node, 1, 0) % len(source)
+            return source[:dim] + source[dim + 1 :]
+        dim = _dim(node, 2, 0) % len(source)
+        return _cut(source, dim, ("part", i, node.args[1]), expr(value.shape[dim]))

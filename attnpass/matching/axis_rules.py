@@ -1,0 +1,301 @@
+"""Where every axis of every tensor comes from: proven from the graph, never guessed from sizes.
+
+An axis is a product of factors, outermost first. A linear layer or convolution makes a
+*feature* factor; tokens and batches are carried along; ``view`` splits and merges factors; so
+``[B*H, T, d]`` still knows that its first axis is (token, feature) and its last is a feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from torch import Tensor, fx
+
+from attnpass.graph import op_name
+from attnpass.matching.factors import (
+    PRIORITY,
+    Axes,
+    Axis,
+    Factor,
+    Provenance,
+    _fits,
+    _other,
+    _rank,
+    _size,
+    expr,
+    kinds,
+    regroup,
+)
+
+
+def _dim(node: fx.Node, i: int, default: int) -> int:
+    value = node.args[i] if len(node.args) > i else node.kwargs.get("dim", default)
+    return int(value)  # type: ignore[arg-type]
+
+
+def _cut(source: Axes, dim: int, what: Hashable, size: Any) -> Axes:
+    """``source`` with one axis cut to ``size``; the same cut of the same axis stays the same."""
+    if size == 1:
+        cut: Axis = ()
+    else:
+        kind = min(kinds(source[dim]) or {"unknown"}, key=PRIORITY.index)
+        cut = (Factor((source[dim], str(what)), size, kind),)
+    return (*source[:dim], cut, *source[dim + 1 :])
+
+
+def _view(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    return regroup(t.source(node), [expr(s) for s in value.shape])
+
+
+def _same(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    return t.source(node)
+
+
+def _permute(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    source = t.source(node)
+    return tuple(source[int(i)] for i in node.args[1])  # type: ignore[union-attr, arg-type]
+
+
+def _transpose(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    source = list(t.source(node))
+    if len(source) < 2:
+        return tuple(source)
+    pair = node.args[1:3] if len(node.args) > 2 else (-2, -1)
+    a, b = (int(i) for i in pair)  # type: ignore[arg-type]
+    source[a], source[b] = source[b], source[a]
+    return tuple(source)
+
+
+def _expand(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    source = t.source(node)
+    padded = ((),) * (value.dim() - len(source)) + source
+    fresh = t.fresh(node, value, "repeat")
+    return tuple(old or new for old, new in zip(padded, fresh, strict=True))
+
+
+def _select(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    source = t.source(node)
+    dim = int(node.args[1]) % len(source)  # type: ignore[arg-type]
+    return source[:dim] + source[dim + 1 :]
+
+
+def _slice(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    source = t.source(node)
+    dim = _dim(node, 1, 0) % len(source)
+    size = expr(value.shape[dim])
+    return source if _size(source[dim]) == size else _cut(source, dim, node.args[2:], size)
+
+
+def _cat(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    sources = [t.axes[x] for x in node.args[0]]  # type: ignore[union-attr, index]
+    dim = _dim(node, 1, 0) % value.dim()
+    if any(len(s) != value.dim() for s in sources):
+        return None
+    parts = tuple(s[dim] for s in sources)
+    kind = min((k for p in parts for k in kinds(p)), key=PRIORITY.index, default="unknown")
+    sizes = tuple(str(_size(p)) for p in parts)
+    joined = Factor(("cat", parts, sizes), expr(value.shape[dim]), kind, parts)
+    surest = min(sources, key=lambda s: sum(_rank(a) for a in s))
+    return (*surest[:dim], (joined,), *surest[dim + 1 :])
+
+
+def _reduced(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """Sum, mean or maximum over axes."""
+    source = t.source(node)
+    over: Any = node.args[1] if len(node.args) > 1 else None
+    if over is None:
+        return None
+    dims = {int(d) % len(source) for d in (over if isinstance(over, (list, tuple)) else [over])}
+    if len(source) == value.dim():
+        return tuple(() if i in dims else axis for i, axis in enumerate(source))
+    return tuple(axis for i, axis in enumerate(source) if i not in dims)
+
+
+def _moved(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """Rolled, flipped or gathered along one axis: other positions there, the rest as it was."""
+    source, fresh = t.source(node), t.fresh(node, value, "unknown")
+    where: Any = node.args[1 if op_name(node) in ("gather", "index_select") else -1]
+    dims = {int(d) % len(source) for d in (where if isinstance(where, (list, tuple)) else [where])}
+    if len(source) != value.dim():
+        return None
+    return tuple(
+        _other(source[i], fresh[i])
+        if i in dims
+        else source[i]
+        if _fits(source[i], s)
+        else fresh[i]
+        for i, s in enumerate(value.shape)
+    )
+
+
+def _padded(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """Padded axes hold other positions of the same kind."""
+    source, fresh = t.source(node), t.fresh(node, value, "unknown")
+    return tuple(
+        old if _fits(old, size) else _other(old, new)
+        for old, new, size in zip(source, fresh, value.shape, strict=True)
+    )
+
+
+def _real(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """The pair of a complex number is a last axis of its own."""
+    return (*t.source(node), t.fresh(node, value, "feature")[-1])
+
+
+def _complex(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    return t.source(node)[:-1]
+
+
+def _repeated(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """``repeat_interleave`` along one axis: heads of grouped queries."""
+    source = t.source(node)
+    if len(node.args) < 3 or len(source) != value.dim():
+        return None
+    dim = int(node.args[2]) % len(source)  # type: ignore[arg-type]
+    fresh = _other(source[dim], t.fresh(node, value, "repeat")[dim])
+    return (*source[:dim], fresh, *source[dim + 1 :])
+
+
+def _indexed(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """``x[:, i]``: axes that are not indexed stay; the index brings its own."""
+    source, given = t.source(node), list(node.args[1])  # type: ignore[arg-type]
+    at = [i for i, x in enumerate(given) if x is not None]
+    if len(at) != 1:
+        return None
+    index = t.axes.get(given[at[0]], ())
+    return (*source[: at[0]], *index, *source[at[0] + 1 :])
+
+
+def _linear(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    return (*t.source(node)[:-1], *t.fresh(node, value, "feature")[-1:])
+
+
+def _addmm(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    return (t.source(node, 1)[0], t.fresh(node, value, "feature")[1])
+
+
+def _embedding(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    return (*t.source(node, 1), *t.fresh(node, value, "feature")[-1:])
+
+
+def _conv(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """New positions; the old ones where stride and size keep every position in its place."""
+    source, space = t.source(node), t.fresh(node, value, "token")
+    stride: Any = node.args[3] if len(node.args) > 3 else 1
+    steps = set(stride) if isinstance(stride, (list, tuple)) else {stride}
+    if len(source) != value.dim():
+        return None
+    kept = steps == {1} and all(
+        kinds(a) == {"token"} and _fits(a, s)
+        for a, s in zip(source[2:], value.shape[2:], strict=True)
+    )
+    places = source[2:] if kept else space[2:]
+    return (source[0], t.fresh(node, value, "feature")[1], *places)
+
+
+def _sdpa(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    return (*t.source(node)[:-1], t.source(node, 2)[-1])
+
+
+def _matmul(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    a, b = t.source(node), t.source(node, 1)
+    if len(a) < 2 or len(b) < 2:
+        return None
+    if kinds(b[-2]) <= {"param"} and kinds(b[-1]) <= {"param"}:
+        return (*a[:-1], t.fresh(node, value, "feature")[-1])
+    lead = []
+    for i in range(-value.dim(), -2):
+        options = [x[i] for x in (a, b) if len(x) >= -i and x[i]]
+        lead.append(min(options, key=_rank) if options else ())
+    return (*lead, a[-2], b[-1])
+
+
+def _baddbmm(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    a, b = t.source(node, 1), t.source(node, 2)
+    return (min(a[0], b[0], key=_rank), a[1], b[2])
+
+
+def _einsum(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    if "." in equation or "->" not in equation:
+        return None
+    known: dict[str, Axis] = {}
+    weights = False
+    for letters, x in zip(equation.split("->")[0].split(","), operands, strict=True):  # type: ignore[arg-type]
+        for letter, axis in zip(letters, t.axes[x], strict=True):  # type: ignore[index]
+            if axis and (letter not in known or _rank(axis) < _rank(known[letter])):
+                known[letter] = axis
+        weights |= all(kinds(a) <= {"param"} for a in t.axes[x])  # type: ignore[index]
+    fresh = t.fresh(node, value, "feature")
+    letters = equation.split("->")[1]
+    return tuple(
+        fresh[i] if weights and kinds(known.get(c, ())) <= {"param"} else known.get(c, ())
+        for i, c in enumerate(letters)
+    )
+
+
+_SPLITS = (
+    "split",
+    "split_with_sizes",
+    "chunk",
+    "unbind",
+    "tensor_split",
+    "unsafe_split",
+    "unsafe_chunk",
+)
+
+_RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
+    **dict.fromkeys(
+        (
+            "view",
+            "reshape",
+            "_unsafe_view",
+            "flatten",
+            "unflatten",
+            "unsqueeze",
+            "squeeze",
+            "view_copy",
+            "view_as",
+            "reshape_as",
+            "_reshape_alias",
+        ),
+        _view,
+    ),
+    **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims", "mT", "numpy_T"), _transpose),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _conv),
+    **dict.fromkeys(("matmul", "bmm"), _matmul),
+    **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    **dict.fromkeys(("roll", "flip", "gather", "index_select"), _moved),
+    **dict.fromkeys(("sum", "mean", "amax", "amin"), _reduced),
+    "index": _indexed,
+    "repeat_interleave": _repeated,
+    **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
+    "view_as_real": _real,
+    "view_as_complex": _complex,
+    **dict.fromkeys(("to", "_to_copy", "type_as", "clone", "contiguous", "dropout"), _same),
+    "permute": _permute,
+    "select": _select,
+    "slice": _slice,
+    "linear": _linear,
+    "addmm": _addmm,
+    "embedding": _embedding,
+    "scaled_dot_product_attention": _sdpa,
+    "einsum": _einsum,
+    "baddbmm": _baddbmm,
+}
+
+_SAME_SHAPE = frozenset(
+    {
+        *("softmax", "_softmax", "_safe_softmax", "log_softmax", "dropout", "masked_fill"),
+        *("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "normalize"),
+        *("native_layer_norm", "native_group_norm", "cumsum", "tril", "triu", "fill", "copy"),
+        *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "detach", "alias"),
+        *("type_as", "contiguous", "clone", "where", "slice_scatter", "select_scatter"),
+        *("lift_fresh", "lift_fresh_copy", "float", "half", "bfloat16", "linalg_vector_norm"),
+        *("clamp", "softplus", "elu", "gelu", "silu", "relu", "prelu", "hardtanh", "hardswish"),
+        *("norm", "var", "std", "glu", "rrelu", "bernoulli", "alpha_dropout", "index_put"),
+    }
+)
+"""Operators besides the pointwise ones whose result has its operand's axes."""

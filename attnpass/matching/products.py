@@ -1,0 +1,103 @@
+"""Every spelling of a two-operand product as one record: one letter per axis of both operands.
+
+``matmul``, ``bmm``, ``baddbmm`` and two-operand ``einsum`` all become
+``(a, "bhtd"), (b, "bhsd") -> "bhts"`` with whatever letters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from attnpass.graph import op_name
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """A product of two tensors summed over shared letters.
+
+    Attributes:
+        node: the graph node.
+        a, b: its operands, with one letter per axis in ``a_letters``, ``b_letters``.
+        out: letters of the result.
+        factor: what the product is multiplied with.
+        added: a tensor added to the product (``baddbmm``), already scaled by beta.
+    """
+
+    node: fx.Node
+    a: fx.Node
+    b: fx.Node
+    a_letters: str
+    b_letters: str
+    out: str
+    factor: float = 1.0
+    added: fx.Node | None = None
+
+    @property
+    def summed(self) -> str:
+        """The letters that are summed over."""
+        return "".join(c for c in self.a_letters if c in self.b_letters and c not in self.out)
+
+    @property
+    def batch(self) -> str:
+        """The letters that both operands and the result have, in the result's order."""
+        return "".join(c for c in self.out if c in self.a_letters and c in self.b_letters)
+
+    def own(self, side: str) -> str:
+        """The letters of ``side`` (``a`` or ``b``) that only it brings to the result."""
+        mine, other = self.a_letters, self.b_letters
+        mine, other = (mine, other) if side == "a" else (other, mine)
+        return "".join(c for c in self.out if c in mine and c not in other)
+
+
+def contraction(node: fx.Node) -> Contraction | None:
+    """The record of ``node``, None where it is not a two-operand product."""
+    name = op_name(node)
+    if name in ("matmul", "bmm"):
+        return _matmul(node, node.args[0], node.args[1])
+    if name == "baddbmm":
+        alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)
+        if beta not in (0, 1) or not isinstance(alpha, (int, float)):
+            return None
+        added = node.args[0] if beta else None
+        return _matmul(node, node.args[1], node.args[2], float(alpha), added)
+    if name == "einsum":
+        return _einsum(node)
+    return None
+
+
+def _matmul(
+    node: fx.Node, a: object, b: object, factor: float = 1.0, added: object = None
+) -> Contraction | None:
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+        return None
+    ranks = a.meta["val"].dim(), b.meta["val"].dim()
+    if min(ranks) < 2:
+        return None
+    lead = "ABCDEFG"[: max(ranks) - 2]
+    a_lead, b_lead = (lead[len(lead) - (r - 2) :] for r in ranks)
+    return Contraction(
+        node,
+        a,
+        b,
+        a_lead + "ik",
+        b_lead + "kj",
+        lead + "ij",
+        factor,
+        added if isinstance(added, fx.Node) else None,
+    )
+
+
+def _einsum(node: fx.Node) -> Contraction | None:
+    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    if "." in equation or "->" not in equation or not isinstance(operands, (list, tuple)):
+        return None
+    inputs, _, out = equation.partition("->")
+    letters = inputs.split(",")
+    if len(letters) != 2 or any(len(set(x)) != len(x) for x in (*letters, out)):
+        return None
+    a, b = operands
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+        return None
+    return Contraction(node, a, b, letters[0], letters[1], out)

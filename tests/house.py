@@ -1,0 +1,258 @@
+"""The rooms of the house, the arrows between them, and a picture of both.
+
+A room is a top-level module or a package. ``python -m tests.house`` prints the table and the
+picture; ``--write`` puts them into docs/architecture.md, which a test checks to be current.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "architecture.md"
+BEGIN, END = "<!-- rooms: begin -->", "<!-- rooms: end -->"
+
+ARROWS: dict[str, dict[str, str]] = {
+    "errors": {},
+    "site": {},
+    "seeds": {},
+    "files": {},
+    "graph": {},
+    "kernels": {},
+    "batch": {"errors": "a batch that is none is refused"},
+    "report": {"site": "a report lists sites and declines"},
+    "fingerprint": {"graph": "a graph's computation is part of a cache key"},
+    "environment": {"fingerprint": "a measured tile depends on the kernel sources"},
+    "matching": {
+        "graph": "reads the normal form",
+        "site": "yields sites and declines",
+    },
+    "forms": {
+        "errors": "an option out of range",
+        "kernels": "what computes a form",
+        "seeds": "a start that is reproducible",
+        "site": "a form is built for a site",
+    },
+    "rewrite": {
+        "forms": "how a form is called depends on its kind",
+        "graph": "edits the normal form",
+        "matching": "reads regions and recipes",
+    },
+    "plan": {
+        "capture": "Plan.create and Plan.bind take a model; imported when called",
+        "errors": "a plan that does not fit",
+        "files": "a file is replaced whole",
+        "fingerprint": "a plan's hash, a site's weights",
+        "forms": "builds the module of an entry",
+        "kernels": "a plan carries tiles",
+        "site": "an entry fits a site",
+    },
+    "task": {
+        "batch": "a task holds batches",
+        "errors": "a task that is not usable",
+        "fingerprint": "the digest of data and score",
+    },
+    "store": {
+        "errors": "a database that is not usable",
+        "kernels": "stores tiles",
+        "plan": "stores plans",
+    },
+    "capture": {
+        "batch": "a capture is called with batches",
+        "errors": "a model that cannot be captured",
+        "graph": "normalises what Dynamo gives",
+        "matching": "finds the regions",
+        "plan": "runs under a plan",
+        "report": "explain and find_sites return one",
+        "rewrite": "puts a plan's forms into a graph",
+        "seeds": "a repeated run draws the same dropout",
+        "site": "names the sites",
+    },
+    "compiled": {
+        "environment": "the context in which tiles were measured",
+        "errors": "options that are not known",
+        "fingerprint": "a pinned plan is known by its weights",
+        "forms": "checks a form's options",
+        "graph": "normalises what Dynamo gives, and traces the result again",
+        "kernels": "tiles that were measured here",
+        "matching": "finds the regions",
+        "plan": "applies a plan",
+        "report": "says what was done",
+        "rewrite": "puts a plan's forms into a graph",
+        "site": "declines",
+        "store": "pinned plans and measured tiles; imported when needed",
+    },
+    "recover": {
+        "batch": "learns from batches",
+        "capture": "runs the original and the converted model",
+        "environment": "whether bfloat16 is quick here",
+        "errors": "a loss that is not finite",
+        "files": "a checkpoint is replaced whole",
+        "fingerprint": "what a checkpoint belongs to",
+        "forms": "knows the parameters that it fits",
+        "graph": "which nodes read a projection",
+        "kernels": "the functions h, to solve for a shift",
+        "matching": "a region's previous block",
+        "plan": "what it trains",
+        "rewrite": "the branch of one site",
+        "seeds": "the same run twice",
+        "site": "which sites take softmax",
+    },
+    "backend": {
+        "compiled": "does the work",
+        "errors": "passes errors of the user's making on",
+        "graph": "graphs that cannot be normalised",
+        "matching": "whether a graph may hold attention at all",
+        "report": "says that a graph was left unchanged",
+        "site": "declines",
+    },
+}
+"""Room -> the rooms it may import, each with the reason. The tuner may import everything."""
+
+KERNELS: dict[str, dict[str, str]] = {
+    "kernels.tile": {},
+    "kernels.activations": {},
+    "kernels.shapes": {},
+    "kernels.reference": {},
+    "kernels.torch_tiled": {
+        "kernels.activations": "the functions h and their slopes",
+        "kernels.shapes": "the layout of results",
+    },
+    "kernels.torch_whole": {
+        "kernels.activations": "the functions h",
+        "kernels.shapes": "grouped heads repeated",
+    },
+    "kernels.cpu": {
+        "kernels.shapes": "the layout of results",
+        "kernels.torch_tiled": "plain torch serves the calls that the C++ kernels refuse",
+    },
+    "kernels.gpu": {
+        "kernels.shapes": "the layout of results",
+        "kernels.tile": "what a tile needs of a GPU",
+    },
+    "kernels.select": {
+        "kernels.cpu": "whether the C++ kernels run here",
+        "kernels.gpu": "whether the Triton kernels run here, and their default tiles",
+        "kernels.tile": "yields a tile",
+    },
+    "kernels.ops": {
+        "kernels.gpu": "whether the Triton kernels run here",
+        "kernels.shapes": "the layout of results",
+    },
+}
+"""The rooms of the numeric side, and which of each other they may import. They import nothing else
+of ours: kernels know tensors, and never a graph, a plan or a database."""
+
+TUNER: dict[str, dict[str, str]] = {
+    "tuner.progress": {},
+    "tuner.digits": {},
+    "tuner.measure": {},
+    "tuner.search": {
+        "tuner.measure": "accuracy, latency, and the worker that takes them",
+        "tuner.progress": "says how far it is",
+    },
+    "tuner.tiles": {
+        "tuner.measure": "the timing protocol",
+        "tuner.progress": "says how far it is",
+    },
+    "tuner.check": {"tuner.measure": "scores and first tensors"},
+    "tuner.show": {"tuner.search": "the result of a run"},
+    "tuner.cli": {
+        "tuner.check": "verify, roundtrip, cka, doctor",
+        "tuner.progress": "progress on stderr or none",
+        "tuner.search": "tune",
+        "tuner.show": "tables, pictures, the report",
+        "tuner.tiles": "tiles",
+    },
+}
+"""The tuner's rooms, and which of each other they may import. Beyond that they may import every
+room of the library, and no room of the library imports them: searching and showing results needs
+all of it, running a plan needs none of the tuner."""
+
+
+ROOMS = {**{name: to for name, to in ARROWS.items() if name != "kernels"}, **KERNELS, **TUNER}
+"""Every room with its arrows."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the product, by its dotted name below ``attnpass``; a door by its room's."""
+    found: dict[str, Path] = {}
+    for folder, prefix in (("attnpass", ""), ("kernels", "kernels."), ("tuner", "tuner.")):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            if prefix or parts[0] not in ("kernels", "tuner"):  # which are links there
+                name = prefix + ".".join(p for p in parts if p != "__init__")
+                found[name.rstrip(".")] = path
+    return found
+
+
+def room(name: str) -> str:
+    """The room that a module, or a name in it, belongs to."""
+    parts = name.split(".")
+    return next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in ROOMS), "")
+
+
+def seen(own: str, other: str) -> str:
+    """The name under which ``own`` lists ``other``: from outside the kernels are one room."""
+    return "kernels" if other in KERNELS and own not in KERNELS else other
+
+
+def imports(path: Path) -> set[str]:
+    """What a file imports anywhere in it, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def arrows() -> Iterator[tuple[str, str, str, str]]:
+    """Every import across rooms: the module, its room, the other room, the name imported."""
+    for name, path in modules().items():
+        for target in imports(path):
+            if target.startswith("attnpass."):
+                other = room(target.removeprefix("attnpass."))
+                own = room(name)
+                if name and other and other != own:
+                    yield name, own, seen(own, other), target.removeprefix("attnpass.")
+
+
+def table() -> str:
+    """The rooms and their arrows in Markdown."""
+    rows = ["| room | may import | because |", "| --- | --- | --- |"]
+    for name, targets in {**ARROWS, **KERNELS, **TUNER}.items():
+        if not targets:
+            rows.append(f"| {name} | nothing of ours | |")
+        rows += [f"| {name} | {other} | {reason} |" for other, reason in targets.items()]
+    return "\n".join(rows)
+
+
+def picture() -> str:
+    """The rooms of the library and the arrows that there are, in Mermaid."""
+    drawn = sorted({(a, b) for _, a, b, _ in arrows() if a in ARROWS and b in ARROWS})
+    lines = [f"    {a.replace('.', '_')}[{a}] --> {b.replace('.', '_')}[{b}]" for a, b in drawn]
+    return "\n".join(["```mermaid", "graph TD", *lines, "```"])
+
+
+def page() -> str:
+    """What stands in the document."""
+    return f"{BEGIN}\n\n{table()}\n\n{picture()}\n\n{END}"
+
+
+def main() -> None:
+    """Print the table and the picture; with ``--write`` put them into the document."""
+    if "--write" not in sys.argv:
+        print(page())
+        return
+    text = PAGE.read_text()
+    PAGE.write_text(text[: text.index(BEGIN)] + page() + text[text.index(END) + len(END) :])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Checks of a model, a plan, or this machine; nothing is searched."""

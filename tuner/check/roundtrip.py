@@ -1,0 +1,76 @@
+"""Every site rewritten to softmax from what was extracted, against the eager model.
+
+It proves that scale, bias, mask, layout, grouping and dtype were read correctly.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnpass import forms
+from attnpass.batch import call
+from attnpass.capture import Capture
+from attnpass.task import Task
+from attnpass.tuner.measure.accuracy import first_tensor
+
+FLOAT32 = 1e-5
+"""Largest relative difference (norm over norm) in float32 and wider."""
+
+
+def roundtrip(task: Task) -> dict[str, Any]:
+    """Relative differences per site and for all, what is allowed, and whether they are equal.
+
+    In low precision the round trip may differ from eager float64 by twice what eager does.
+    """
+    with torch.no_grad():
+        eager = first_tensor(call(task.model, task.example))
+        capture = call(Capture(task.model).trace, task.example)
+        modules: dict[str, nn.Module] = {
+            s.name: forms.build("softmax", s)
+            for s in capture.sites
+            if s.legal.get("softmax") is None
+        }
+        found = {name: _difference(capture, {name: m}, task, eager) for name, m in modules.items()}
+        wide = eager.dtype in (torch.float32, torch.float64)
+        if wide:
+            together, allowed = _difference(capture, modules, task, eager), FLOAT32
+        else:
+            exact = _double(task)
+            together = _difference(capture, modules, task, exact)
+            allowed = 2 * relative(eager, exact)
+    return {
+        "sites": found,
+        "all": together,
+        "allowed": allowed,
+        "equal": together <= allowed,
+        "declined": [d.as_dict() for d in capture.declined],
+    }
+
+
+def _difference(
+    capture: Capture, modules: dict[str, nn.Module], task: Task, expected: Tensor
+) -> float:
+    capture.use_modules(modules)
+    out = first_tensor(call(capture, task.example))
+    capture.use_modules({})
+    return relative(out, expected)
+
+
+def _double(task: Task) -> Tensor:
+    """The eager output in float64."""
+
+    def widen(x: Any) -> Any:
+        return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+    model = copy.deepcopy(task.model).double()
+    return first_tensor(call(model, torch.utils._pytree.tree_map(widen, task.example)))
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of ``expected``."""
+    expected = expected.double()
+    return float((got.double() - expected).norm() / expected.norm().clamp_min(1e-30))

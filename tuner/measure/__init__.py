@@ -1,0 +1,1 @@
+"""Accuracy, latency, and the process that takes the latencies."""

@@ -1,0 +1,1 @@
+"""A tuning run: which form at which site, by measured accuracy and latency."""

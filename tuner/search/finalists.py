@@ -1,0 +1,73 @@
+"""Which plans deserve the held-out look: by what they gain and how likely that is to be proven."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from scipy import stats
+from torch import Tensor
+
+from attnpass.tuner.measure.accuracy import Bound, bound
+
+T = TypeVar("T")
+
+LEAST = 0.05
+"""Chance below which a plan is not looked at."""
+
+ALPHA = 0.05
+"""Probability of a wrong claim, shared by the finalists (Bonferroni)."""
+
+
+def chance(base: Tensor, plan: Tensor, limit: float, items: int, confidence: float) -> float:
+    """How likely ``items`` new ones prove a drop within ``limit``, 0 to 1, by normal errors.
+
+    Args:
+        base, plan: scores ``[N]`` of the items that select.
+    """
+    seen, foreseen = bound(base, plan), bound(base, plan, confidence, items)
+    error = math.hypot(_error(seen), _error(foreseen))
+    return float(stats.norm.cdf((limit - foreseen.upper) / max(error, 1e-12)))
+
+
+def _error(found: Bound) -> float:
+    """The standard error that an upper bound speaks of."""
+    return (found.upper - found.drop) / float(stats.norm.ppf(found.confidence))
+
+
+def choose(
+    plans: Sequence[T],
+    gain: Callable[[T], float],
+    likely: Callable[[T, float], float],
+    most: int,
+) -> list[T]:
+    """Up to ``most`` plans that promise the largest proven gain, fastest first.
+
+    A slower plan is worth its gain where no faster one is proven: by how much likelier it is. The
+    more plans, the closer each bound must be; so few may promise more than many.
+
+    Args:
+        gain: of a plan, above 0. likely: the chance that it is proven at a confidence.
+    """
+    best: list[T] = []
+    value = 0.0
+    for count in range(1, most + 1):
+        rated = [(gain(p), likely(p, 1 - ALPHA / count), p) for p in plans]
+        rated = [row for row in rated if row[0] > 0 and row[1] >= LEAST]
+        chosen: list[tuple[float, float, T]] = []
+        for _ in range(min(count, len(rated))):
+            chosen.append(max(rated, key=lambda row: _promise([*chosen, row])))
+        promise = _promise(chosen)
+        if promise > value:
+            value, best = promise, [p for _, _, p in sorted(chosen, key=lambda row: -row[0])]
+    return best
+
+
+def _promise(rows: Sequence[tuple[float, float, T]]) -> float:
+    """The gain to be expected, where what is likelier is proven whenever the others are."""
+    total = likeliest = 0.0
+    for gain, likely, _ in sorted(rows, key=lambda row: (-row[0], -row[1])):
+        total += gain * max(likely - likeliest, 0.0)
+        likeliest = max(likeliest, likely)
+    return total

@@ -1,0 +1,1 @@
+"""Results for people: tables, pictures, one HTML file, progress. Decides nothing."""

@@ -1,0 +1,1 @@
+"""Tile sizes by measurement, per shape class."""
