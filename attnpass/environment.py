@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from attnpass.fingerprint import kernels_digest
+from attnpass.torch_internals import cpu_extensions, pytree
 
 PROTOCOL = 1
 """Version of the way latency and accuracy are measured; part of every cache key."""
@@ -40,8 +41,7 @@ def device(kind: str = "cpu") -> dict[str, Any]:
 def instructions() -> str:
     """The vector instructions, and those for bfloat16 and tiles, that torch sees."""
     found = torch.backends.cpu.get_cpu_capability()
-    more = {"bf16": torch.cpu._is_avx512_bf16_supported, "amx": torch.cpu._is_amx_tile_supported}
-    return "+".join([found, *(name for name, has in more.items() if has())])
+    return "+".join([found, *cpu_extensions()])
 
 
 def narrow(device: str) -> bool:
@@ -73,7 +73,7 @@ def versions() -> dict[str, str]:
 
 def shapes(example: Any) -> list[Any]:
     """Shapes and dtypes of the tensors of a call."""
-    leaves = torch.utils._pytree.tree_leaves(example)
+    leaves = pytree.tree_leaves(example)
     return [
         [list(x.shape), str(x.dtype)] if isinstance(x, torch.Tensor) else repr(x) for x in leaves
     ]

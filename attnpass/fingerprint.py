@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from attnpass.graph import Opaque
+from attnpass.torch_internals import OpOverload, pytree
 
 SOURCES = (".py", ".cpp", ".h")
 """Endings of the files that decide what a kernel computes."""
@@ -58,7 +59,7 @@ def _called(gm: fx.GraphModule, node: fx.Node) -> str:
 
 def _name(x: Any) -> str:
     """Of an operator, a function, a class, or of an object's class."""
-    if isinstance(x, (str, torch._ops.OpOverload)):
+    if isinstance(x, (str, OpOverload)):
         return str(x)
     return str(getattr(x, "__qualname__", type(x).__qualname__))
 
@@ -129,7 +130,7 @@ def _value(x: Any, user: Any, within: tuple[Any, ...]) -> str:
 def digest(tree: Any) -> str:
     """Digest of the tensors (dtype, shape, bytes) and other leaves of a tree, 16 hex digits."""
     h = hashlib.sha256()
-    for leaf in torch.utils._pytree.tree_leaves(tree):
+    for leaf in pytree.tree_leaves(tree):
         h.update(content(leaf).encode())
     return h.hexdigest()[:16]
 

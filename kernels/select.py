@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from attnpass.kernels.gpu import limits
 from attnpass.kernels.tile import IMPLEMENTATIONS, Tile
+from attnpass.torch_internals import statically_known_true
 
 ATEN_SCORES = 1024 * 1024
 """Up to so many scores per head the compiler's own fusion beats the tiled plain torch path."""

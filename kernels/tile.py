@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, astuple, dataclass
 
-import torch
 from torch import Tensor
+
+from attnpass.torch_internals import hint
 
 IMPLEMENTATIONS = ("fused", "aten")
 
@@ -102,11 +103,11 @@ class ShapeClass:
         direction: str = "forward",
     ) -> ShapeClass | None:
         """The class of a call; None where a size has no known value."""
-        sizes = [_hint(n) for n in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2])]
+        sizes = [hint(n) for n in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2])]
         if any(n is None for n in sizes):
             return None
         rows = [x for x in (bias, keep) if x is not None and x.dim() > 1]
-        by_row = any(_hint(x.shape[-2]) != 1 for x in rows)
+        by_row = any(hint(x.shape[-2]) != 1 for x in rows)
         mask = "rows" if by_row else "none" if bias is None and keep is None else "columns"
         heads, queries, keys = (1 << max(0, (n or 1) - 1).bit_length() for n in sizes)
         dtype = str(q.dtype).removeprefix("torch.")
@@ -116,8 +117,3 @@ class ShapeClass:
 
 Tiles = Mapping[str, Tile]
 """Measured tiles by ``str(ShapeClass)``."""
-
-
-def _hint(n: int | torch.SymInt) -> int | None:
-    """A size, or the value a symbolic size was met with, without a guard on it."""
-    return n if isinstance(n, int) else n.node.hint

@@ -20,6 +20,7 @@ ARROWS: dict[str, dict[str, str]] = {
     "site": {},
     "seeds": {},
     "files": {},
+    "torch_internals": {},
     "graph": {},
     "kernels": {},
     "batch": {"errors": "a batch that is none is refused"},
@@ -110,7 +111,10 @@ ARROWS: dict[str, dict[str, str]] = {
         "site": "declines",
     },
 }
-"""Room -> the rooms it may import, each with the reason. The tuner may import everything."""
+"""Room -> the rooms it may import, each with the reason. The tuner may import everything, and
+everybody ``torch_internals``: torch's private names are nobody's own."""
+
+EVERYBODY = "torch_internals"
 
 KERNELS: dict[str, dict[str, str]] = {
     "kernels.tile": {},
@@ -219,7 +223,7 @@ def arrows() -> Iterator[tuple[str, str, str, str]]:
             if target.startswith("attnpass."):
                 other = room(target.removeprefix("attnpass."))
                 own = room(name)
-                if name and other and other != own:
+                if name and other not in ("", own, EVERYBODY):
                     yield name, own, seen(own, other), target.removeprefix("attnpass.")
 
 

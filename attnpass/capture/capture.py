@@ -12,7 +12,7 @@ import logging
 import types
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from attnpass.errors import CaptureError
 from attnpass.matching import Region
 from attnpass.plan import Entry, Plan
 from attnpass.site import AttentionSite, Decline
+from attnpass.torch_internals import is_recompile_limit, raise_recompile_limits
 
 log = logging.getLogger("attnpass")
 
@@ -72,10 +73,12 @@ class Capture:
         Raises:
             CaptureError: the model was recompiled too often to trust what runs.
         """
-        with _recompiles():
+        with raise_recompile_limits():
             try:
                 return self._entry(*args, **kwargs)
-            except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            except Exception as error:
+                if not is_recompile_limit(error):
+                    raise
                 raise CaptureError(
                     "expected a model whose graphs can be captured, got endless"
                     " recompiles; pass inputs of few shapes"
@@ -268,10 +271,3 @@ def fresh_entry(model: nn.Module) -> Callable[..., Any]:
 
     code = entry.__code__.replace(co_name=f"attnpass_capture_{next(_number)}")
     return types.FunctionType(code, entry.__globals__, code.co_name, None, entry.__closure__)
-
-
-def _recompiles() -> AbstractContextManager[Any]:
-    patch = torch._dynamo.config.patch(  # type: ignore[no-untyped-call]
-        recompile_limit=64, accumulated_recompile_limit=4096, fail_on_recompile_limit_hit=True
-    )
-    return patch  # type: ignore[no-any-return]

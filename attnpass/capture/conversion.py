@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from attnpass.capture.capture import Capture
 from attnpass.capture.captured import Graph
 from attnpass.errors import CaptureError
 from attnpass.plan import Plan
+from attnpass.torch_internals import expression, maybe_dynamic, pytree, unmark_dynamic
 
 log = logging.getLogger("attnpass")
 
@@ -33,14 +33,13 @@ def convert(model: nn.Module, plan: Plan, *args: Any, **kwargs: Any) -> nn.Modul
     tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     for tensor in tensors:
         if tensor.dim() and tensor.shape[0] > 1:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)  # type: ignore[no-untyped-call]
+            maybe_dynamic(tensor, 0)
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled() and model.training):
             result = capture.record(*args, **kwargs)
     finally:
         for tensor in tensors:
-            for mark in ("_dynamo_weak_dynamic_indices", "_has_dynamo_dim_marking"):
-                tensor.__dict__.pop(mark, None)
+            unmark_dynamic(tensor)
     if capture.calls != 1:
         raise CaptureError(
             f"expected a model that captures as one graph, got {capture.calls} calls of graphs;"
@@ -131,7 +130,9 @@ class Converted(nn.Module):
             for other, tensor in zip(symbols, inputs, strict=True):
                 if isinstance(other, Tensor) and id(tensor) in position:
                     for dim, size in enumerate(other.shape):
-                        if isinstance(size, torch.SymInt) and size.node.expr == symbol.node.expr:
+                        if isinstance(size, torch.SymInt) and expression(size) == expression(
+                            symbol
+                        ):
                             return "size", (position[id(tensor)], dim)
         if isinstance(value, Tensor):
             self.register_buffer(f"constant_{len(self._sources)}", value, persistent=False)

@@ -21,7 +21,7 @@ from attnpass import report as reports
 from attnpass.compiled.dispatch import Compiled, _Dispatch, _values
 from attnpass.compiled.inductor import misread
 from attnpass.compiled.options import Options
-from attnpass.compiled.variant import _by_position, _make_static, _signature
+from attnpass.compiled.variant import _by_position, _signature
 from attnpass.environment import kernel_context
 from attnpass.errors import AttnpassError, PlanError
 from attnpass.fingerprint import digest_weights
@@ -32,6 +32,7 @@ from attnpass.plan import Delta, Plan, assign
 from attnpass.report import Report
 from attnpass.rewrite import FORMS_ATTRIBUTE, rewrite
 from attnpass.site import Decline
+from attnpass.torch_internals import mark_static, reparametrized
 
 log = logging.getLogger("attnpass")
 
@@ -287,7 +288,7 @@ class _Graph:
         gm = rewrite(self.normal, self.regions, modules)
         inside = deltas if torch.is_grad_enabled() else {}
         values = _values(modules, inside)
-        _make_static(list(values.values()))
+        mark_static(list(values.values()))
 
         def run(*inputs: Any) -> Any:
             given = dict(zip(values, inputs[len(self.inputs) :], strict=True))
@@ -296,9 +297,9 @@ class _Graph:
             weights = list(inputs[: len(self.inputs)])
             for i, delta in inside.items():
                 parts = {name: x for (at, name), x in given.items() if at == i}
-                with torch.nn.utils.stateless._reparametrize_module(delta, parts):
+                with reparametrized(delta, parts):
                     weights[i] = delta.add(weights[i])
-            with torch.nn.utils.stateless._reparametrize_module(forms, own):
+            with reparametrized(forms, own):
                 return Opened(gm).run(*weights)
 
         everything = [*self.inputs, *values.values()]

@@ -13,6 +13,7 @@ from attnpass import forms
 from attnpass.errors import OptionError
 from attnpass.plan import Plan
 from attnpass.site import ALLOW
+from attnpass.torch_internals import aot_eager, compile_fx, inductor_modes
 
 INNER = ("inductor", "aot_eager", "eager")
 
@@ -99,15 +100,11 @@ class Options:
         if self.inner == "eager":
             return gm.forward
         if self.inner == "aot_eager":
-            from torch._dynamo.backends.debugging import aot_eager
-
-            return aot_eager(gm, inputs)  # type: ignore[no-any-return, no-untyped-call]
-        from torch._inductor.compile_fx import compile_fx
-
-        patches = dict(torch._inductor.list_mode_options(self.mode)) if self.mode else {}
+            return aot_eager(gm, inputs)  # type: ignore[no-any-return]
+        patches = inductor_modes(self.mode) if self.mode else {}
         patches |= {} if matcher else {"pattern_matcher": False}
         patches |= dict(self.inductor)
-        return compile_fx(gm, inputs, config_patches=patches or None)  # type: ignore[return-value, no-any-return]
+        return compile_fx(gm, inputs, patches)  # type: ignore[no-any-return]
 
 
 def _mode(option: str | None, argument: str | None) -> str | None:
@@ -117,7 +114,7 @@ def _mode(option: str | None, argument: str | None) -> str | None:
         OptionError: an unknown mode.
     """
     mode = option or argument
-    known = ("default", *torch._inductor.list_mode_options())
+    known = ("default", *inductor_modes())
     if mode is not None and mode not in known:
         raise OptionError(f"expected 'mode' of {', '.join(dict.fromkeys(known))}, got {mode!r}")
     return None if mode == "default" else mode

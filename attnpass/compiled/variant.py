@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch._guards import TracingContext
 
 from attnpass.rewrite import FORMS_ATTRIBUTE
 
@@ -35,18 +34,3 @@ def _signature(module: nn.Module) -> tuple[Any, ...]:
     plain = {k: repr(v) for k, v in vars(module).items() if not k.startswith("_")}
     shapes = {n: (tuple(p.shape), p.requires_grad) for n, p in module.named_parameters()}
     return (type(module).__name__, *sorted(plain.items()), *sorted(shapes.items()))
-
-
-def _make_static(parameters: list[nn.Parameter]) -> None:
-    """Tell the inner compiler that the forms' parameters have fixed sizes and addresses."""
-    from torch._dynamo.source import ConstantSource
-    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatefulSymbolicContext
-
-    context = TracingContext.try_get()
-    if context is None:
-        return
-    for i, parameter in enumerate(parameters):
-        context.tensor_to_context[parameter] = StatefulSymbolicContext(
-            dynamic_sizes=[DimDynamic.STATIC] * parameter.dim(),
-            tensor_source=ConstantSource(f"attnpass_parameter_{i}"),
-        )

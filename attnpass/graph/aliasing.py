@@ -1,15 +1,12 @@
-"""In-place writes become functional: what a tensor holds no longer depends on when it is read.
-
-A write to a fresh tensor, also through views of it, becomes its functional twin scattered back;
-whoever reads the tensor later reads the new value through the same views.
-"""
+"""Which nodes share storage, and which operators write to it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, fx
+
+from attnpass.torch_internals import schema, storage_id
 
 
 def is_impure(node: fx.Node) -> bool:
@@ -18,27 +15,25 @@ def is_impure(node: fx.Node) -> bool:
         return True
     if node.op != "call_function":
         return False
-    if isinstance(node.target, torch._ops.OpOverload):
-        return bool(node.target._schema.is_mutable)
+    found = schema(node)
+    if found is not None:
+        return bool(found.is_mutable)
     return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
 
 
 def writes(node: fx.Node) -> bool:
     """Whether the node's operator writes to its first argument."""
-    schema = getattr(node.target, "_schema", None)
-    return bool(
-        schema is not None
-        and schema.is_mutable
-        and schema.arguments
-        and schema.arguments[0].alias_info is not None
-        and schema.arguments[0].alias_info.is_write
-    )
+    found = schema(node)
+    if found is None or not found.is_mutable or not found.arguments:
+        return False
+    alias = found.arguments[0].alias_info
+    return alias is not None and bool(alias.is_write)
 
 
 def aliases(node: fx.Node) -> bool:
     """Whether the node's operator may return a view of an argument."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or any(r.alias_info is not None for r in schema.returns)
+    found = schema(node)
+    return found is None or any(r.alias_info is not None for r in found.returns)
 
 
 def shares(a: fx.Node, b: fx.Node) -> bool:
@@ -52,7 +47,7 @@ def shares(a: fx.Node, b: fx.Node) -> bool:
 def _storages(node: fx.Node) -> set[int]:
     value = node.meta.get("val")
     tensors = value if isinstance(value, (list, tuple)) else [value]
-    return {x.untyped_storage()._cdata for x in tensors if isinstance(x, Tensor)}
+    return {storage_id(x) for x in tensors if isinstance(x, Tensor)}
 
 
 def views_of(base: fx.Node) -> list[fx.Node]:

@@ -1,14 +1,11 @@
-"""Dynamo's graph as one functional, differentiable vocabulary: pre-dispatch ATen.
-
-One operation has one spelling and a schema, module paths and source lines are kept, opaque
-attention is opened, and in-place writes to fresh tensors become functional.
-"""
+"""The fused inference path of ``nn.TransformerEncoderLayer``, spelled in primitives."""
 
 from __future__ import annotations
 
-import torch.fx.traceback as fx_traceback
 import torch.nn.functional as F
 from torch import Tensor
+
+from attnpass.torch_internals import current_meta
 
 
 class _in_submodule:
@@ -18,7 +15,7 @@ class _in_submodule:
         self.name, self.kind = name, kind
 
     def __enter__(self) -> None:
-        meta = fx_traceback.current_meta
+        meta = current_meta()
         self.before = meta.get("nn_module_stack")
         if self.before:
             path = f"{list(self.before.values())[-1][0]}.{self.name}"
@@ -26,7 +23,7 @@ class _in_submodule:
 
     def __exit__(self, *_: object) -> None:
         if self.before:
-            fx_traceback.current_meta["nn_module_stack"] = self.before
+            current_meta()["nn_module_stack"] = self.before
 
 
 def encoder_layer(

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from attnpass.graph.aliasing import shares, writes
 from attnpass.graph.nodes import op_name
+from attnpass.torch_internals import GRAD_MODE, OpOverload, fake_mode_of, overload_name
 
 aten = torch.ops.aten
 
@@ -36,7 +37,7 @@ def grad_modes(graph: fx.Graph) -> dict[fx.Node, Any]:
     out: dict[fx.Node, Any] = {}
     mode = None
     for node in graph.nodes:
-        if getattr(node.target, "__name__", "") == "_set_grad_enabled":
+        if getattr(node.target, "__name__", "") == GRAD_MODE:
             mode = node.args[0]
         out[node] = mode
     return out
@@ -220,14 +221,14 @@ def _replayable(view: fx.Node, base: fx.Node) -> bool:
 
 def _fresh_value(node: fx.Node, like: Tensor) -> Any:
     """A fake value of a new node, which shares storage only where its operator views."""
-    with like.fake_mode, torch.no_grad():  # type: ignore[attr-defined]
+    with fake_mode_of(like), torch.no_grad():
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _functional_twin(node: fx.Node) -> Any:
     """The functional overload of an in-place ATen node with unchanged dtype, else None."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return None
     name = node.target.__name__.split(".")[0]
     if not writes(node) or not name.endswith("_") or name.endswith("__"):
@@ -238,4 +239,4 @@ def _functional_twin(node: fx.Node) -> Any:
         if isinstance(other, Tensor) and other.dtype not in (torch.bool, getattr(own, "dtype", 0)):
             return None
     packet = getattr(torch.ops.aten, name[:-1], None)
-    return getattr(packet, node.target._overloadname, None) if packet else None
+    return getattr(packet, overload_name(node.target), None) if packet else None

@@ -1,4 +1,4 @@
-"""graph.nodes."""
+"""What a node of a graph is: its operator, its place in the model, its line in the source."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
+
+from attnpass.torch_internals import (
+    GRAD_MODE,
+    PARAMETERS,
+    FakeTensor,
+    dynamo_source,
+    is_static_input,
+    schema,
+)
 
 
 def op_name(node: Any) -> str:
     """The ATen name without namespace and overload, ``""`` for what is not an ATen operator."""
-    schema = getattr(getattr(node, "target", None), "_schema", None)
-    return str(schema.name.split("::")[1]) if schema is not None else ""
+    found = schema(node)
+    return str(found.name.split("::")[1]) if found is not None else ""
 
 
 def module_path(node: fx.Node) -> str:
@@ -46,20 +54,16 @@ def weight_inputs(gm: fx.GraphModule, inputs: Sequence[Any]) -> set[fx.Node]:
     return {
         node
         for node, value in zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True)
-        if isinstance(value, nn.Parameter)
-        or (
-            isinstance(value, Tensor)
-            and node.meta.get("tensor_dict", {}).get("_dynamo_static_input_type")
-        )
+        if isinstance(value, nn.Parameter) or (isinstance(value, Tensor) and is_static_input(node))
     }
 
 
 def relative_path(node: fx.Node) -> str:
     """A parameter's path below the module that the graph's paths start from, ``""`` unknown."""
-    source = getattr(node, "_dynamo_source", None)
+    source = dynamo_source(node)
     name = getattr(source, "name", "")
     path = plain_path(name() if callable(name) else name)
-    return path.replace("._parameters.", ".").replace("_parameters.", "")
+    return path.replace(f".{PARAMETERS}.", ".").replace(f"{PARAMETERS}.", "")
 
 
 def is_metadata(node: fx.Node) -> bool:
@@ -89,7 +93,7 @@ def attribute(node: fx.Node) -> Tensor | None:
 def switched(node: fx.Node, until: fx.Node) -> bool:
     """Whether gradients are switched on or off between two nodes."""
     while node is not until and node.op != "root":
-        if getattr(node.target, "__name__", "") == "_set_grad_enabled":
+        if getattr(node.target, "__name__", "") == GRAD_MODE:
             return True
         node = node.next
     return False

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx, nn
-from torch._guards import TracingContext
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnpass.graph.aliasing import is_impure
 from attnpass.graph.encoder_layer import _in_submodule, encoder_layer
 from attnpass.graph.inplace import functionalize
 from attnpass.graph.opaque import Opaque, enter, fold
 from attnpass.graph.softmax import fold_softmax
+from attnpass.torch_internals import (
+    FakeTensor,
+    HigherOrderOperator,
+    TracingContext,
+    dynamo_source,
+    encoder_layer_operator,
+    make_fx,
+    set_added_input,
+    set_dynamo_source,
+    weight_sources,
+)
 
 
 class NormalizeError(Exception):
@@ -51,7 +58,7 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     try:
         fakes = [_fake(x, context) for x in inputs]
         with mode, fx_traceback.preserve_node_meta():
-            out = tidy(make_fx(run, pre_dispatch=True)(*fakes))
+            out = tidy(make_fx(run, *fakes))
         _refuse_lifted(out)
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
@@ -96,8 +103,7 @@ def _fake(x: Any, context: TracingContext) -> Any:
 def _carry_metadata(old: fx.GraphModule, new: fx.GraphModule) -> None:
     """What the inner compiler reads off Dynamo's graph: static inputs, sources, ids."""
     new.meta.update(old.meta)
-    if hasattr(old, "_param_name_to_source"):
-        new._param_name_to_source = old._param_name_to_source  # type: ignore[assignment]
+    weight_sources(old, new)
     pairs = zip(
         old.graph.find_nodes(op="placeholder"),
         new.graph.find_nodes(op="placeholder"),
@@ -106,17 +112,15 @@ def _carry_metadata(old: fx.GraphModule, new: fx.GraphModule) -> None:
     for before, after in pairs:
         if "tensor_dict" in before.meta:
             after.meta["tensor_dict"] = before.meta["tensor_dict"]
-        if hasattr(before, "_dynamo_source"):
-            after._dynamo_source = before._dynamo_source  # type: ignore[attr-defined]
+        if dynamo_source(before) is not None:
+            set_dynamo_source(after, dynamo_source(before))
 
 
 def _describe_added(gm: fx.GraphModule, inputs: list[Any], context: TracingContext) -> None:
     """Inputs that Dynamo did not know (a form's parameters): their source, and that they stay."""
     for node, value in zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True):
-        if not hasattr(node, "_dynamo_source"):
-            known = context.tensor_to_context[value]
-            node._dynamo_source = known.tensor_source
-            node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+        if dynamo_source(node) is None:
+            set_added_input(node, context.tensor_to_context[value].tensor_source)
 
 
 class Opened(fx.Interpreter):
@@ -129,10 +133,10 @@ class Opened(fx.Interpreter):
         """Open what has a body or a known meaning."""
         if isinstance(target, Opaque):
             return target.traced(*args)
-        if isinstance(target, torch._ops.HigherOrderOperator):
+        if isinstance(target, HigherOrderOperator):
             body, given = enter(target, args)
             return Opened(body).run(*given)
-        if target is torch._transformer_encoder_layer_fwd:
+        if target is encoder_layer_operator():
             with _in_submodule("self_attn", nn.MultiheadAttention):
                 return encoder_layer(*args, **kwargs)
         return super().call_function(target, args, kwargs)

@@ -13,15 +13,17 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch._higher_order_ops import wrap
-from torch.fx.experimental.proxy_tensor import (
+from torch.utils.checkpoint import CheckpointPolicy
+
+from attnpass.torch_internals import (
+    HigherOrderOperator,
     disable_proxy_modes_tracing,
-    get_proxy_mode,
+    next_checkpoint_id,
+    proxy_mode,
+    pytree,
     track_tensor_tree,
 )
-from torch.utils.checkpoint import CheckpointPolicy
 
 _number = itertools.count()
 
@@ -46,12 +48,12 @@ class Opaque:
 
     def traced(self, *args: Any) -> Any:
         """One node in the graph that ``make_fx`` is recording; its fake values."""
-        mode: Any = get_proxy_mode()
+        mode: Any = proxy_mode()
         proxies = pytree.tree_map(mode.tracer.unwrap_proxy, args)
         out = mode.tracer.create_proxy("call_function", self, proxies, {})
         with disable_proxy_modes_tracing():
             values = pytree.tree_map_only(Tensor, _twin, self.values)
-        return track_tensor_tree(values, out, constant=None, tracer=mode.tracer)
+        return track_tensor_tree(values, out, mode.tracer)
 
     def nodes(self) -> Iterable[fx.Node]:
         """Every node inside, also of bodies."""
@@ -89,7 +91,7 @@ def enter(target: Any, args: tuple[Any, ...]) -> tuple[fx.GraphModule, tuple[Any
     body = args[0]
     if target.name() == "invoke_subgraph":
         return body, args[2:]
-    number = next(wrap.uid)
+    number = next_checkpoint_id()
     for node in body.graph.nodes:
         if node.op in ("call_function", "call_method", "call_module"):
             node.meta["ac_graph_id"] = number
@@ -121,7 +123,7 @@ def _pieces(graph: fx.Graph) -> Iterable[list[fx.Node]]:
         depth += name.endswith("_increment_nesting")
         if depth:
             inside.append(node)
-        elif isinstance(node.target, torch._ops.HigherOrderOperator) and not opened(node):
+        elif isinstance(node.target, HigherOrderOperator) and not opened(node):
             yield [node]
         if depth and name.endswith("_decrement_nesting"):
             depth -= 1

@@ -14,7 +14,8 @@ from torch import Tensor, fx
 
 from attnpass.graph import op_name
 from attnpass.matching.axis_rules import _RULES, _SAME_SHAPE, _SPLITS, _cut, _dim, _reduced
-from attnpass.matching.factors import Axes, Axis, Provenance, _fits, _rank, expr
+from attnpass.matching.factors import Axes, Axis, Provenance, _fits, _rank
+from attnpass.torch_internals import expression as expr
 
 
 class AxisTracer(Provenance):

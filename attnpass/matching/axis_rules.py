@@ -23,10 +23,10 @@ from attnpass.matching.factors import (
     _other,
     _rank,
     _size,
-    expr,
     kinds,
     regroup,
 )
+from attnpass.torch_internals import expression as expr
 
 
 def _dim(node: fx.Node, i: int, default: int) -> int:

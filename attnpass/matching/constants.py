@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from attnpass.graph import attribute, op_name
 from attnpass.matching.recipe import CASTS, SHAPE_OPS, Like, Recipe, _replay
+from attnpass.torch_internals import expression, unset_fake_temporarily
 
 EVALUATED = 4096
 """Largest number of tokens for which a constant mask is evaluated."""
@@ -64,7 +64,7 @@ def evaluate(recipe: Recipe, nodes: list[fx.Node], at: dict[Any, int]) -> Tensor
             for node in nodes:
                 symbolic = node.meta.get("val")
                 if isinstance(symbolic, torch.SymInt):
-                    values[node] = int(symbolic.node.expr.subs(at))
+                    values[node] = int(expression(symbolic).subs(at))
                 elif node.op == "get_attr":
                     values[node] = attribute(node)
                 elif node not in steps:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sympy
-import torch
 from torch import Tensor, fx
+
+from attnpass.torch_internals import expression as expr
 
 PRIORITY = ("token", "feature", "input", "repeat", "unknown", "param")
 """Kinds, surest first: where two operands meet in one axis, the surer one names it."""
@@ -52,11 +53,6 @@ class Factor:
 Axis = tuple[Factor, ...]
 
 Axes = tuple[Axis, ...]
-
-
-def expr(size: Any) -> Any:
-    """A size as ``int`` or sympy expression, without adding a guard."""
-    return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
 def kinds(axis: Axis) -> set[str]:

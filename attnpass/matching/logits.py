@@ -10,13 +10,14 @@ import torch
 from torch import fx
 
 from attnpass.matching.chain import Chain
-from attnpass.matching.factors import Axes, expr
+from attnpass.matching.factors import Axes
 from attnpass.matching.layout import Lead, lead_of
 from attnpass.matching.map_axes import Maps, same_heads, static_sizes
 from attnpass.matching.masks import Mask, additive, classify, constant_mask
 from attnpass.matching.recipe import ABOVE, FILL, Like, Recipe
 from attnpass.matching.refuse import Refuse
 from attnpass.matching.steps import Term
+from attnpass.torch_internals import expression as expr
 
 
 @dataclass

@@ -22,7 +22,7 @@ from attnpass.matching.constants import (
     evaluate,
     large_constant,
 )
-from attnpass.matching.factors import Axes, expr
+from attnpass.matching.factors import Axes
 from attnpass.matching.layout import Lead
 from attnpass.matching.recipe import (
     CASTS,
@@ -35,6 +35,7 @@ from attnpass.matching.recipe import (
     Step,
     recipe_shape,
 )
+from attnpass.torch_internals import expression as expr
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import fx
 
 from attnpass.graph import CASTS, COPIES, op_name
 from attnpass.matching.chain import Chain, chains
-from attnpass.matching.factors import Axes, Axis, expr, kinds, surer
+from attnpass.matching.factors import Axes, Axis, kinds, surer
 from attnpass.matching.layout import SHARED, Lead, Operand, absorb, lead_of, ungrouped
 from attnpass.matching.legality import Traits
 from attnpass.matching.logits import Logits, LogitsReader
@@ -23,6 +23,7 @@ from attnpass.matching.refuse import Refuse
 from attnpass.matching.region import SDPA, Region
 from attnpass.matching.steps import mixed_map
 from attnpass.site import AttentionSite
+from attnpass.torch_internals import expression as expr
 
 PROJECTIONS = frozenset(
     {"linear", "addmm", "conv1d", "conv2d", "conv3d", "convolution", "embedding"}

@@ -8,6 +8,8 @@ import weakref
 import torch
 from torch import Tensor, nn
 
+from attnpass.torch_internals import version
+
 
 class Delta(nn.Module):
     """``weight -> weight + delta``, the delta full or of low rank ``left @ right``.
@@ -105,7 +107,7 @@ class Delta(nn.Module):
             return self.add(weight)
         # not its id: another weight may get the same
         same = self._weight is not None and self._weight() is weight
-        key = tuple((x.data_ptr(), x._version) for x in (weight, *own))
+        key = tuple((x.data_ptr(), version(x)) for x in (weight, *own))
         if not same or key != self._key or self._sum is None:
             with torch.inference_mode(False), torch.no_grad():
                 self._sum = _into(self._sum, self.add(weight))

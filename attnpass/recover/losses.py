@@ -21,6 +21,7 @@ from attnpass.graph import op_name
 from attnpass.matching import Region
 from attnpass.plan import Plan
 from attnpass.rewrite import Branch, branch
+from attnpass.torch_internals import pytree
 
 TEMPERATURE = 2.0
 """Of the distributions that are compared (1503.02531)."""
@@ -259,7 +260,7 @@ def _answers(capture: Capture, batch: Batch) -> Answers:
             read[weight] += 1
             if name in seen:
                 features[f"{weight} {read[weight]}"] = seen[name]
-    leaves = torch.utils._pytree.tree_leaves(out)
+    leaves = pytree.tree_leaves(out)
     return [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()], features, masks
 
 

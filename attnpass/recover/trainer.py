@@ -18,6 +18,7 @@ from attnpass.recover.checkpoint import Checkpoint, Stage
 from attnpass.recover.losses import Global, Key, Local, judge
 from attnpass.recover.options import DistilOptions
 from attnpass.seeds import seeded
+from attnpass.torch_internals import pytree
 
 Batches = Sequence[Batch]
 
@@ -184,7 +185,7 @@ class Trainer:
         epoch, at = divmod(self.done.steps, len(inputs))
         generator = torch.Generator().manual_seed(self.options.seed * 7919 + epoch)
         order = torch.randperm(len(inputs), generator=generator)
-        batch: Batch = torch.utils._pytree.tree_map(_plain, inputs[int(order[at])])
+        batch: Batch = pytree.tree_map(_plain, inputs[int(order[at])])
         return batch
 
     def _step(self, inputs: Batches) -> float:

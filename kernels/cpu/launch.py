@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attnpass.kernels import torch_tiled as tiled
 from attnpass.kernels.shapes import heads_last, lowered
+from attnpass.torch_internals import load_cpp
 
 H = ("sigmoid", "relu", "relu2", "gelu", "softplus", "identity", "relu6")
 """The functions in the order of ``of`` in ``attention_cpu.h``."""
@@ -52,12 +53,10 @@ def library(name: str) -> Any:
         return f"no AVX-512 here ({torch.backends.cpu.get_cpu_capability()})"
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
-    from torch._inductor.codecache import CppCodeCache
-
     here = Path(__file__).parent
     source = (here / "attention_cpu.h").read_text() + (here / f"{name}_cpu.cpp").read_text()
     try:
-        return CppCodeCache.load(source, "cpu")
+        return load_cpp(source)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         _LOG.warning(

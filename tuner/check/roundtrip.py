@@ -15,6 +15,7 @@ from attnpass import forms
 from attnpass.batch import call
 from attnpass.capture import Capture
 from attnpass.task import Task
+from attnpass.torch_internals import pytree
 from attnpass.tuner.measure.accuracy import first_tensor
 
 FLOAT32 = 1e-5
@@ -67,7 +68,7 @@ def _double(task: Task) -> Tensor:
         return x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
 
     model = copy.deepcopy(task.model).double()
-    return first_tensor(call(model, torch.utils._pytree.tree_map(widen, task.example)))
+    return first_tensor(call(model, pytree.tree_map(widen, task.example)))
 
 
 def relative(got: Tensor, expected: Tensor) -> float:

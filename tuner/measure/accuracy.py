@@ -17,6 +17,7 @@ from torch import Tensor
 from attnpass.batch import call
 from attnpass.recover import LEAST
 from attnpass.task import Task, score_batch
+from attnpass.torch_internals import pytree
 
 HELD_OUT = 600
 """Items that a held-out split should have; below it the set is cross-fitted."""
@@ -205,7 +206,7 @@ def first_tensor(output: Any) -> Tensor:
     Raises:
         ValueError: there is none.
     """
-    for leaf in torch.utils._pytree.tree_leaves(output):
+    for leaf in pytree.tree_leaves(output):
         if isinstance(leaf, Tensor):
             return leaf
     raise ValueError("expected a model that returns a tensor, got none")

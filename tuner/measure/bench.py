@@ -17,6 +17,7 @@ from attnpass.errors import MeasureError
 from attnpass.plan import Plan, assign
 from attnpass.report import compiled_report, reset_report
 from attnpass.task import load_task
+from attnpass.torch_internals import keep_recompile_limits, pytree
 from attnpass.tuner.measure.ablation import Ablated
 from attnpass.tuner.measure.accuracy import first_tensor
 from attnpass.tuner.measure.latency import interleave
@@ -29,15 +30,11 @@ class Bench:
     """The task's model, compiled under plans, in the worker."""
 
     def __init__(self, path: str, settings: dict[str, Any]) -> None:
-
         self.settings = settings
         self.task = load_task(path)
         self._call = lambda run: call(run, self.task.example)
         self.capture = self._call(Capture(self.task.model).trace)
-        config: Any = torch._dynamo.config
-        config.recompile_limit = 64
-        config.accumulated_recompile_limit = 4096
-        config.fail_on_recompile_limit_hit = True
+        keep_recompile_limits()
         self.compiled: dict[str, tuple[Any, str]] = {}
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +50,7 @@ class Bench:
         return {"outcome": "ok", "times": times, "hashes": hashes}
 
     def _wait(self) -> Any:
-        leaves = torch.utils._pytree.tree_leaves(self.task.example)
+        leaves = pytree.tree_leaves(self.task.example)
         cuda = any(getattr(x, "is_cuda", False) for x in leaves)
         return torch.cuda.synchronize if cuda else None
 

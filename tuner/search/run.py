@@ -31,6 +31,7 @@ from attnpass.plan import Plan, assign
 from attnpass.report import Report
 from attnpass.store import Store, now
 from attnpass.task import load_task
+from attnpass.torch_internals import pytree
 from attnpass.tuner.measure.accuracy import (
     Split,
     answer,
@@ -102,7 +103,7 @@ class Run:
     @property
     def _kind(self) -> str:
         """The kind of device that the task runs on."""
-        leaves = torch.utils._pytree.tree_leaves(self.task.example)
+        leaves = pytree.tree_leaves(self.task.example)
         return "cuda" if any(getattr(x, "is_cuda", False) for x in leaves) else "cpu"
 
     def _tiles(self) -> str:

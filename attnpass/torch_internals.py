@@ -1,0 +1,275 @@
+"""Everything private of torch that attnpass uses, in one file.
+
+Read in torch 2.13.0; attnpass supports torch 2.11 and newer. Each entry says why the public API is
+not enough. ``tests/test_torch_internals.py`` checks that each exists and still means this. Modules
+that are slow to import are imported inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.fx.traceback as fx_traceback
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch._guards import TracingContext
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+
+if TYPE_CHECKING:
+    from torch._C import FunctionSchema
+
+__all__ = [
+    "FakeTensor",
+    "HigherOrderOperator",
+    "OpOverload",
+    "TracingContext",
+    "pytree",
+    "unset_fake_temporarily",
+]
+# TracingContext: Dynamo's own fake tensors; other fake tensors would add guards nobody checks.
+# pytree: the trees that Dynamo itself flattens; torch.utils.pytree is not in 2.13.
+# HigherOrderOperator, OpOverload: how a graph's targets are told apart.
+# FakeTensor, unset_fake_temporarily: to run a constant part of a graph on real tensors.
+
+GRAD_MODE = "_set_grad_enabled"
+"""The name of the node that switches gradients in a traced graph."""
+
+PARAMETERS = "_parameters"
+"""The dictionary of a module's parameters, as Dynamo's sources spell it."""
+
+
+def schema(node: Any) -> FunctionSchema | None:
+    """The schema of the operator that a node calls; None where it calls something else.
+
+    Public API: none. The schema says which arguments are written and which results are views.
+    """
+    found: FunctionSchema | None = getattr(getattr(node, "target", None), "_schema", None)
+    return found
+
+
+def overload_name(target: OpOverload) -> str:
+    """``Tensor`` of ``aten.add_.Tensor``, to find the functional overload of the same name."""
+    return str(target._overloadname)
+
+
+def storage_id(x: Tensor) -> int:
+    """What two tensors of one storage share. ``data_ptr`` is 0 for every fake tensor."""
+    return int(x.untyped_storage()._cdata)
+
+
+def version(x: Tensor) -> int:
+    """How often autograd saw a tensor written. Writes through ``.data`` are not counted."""
+    return int(x._version)
+
+
+def expression(size: Any) -> Any:
+    """A size as ``int`` or sympy expression. Comparing the ``SymInt`` itself would add a guard."""
+    return size.node.expr if isinstance(size, torch.SymInt) else size
+
+
+def hint(size: int | torch.SymInt) -> int | None:
+    """A size, or the value that a symbolic one was met with, without a guard on it."""
+    return size if isinstance(size, int) else size.node.hint
+
+
+def statically_known_true(condition: Any) -> bool:
+    """Whether a condition on sizes holds for every size that the guards allow; adds no guard."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true as known
+
+    return bool(known(condition))
+
+
+def make_fx(run: Callable[..., Any], *given: Any) -> fx.GraphModule:
+    """``run`` traced before dispatch to autograd: differentiable ATen, module paths kept.
+
+    ``torch.export`` would guard and lift anew; Dynamo's graph needs only another vocabulary.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx as trace
+
+    return trace(run, pre_dispatch=True)(*given)
+
+
+def proxy_mode() -> Any:
+    """The mode that is recording a graph, to put one opaque call into it as one node."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return get_proxy_mode()
+
+
+def disable_proxy_modes_tracing() -> AbstractContextManager[Any]:
+    """Inside, what runs is not recorded."""
+    from torch.fx.experimental import proxy_tensor
+
+    return proxy_tensor.disable_proxy_modes_tracing()
+
+
+def track_tensor_tree(values: Any, proxy: Any, tracer: Any) -> Any:
+    """Fake values as the result of a recorded call."""
+    from torch.fx.experimental import proxy_tensor
+
+    return proxy_tensor.track_tensor_tree(values, proxy, constant=None, tracer=tracer)
+
+
+def fake_mode_of(like: Tensor) -> AbstractContextManager[Any]:
+    """The mode of a fake tensor, to compute with it outside its trace."""
+    mode: AbstractContextManager[Any] = like.fake_mode  # type: ignore[attr-defined]
+    return mode
+
+
+def current_meta() -> dict[str, Any]:
+    """The metadata that nodes recorded now will have: where the module path can be extended."""
+    meta: dict[str, Any] = fx_traceback.current_meta
+    return meta
+
+
+def encoder_layer_operator() -> Any:
+    """The fused inference path of ``nn.TransformerEncoderLayer``: one opaque node to be opened."""
+    return torch._transformer_encoder_layer_fwd
+
+
+def next_checkpoint_id() -> int:
+    """A fresh id for a checkpointed region, as activation checkpointing itself draws it."""
+    from torch._higher_order_ops import wrap
+
+    return next(wrap.uid)
+
+
+def dynamo_source(node: fx.Node) -> Any:
+    """Where Dynamo says that an input comes from; None where it does not."""
+    return getattr(node, "_dynamo_source", None)
+
+
+def set_dynamo_source(node: fx.Node, source: Any) -> None:
+    """Keep the origin of an input that was traced again: inductor asks for it."""
+    node._dynamo_source = source  # type: ignore[attr-defined]
+
+
+STATIC_INPUT = "_dynamo_static_input_type"
+"""The mark of an input with a fixed address; without it CUDA graphs copy every weight."""
+
+
+def is_static_input(node: fx.Node) -> bool:
+    """Whether Dynamo marked an input as a parameter or buffer of the model."""
+    return bool(node.meta.get("tensor_dict", {}).get(STATIC_INPUT))
+
+
+def set_added_input(node: fx.Node, source: Any) -> None:
+    """Describe an input that Dynamo did not know (a form's parameter) as it describes its own."""
+    set_dynamo_source(node, source)
+    node.meta["tensor_dict"] = {STATIC_INPUT: "unguarded"}
+
+
+WEIGHT_SOURCES = "_param_name_to_source"
+
+
+def weight_sources(old: fx.GraphModule, new: fx.GraphModule) -> None:
+    """Carry the origin of every weight from Dynamo's graph to the one traced from it.
+
+    Without it the inner compiler fails: "not found in param_name_to_source".
+    """
+    if hasattr(old, WEIGHT_SOURCES):
+        setattr(new, WEIGHT_SOURCES, getattr(old, WEIGHT_SOURCES))
+
+
+def mark_static(parameters: Iterable[nn.Parameter]) -> None:
+    """Tell Dynamo's fake mode that these tensors, new to it, have fixed sizes and an origin."""
+    from torch._dynamo.source import ConstantSource
+    from torch.fx.experimental.symbolic_shapes import DimDynamic, StatefulSymbolicContext
+
+    context = TracingContext.try_get()
+    if context is None:
+        return
+    for i, parameter in enumerate(parameters):
+        context.tensor_to_context[parameter] = StatefulSymbolicContext(
+            dynamic_sizes=[DimDynamic.STATIC] * parameter.dim(),
+            tensor_source=ConstantSource(f"attnpass_parameter_{i}"),
+        )
+
+
+def reparametrized(
+    module: nn.Module, values: Mapping[str, Tensor]
+) -> AbstractContextManager[None]:
+    """Inside, the module computes with ``values``; ``functional_call`` takes no sub-calls."""
+    context: AbstractContextManager[None] = torch.nn.utils.stateless._reparametrize_module(
+        module, dict(values)
+    )
+    return context
+
+
+def maybe_dynamic(x: Tensor, dim: int) -> None:
+    """Let a size be symbolic where the model allows it; ``mark_dynamic`` raises where not."""
+    torch._dynamo.maybe_mark_dynamic(x, dim)  # type: ignore[no-untyped-call]
+
+
+def unmark_dynamic(x: Tensor) -> None:
+    """Take the mark of ``maybe_dynamic`` back: the tensor is the caller's."""
+    for mark in ("_dynamo_weak_dynamic_indices", "_has_dynamo_dim_marking"):
+        x.__dict__.pop(mark, None)
+
+
+RECOMPILES: dict[str, Any] = {
+    "recompile_limit": 64,
+    "accumulated_recompile_limit": 4096,
+    "fail_on_recompile_limit_hit": True,
+}
+"""A model may recompile for 64 shapes; beyond that Dynamo raises.
+
+By default it falls back to eager in silence: another plan than the one in use would run.
+"""
+
+
+def raise_recompile_limits() -> AbstractContextManager[Any]:
+    """Inside, the limits above hold."""
+    patch: AbstractContextManager[Any] = torch._dynamo.config.patch(RECOMPILES)  # type: ignore[no-untyped-call]
+    return patch
+
+
+def keep_recompile_limits() -> None:
+    """From now on the limits above hold, in a process of our own."""
+    for name, value in RECOMPILES.items():
+        setattr(torch._dynamo.config, name, value)
+
+
+def is_recompile_limit(error: BaseException) -> bool:
+    """Whether an error says that the limit above was reached."""
+    return isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit)
+
+
+def compile_fx(gm: fx.GraphModule, inputs: list[Any], patches: Mapping[str, Any]) -> Any:
+    """Inductor on a graph that Dynamo gave to another backend, with changes to its settings."""
+    from torch._inductor.compile_fx import compile_fx as inductor
+
+    return inductor(gm, inputs, config_patches=dict(patches) or None)
+
+
+def inductor_modes(mode: str | None = None) -> dict[str, Any]:
+    """The settings that a mode stands for; without one, all modes."""
+    modes: dict[str, Any] = torch._inductor.list_mode_options(mode)
+    return modes
+
+
+def aot_eager(gm: fx.GraphModule, inputs: list[Any]) -> Any:
+    """The graph through AOTAutograd without a compiler; ``torch.compile`` would trace it again."""
+    from torch._dynamo.backends.debugging import aot_eager as backend
+
+    return backend(gm, inputs)  # type: ignore[no-untyped-call]
+
+
+def cpu_extensions() -> tuple[str, ...]:
+    """``bf16`` and ``amx`` where this CPU has such instructions; no public function says so."""
+    has = {"bf16": torch.cpu._is_avx512_bf16_supported, "amx": torch.cpu._is_amx_tile_supported}
+    return tuple(name for name, supported in has.items() if supported())
+
+
+def load_cpp(source: str) -> Any:
+    """C++ source compiled with inductor's own flags for this CPU, cached by source and flags.
+
+    ``torch.utils.cpp_extension`` needs ninja and takes minutes: it includes all of torch.
+    """
+    from torch._inductor.codecache import CppCodeCache
+
+    return CppCodeCache.load(source, "cpu")
