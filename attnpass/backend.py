@@ -1,7 +1,7 @@
-"""The ``torch.compile`` entry: normalise, match, plan, rewrite, hand to the inner compiler.
+"""The ``torch.compile`` entry, called by Dynamo once per graph; and its fallback.
 
-Dynamo calls the backend once per graph. One graph may serve many layers (graph breaks, regional
-compile), so what runs is chosen at every call by the identity of the layer's parameters.
+A graph without attention, or without a plan, goes to the inner compiler at once. An error of ours
+never reaches a training run: the graph then runs unchanged, and the report says why.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from torch import fx
 
 from attnpass import report as reports
-from attnpass.compiled import Compiled, Options, _Graph, _pins
+from attnpass.compiled import Compiled, GraphCompiler, Options, compile_inner, pinned_plans
 from attnpass.errors import AttnpassError
 from attnpass.graph import NormalizeError
 from attnpass.matching import marked
@@ -39,11 +39,11 @@ def attnpass_backend(
     """
     chosen = Options.parse(options, mode)
     if os.environ.get("ATTNPASS_DISABLE") == "1" or not _has_anchor(gm):
-        return chosen.compile(gm, inputs)
-    if chosen.form is None and chosen.plan is None and not _pins(chosen):
-        return chosen.compile(gm, inputs)
+        return compile_inner(gm, inputs, chosen)
+    if chosen.form is None and chosen.plan is None and not pinned_plans(chosen):
+        return compile_inner(gm, inputs, chosen)
     try:
-        return _Graph(gm, inputs, chosen).compile()
+        return GraphCompiler(gm, inputs, chosen).compile()
     except AttnpassError:
         raise
     except NormalizeError as error:
@@ -55,7 +55,7 @@ def attnpass_backend(
         decline = Decline("INTERNAL_ERROR", hint=f"{type(error).__name__}: {error}")
     reports.record(Report(declined=[decline], graphs=1))
     log.warning("graph left unchanged: %s", decline)
-    return chosen.compile(gm, inputs)
+    return compile_inner(gm, inputs, chosen)
 
 
 def _has_anchor(gm: fx.GraphModule) -> bool:

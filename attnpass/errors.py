@@ -33,3 +33,7 @@ class MeasureError(AttnpassError):
 
 class MissingDependencyError(AttnpassError):
     """An optional package that a command needs is not installed."""
+
+
+class CheckError(AttnpassError):
+    """A stage of the pass left a graph that does not keep the stage's promises (our mistake)."""

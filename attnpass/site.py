@@ -27,6 +27,7 @@ class Decline:
         source: ``file:line`` of the user's code, ``""`` where unknown.
         hint: one line that says what was met and what helps.
         node: the graph node that decided.
+        condition: the prover's condition that is not met (``chain 3``): see its Soundness section.
     """
 
     code: str
@@ -34,6 +35,7 @@ class Decline:
     source: str = ""
     hint: str = ""
     node: str = ""
+    condition: str = ""
 
     def __str__(self) -> str:
         return f"{self.code}: {self.hint}" if self.hint else self.code

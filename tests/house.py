@@ -21,7 +21,7 @@ ARROWS: dict[str, dict[str, str]] = {
     "seeds": {},
     "files": {},
     "torch_internals": {},
-    "graph": {},
+    "graph": {"errors": "a stage that does not keep its promise"},
     "kernels": {},
     "batch": {"errors": "a batch that is none is refused"},
     "report": {"site": "a report lists sites and declines"},

@@ -11,8 +11,9 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 import attnpass
 from attnpass import Plan, forms
-from attnpass.compiled import graph as pipeline
+from attnpass.compiled import variant
 from attnpass.errors import OptionError, PlanError
+from attnpass.matching import matched
 
 BOUND = 1e-5
 INNER = ("eager", "aot_eager")
@@ -663,7 +664,7 @@ def test_internal_error_falls_back_or_raises(strict, monkeypatch, warnings_):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(pipeline, "match", broken)
+    monkeypatch.setattr(matched, "match", broken)
     model, x, counted = build(2), data(), Counted()
     run = compiled(model, counted, form="relu", strict=strict)
     if strict:
@@ -682,7 +683,7 @@ def test_rewrite_error_falls_back(monkeypatch):
     def broken(*args, **kwargs):
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(pipeline, "rewrite", broken)
+    monkeypatch.setattr(variant, "rewrite", broken)
     model, x = build(2), data()
     with torch.no_grad():
         assert torch.equal(compiled(model, form="relu")(x), model(x))

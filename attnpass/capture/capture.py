@@ -11,14 +11,15 @@ import itertools
 import logging
 import types
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from attnpass.capture.captured import Changes, Chooser, Graph, Layer
+from attnpass.capture.captured import CapturedGraph, Changes, Choice, Chooser, Layer
+from attnpass.capture.names import SiteNames
 from attnpass.errors import CaptureError
 from attnpass.matching import Region
 from attnpass.plan import Entry, Plan
@@ -43,18 +44,14 @@ class Capture:
         self, model: nn.Module, *, allow: Collection[str] = (), dynamic: bool | None = None
     ) -> None:
         self.model, self.allow = model, tuple(allow)
-        self.graphs: list[Graph] = []
-        self.paths = {id(p): n for n, p in reversed(list(model.named_parameters()))}
-        self._aliases = {n: id(p) for n, p in model.named_parameters(remove_duplicate=False)}
-        self.chosen: Chooser = lambda site, weights: None
-        self.changes: Changes = lambda name: {}
-        self._names: dict[tuple[Any, ...], str] = {}
+        self.graphs: list[CapturedGraph] = []
+        self._names, self._choice = SiteNames(model), Choice()
         self._keep = False
         self.calls = 0
         self._entry = torch.compile(fresh_entry(model), backend=self._backend, dynamic=dynamic)
 
     def _backend(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
-        graph = Graph(gm, inputs, self)
+        graph = CapturedGraph(gm, inputs, self._names, self._choice, self.allow)
         graph.layer(inputs)
         self.graphs.append(graph)
 
@@ -100,26 +97,6 @@ class Capture:
             )
         return self
 
-    def path(self, parameter: Any, called: str) -> str:
-        """A parameter's path in the model: as it is ``called``, where that is one of several."""
-        known = self._aliases.get(called) == id(parameter)
-        return called if known else self.paths.get(id(parameter), "")
-
-    def name(self, prefix: str, site: AttentionSite, parameters: Sequence[Any]) -> str:
-        """The name of a site in the whole model; another site of the same path is numbered.
-
-        A site is known by its parameters and its source line: met again, in a graph compiled for
-        other sizes, it is the same.
-        """
-        path, _, number = site.name.partition("#")
-        base = ".".join(x for x in (prefix, "" if path == "root" else path) if x) or "root"
-        key = (base, number, site.source, *(id(p) for p in parameters))
-        if key not in self._names:
-            taken = set(self._names.values())
-            options = (base if i == 1 else f"{base}#{i}" for i in itertools.count(1))
-            self._names[key] = next(x for x in options if x not in taken)
-        return self._names[key]
-
     @property
     def regions(self) -> list[Region]:
         """The regions of all graphs, the first of each name."""
@@ -137,7 +114,7 @@ class Capture:
     @property
     def declined(self) -> list[Decline]:
         """What was declined so far, each once."""
-        return list(dict.fromkeys(d for g in self.graphs for d in g.matches.declined))
+        return list(dict.fromkeys(d for g in self.graphs for d in g.matched.declined))
 
     def plan(self, entries: dict[str, Entry]) -> Plan:
         """A plan of ``entries`` for this model, parameters at their start.
@@ -190,14 +167,14 @@ class Capture:
 
     def choose(self, chosen: Chooser, changes: Changes = lambda name: {}) -> dict[str, nn.Module]:
         """Run what ``chosen`` gives for every site of every graph; returns it by site name."""
-        self.chosen, self.changes = chosen, changes
+        self._choice.modules, self._choice.changes = chosen, changes
         found: dict[str, nn.Module] = {}
         for graph, layer in self.layers:
-            found |= graph.use(layer, chosen, changes)
+            found |= graph.use(layer)
         return found
 
     @property
-    def layers(self) -> list[tuple[Graph, Layer]]:
+    def layers(self) -> list[tuple[CapturedGraph, Layer]]:
         """Every layer met so far with its graph."""
         return [(graph, layer) for graph in self.graphs for layer in graph.layers.values()]
 

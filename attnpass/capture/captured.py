@@ -1,33 +1,37 @@
-"""Capture a model once, then run it under any plan: switching a plan takes milliseconds.
+"""One captured graph: what runs now for every layer that it serves.
 
-Every captured graph sits behind a trampoline, so that Dynamo's guards and bytecode stay while the
-graph that runs is exchanged. Graphs run eagerly, in plain operators: for accuracy, calibration and
-distillation, not for speed.
+One graph may serve many layers (graph breaks, regional compile): a call is told apart by the
+identity of its parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, fx, nn
 
-from attnpass.graph import NormalizeError, normalize, relative_path, weight_inputs
-from attnpass.matching import Matches, Region, match
+from attnpass.capture.names import SiteNames
+from attnpass.graph import NormalizeError
+from attnpass.matching import MatchedGraph, Region
 from attnpass.plan import Delta
 from attnpass.rewrite import rewrite
 from attnpass.site import AttentionSite, Decline
 
-if TYPE_CHECKING:
-    from attnpass.capture.capture import Capture
-
-
 Chooser = Callable[[AttentionSite, Mapping[str, Tensor]], nn.Module | None]
-"""What runs at a site, given its graph's weights by path; None leaves it as it is."""
+"""The module that runs at a site, given its graph's weights by path; None leaves it as it is."""
 
 Changes = Callable[[str], Mapping[str, Delta]]
-"""What is added, at a site that is rewritten, to which weights of the model."""
+"""The deltas of the weights, by path, of a site that is rewritten."""
+
+
+@dataclass
+class Choice:
+    """What runs at every site of a capture, also in graphs and layers that are met later."""
+
+    modules: Chooser = lambda site, weights: None
+    changes: Changes = lambda name: {}
 
 
 @dataclass
@@ -38,10 +42,10 @@ class Layer:
         regions: the graph's regions, sites named by their path in the whole model.
         parameters: site name to its projection parameters.
         projections: site name to the paths of these and of the output projection's.
-        active: what runs now.
+        active: the callable that runs now.
         weights: the parameters among the inputs, by their path in the model.
         positions: where among the inputs they are.
-        deltas: position to what is added there now.
+        deltas: position to the delta that is added there now.
     """
 
     regions: list[Region]
@@ -52,86 +56,84 @@ class Layer:
     positions: dict[str, int] = field(default_factory=dict)
     deltas: dict[int, Delta] = field(default_factory=dict)
 
-    def given(self, inputs: Sequence[Any]) -> list[Any]:
-        """The inputs that ``active`` takes: weights with what is added to them."""
+    def with_deltas(self, inputs: Sequence[Any]) -> list[Any]:
+        """The inputs that ``active`` takes: weights with their deltas added."""
         return [self.deltas[i](x) if i in self.deltas else x for i, x in enumerate(inputs)]
 
 
-class Graph:
-    """One captured graph: its normal form, its verdicts, and what runs now for every layer.
+class CapturedGraph:
+    """One graph behind a trampoline: its normal form, its verdicts, its layers.
 
-    One graph may serve many layers (graph breaks, regional compile): a call is told apart by the
-    identity of its parameters.
+    Args:
+        gm: Dynamo's graph. inputs: its example inputs; both as a backend is given them.
+        names: of the model's sites. choice: what runs now. allow: what the caller accepts.
+
+    Attributes:
+        matched: the graph with its verdicts.
+        layers: the layers met so far, by the identity of their parameters.
+        last: inputs and outputs of the last call, where the capture records.
     """
 
-    def __init__(self, gm: fx.GraphModule, inputs: list[Any], owner: Capture) -> None:
-        """Normalise and match ``gm``; called inside a ``torch.compile`` backend."""
-        self.matches = Matches()
-        self.normal: fx.GraphModule = gm
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        inputs: list[Any],
+        names: SiteNames,
+        choice: Choice,
+        allow: Sequence[str],
+    ) -> None:
         try:
-            self.normal = normalize(gm, inputs)
-            weights = weight_inputs(self.normal, inputs)
-            self.matches = match(self.normal.graph, weights, owner.allow)
+            self.matched = MatchedGraph.of(gm, inputs, allow)
         except NormalizeError as error:
-            self.matches.declined.append(Decline("HOP_UNSUPPORTED", hint=str(error)))
-        placeholders = self.normal.graph.find_nodes(op="placeholder")
-        at = {node: i for i, node in enumerate(placeholders)}
-        self._own = [[at[n] for n in r.parameters] for r in self.matches.regions]
-        self._output = [[at[n] for n in r.output] for r in self.matches.regions]
-        self._relative = {
-            at[n]: relative_path(n) for r in self.matches.regions for n in r.parameters
-        }
-        self.identity = sorted(self._relative)
-        self._paths = [relative_path(n) for n in placeholders]
-        self.owner = owner
+            self.matched = MatchedGraph.unread(gm, Decline("HOP_UNSUPPORTED", hint=str(error)))
+        self.names, self.choice = names, choice
         self.layers: dict[tuple[int, ...], Layer] = {}
         self.last: tuple[tuple[Any, ...], Any] | None = None
 
+    @property
+    def normal(self) -> fx.GraphModule:
+        """The normal form; Dynamo's own graph where it cannot be normalised."""
+        return self.matched.normal
+
     def layer(self, inputs: Sequence[Any]) -> Layer:
         """The layer whose parameters are among ``inputs``; met for the first time, a new one."""
-        key = tuple(id(inputs[i]) for i in self.identity)
+        key = tuple(id(inputs[i]) for i in self.matched.identity)
         if key not in self.layers:
-            prefix = self._prefix(inputs)
-            regions, parameters, projections = [], {}, {}
-            at = {
-                path: i
-                for i, x in enumerate(inputs)
-                if (path := self.owner.path(x, ".".join(filter(None, (prefix, self._paths[i])))))
-            }
-            known = {i: path for path, i in at.items()}
-            rows = zip(self.matches.regions, self._own, self._output, strict=True)
-            for region, own, output in rows:
-                given = [inputs[i] for i in own]
-                name = self.owner.name(prefix, region.site, given)
-                regions.append(replace(region, site=replace(region.site, name=name)))
-                parameters[name] = given
-                projections[name] = [known[i] for i in (*own, *output) if i in known]
-            weights = {path: inputs[i] for path, i in at.items()}
-            self.layers[key] = Layer(regions, parameters, projections, self.normal, weights, at)
-            self.use(self.layers[key], self.owner.chosen, self.owner.changes)
+            self.layers[key] = self._met(inputs)
+            self.use(self.layers[key])
         return self.layers[key]
 
-    def _prefix(self, inputs: Sequence[Any]) -> str:
-        """The path, in the whole model, of the module that this graph's paths start from."""
-        for i in self.identity:
-            full, relative = self.owner.paths.get(id(inputs[i]), ""), self._relative[i]
-            if relative and full.endswith(f".{relative}"):
-                return full[: -len(relative) - 1]
-        return ""
+    def _met(self, inputs: Sequence[Any]) -> Layer:
+        """A layer that was not met before, its sites named."""
+        graph = self.matched
+        prefix = graph.prefix(inputs, self.names.paths)
+        called = [".".join(filter(None, (prefix, path))) for path in graph.paths]
+        paths = [self.names.weight(x, name) for x, name in zip(inputs, called, strict=True)]
+        positions = {path: i for i, path in enumerate(paths) if path}
+        found = Layer([], {}, {}, graph.normal, positions=positions)
+        rows = zip(graph.regions, graph.projections, graph.outputs, strict=True)
+        for region, own, output in rows:
+            parameters = [inputs[i] for i in own]
+            name = self.names.site(prefix, region.site, parameters)
+            found.regions.append(replace(region, site=replace(region.site, name=name)))
+            found.parameters[name] = parameters
+            found.projections[name] = [paths[i] for i in (*own, *output) if paths[i]]
+        found.weights = {path: inputs[i] for path, i in positions.items()}
+        return found
 
-    def use(self, layer: Layer, chosen: Chooser, changes: Changes) -> dict[str, nn.Module]:
-        """Run the modules that ``chosen`` gives for a layer's own sites from now on."""
-        found = {r.site.name: chosen(r.site, layer.weights) for r in layer.regions}
+    def use(self, layer: Layer) -> dict[str, nn.Module]:
+        """Run what the choice gives for a layer's own sites from now on; the modules by name."""
+        found = {r.site.name: self.choice.modules(r.site, layer.weights) for r in layer.regions}
         modules = {name: module for name, module in found.items() if module is not None}
         layer.active = rewrite(self.normal, layer.regions, modules) if modules else self.normal
         layer.deltas = {
             layer.positions[path]: delta
             for name in modules
-            for path, delta in changes(name).items()
+            for path, delta in self.choice.changes(name).items()
         }
         return modules
 
     def __call__(self, *inputs: Any) -> Any:
         """The outputs of what runs now."""
         layer = self.layer(inputs)
-        return layer.active(*(layer.given(inputs) if layer.deltas else inputs))
+        return layer.active(*(layer.with_deltas(inputs) if layer.deltas else inputs))

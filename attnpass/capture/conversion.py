@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from attnpass.capture.capture import Capture
-from attnpass.capture.captured import Graph
+from attnpass.capture.captured import CapturedGraph
 from attnpass.errors import CaptureError
 from attnpass.plan import Plan
 from attnpass.torch_internals import expression, maybe_dynamic, pytree, unmark_dynamic
@@ -84,7 +84,7 @@ def _refuse_sizes(capture: Capture, result: Any, args: Any, kwargs: Any) -> None
 class Converted(nn.Module):
     """A captured graph as a module: parameters by name, arguments and results by structure."""
 
-    def __init__(self, model: nn.Module, graph: Graph, given: Any, result: Any) -> None:
+    def __init__(self, model: nn.Module, graph: CapturedGraph, given: Any, result: Any) -> None:
         super().__init__()
         assert graph.last is not None
         inputs, outputs = graph.last

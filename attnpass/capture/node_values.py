@@ -10,7 +10,7 @@ from torch import fx
 
 from attnpass.batch import Batch, call
 from attnpass.capture.capture import Capture
-from attnpass.capture.captured import Graph, Layer
+from attnpass.capture.captured import CapturedGraph, Layer
 from attnpass.seeds import generators
 
 Seen = dict[str, Any]
@@ -31,14 +31,14 @@ class _Watcher(fx.Interpreter):
         return value
 
 
-Ran = list[tuple[Graph, Layer, Seen]]
+Ran = list[tuple[CapturedGraph, Layer, Seen]]
 """The layers that ran, in order, with what was seen."""
 
 
 def watched(
     capture: Capture,
     batch: Batch,
-    wanted: Callable[[Graph, Layer], Collection[str]],
+    wanted: Callable[[CapturedGraph, Layer], Collection[str]],
 ) -> tuple[Any, Ran]:
     """The model's output, and the values of the ``wanted`` nodes of every layer that ran.
 
@@ -65,7 +65,9 @@ def watched(
     return out, ran
 
 
-def _watch(graph: Graph, layer: Layer, names: Collection[str], ran: Ran) -> Callable[..., Any]:
+def _watch(
+    graph: CapturedGraph, layer: Layer, names: Collection[str], ran: Ran
+) -> Callable[..., Any]:
     active = layer.active
     assert isinstance(active, fx.GraphModule)
 

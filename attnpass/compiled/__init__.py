@@ -1,9 +1,14 @@
-"""One graph on its way through torch.compile: which plan, which layers, which variant."""
+"""One graph on its way through ``torch.compile``: which plan, which layers, which variant.
+
+Imports ``matching``, ``plan``, ``rewrite`` and, for tiles and pins, ``store``; never ``capture``
+or ``recover``, which run graphs without a compiler.
+"""
 
 from __future__ import annotations
 
-from attnpass.compiled.dispatch import Compiled
-from attnpass.compiled.graph import _Graph, _pins
+from attnpass.compiled.choice import pinned_plans
+from attnpass.compiled.graph import GraphCompiler
+from attnpass.compiled.inner import Compiled, compile_inner
 from attnpass.compiled.options import Options
 
-__all__ = ["Compiled", "Options", "_Graph", "_pins"]
+__all__ = ["Compiled", "GraphCompiler", "Options", "compile_inner", "pinned_plans"]

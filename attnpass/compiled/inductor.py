@@ -8,28 +8,18 @@ not, it rewrites without a word.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
 
 from torch import fx
 
-from attnpass.graph import (
-    CASTS,
-    COPIES,
-    SOFTMAX,
-    TRANSPOSES,
-    module_path,
-    op_name,
-    permuted,
-    source_line,
-)
-from attnpass.matching import Contraction, Refuse, Term, reached
+from attnpass.graph import module_path, number, op_name, operators, permuted, source_line, value
+from attnpass.matching import Added, Contraction, Refuse, ScoreStep, Tempered, reached
 from attnpass.site import Decline
 
 
 def misread(graph: fx.Graph, gone: Collection[fx.Node]) -> Iterator[Decline]:
     """What inductor would compile to something else; ``gone`` are rewritten softmax nodes."""
     for node in graph.nodes:
-        if op_name(node) not in SOFTMAX or node in gone:
+        if op_name(node) not in operators.SOFTMAX or node in gone:
             continue
         for found in reached(node):
             why = None if isinstance(found, Refuse) else _why(node, *found)
@@ -39,13 +29,13 @@ def misread(graph: fx.Graph, gone: Collection[fx.Node]) -> Iterator[Decline]:
                 break
 
 
-def _why(softmax: fx.Node, scores: Contraction, terms: list[Term]) -> str:
-    """What about this map inductor does not look at, ``""`` where it is canonical."""
-    rank = softmax.meta["val"].dim()
-    if int(softmax.args[1]) % rank != rank - 1:  # type: ignore[arg-type]
+def _why(softmax: fx.Node, scores: Contraction, steps: list[ScoreStep]) -> str:
+    """The part of this map that inductor does not look at, ``""`` where the map is canonical."""
+    rank = value(softmax).dim()
+    if number(softmax, 1) % rank != rank - 1:
         return "softmax over another axis than the last"
-    kinds = {term.kind for term in terms if term.kind != "temper" or term.flip}
-    if kinds >= {"temper", "add"}:
+    divided = any(isinstance(step, Tempered) and step.inverse for step in steps)
+    if divided and any(isinstance(step, Added) for step in steps):
         return "a division by a tensor"
     if op_name(scores.node) != "einsum" and _odd(scores.b, swapped=True):
         return "keys that are permuted"
@@ -54,11 +44,15 @@ def _why(softmax: fx.Node, scores: Contraction, terms: list[Term]) -> str:
     return ""
 
 
-def _odd(node: Any, swapped: bool) -> bool:
+_PASSED = operators.CASTS | operators.COPIES | {"mul", "div"}
+"""Operators between a product and the permute of its operand."""
+
+
+def _odd(node: fx.Node, swapped: bool) -> bool:
     """Whether an operand's own permute is none of those that the patterns mean."""
-    while op_name(node) in CASTS | COPIES | {"mul", "div"} and isinstance(node.args[0], fx.Node):
+    while op_name(node) in _PASSED and isinstance(node.args[0], fx.Node):
         node = node.args[0]
-    if op_name(node) not in TRANSPOSES:
+    if op_name(node) not in operators.TRANSPOSES:
         return False
     order = permuted(node)
     rank = len(order)

@@ -7,13 +7,11 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from attnpass import forms
 from attnpass.errors import OptionError
 from attnpass.plan import Plan
 from attnpass.site import ALLOW
-from attnpass.torch_internals import aot_eager, compile_fx, inductor_modes
+from attnpass.torch_internals import inductor_modes
 
 INNER = ("inductor", "aot_eager", "eager")
 
@@ -87,24 +85,6 @@ class Options:
             )
         given["mode"] = _mode(given.get("mode"), mode)
         return cls(**given)
-
-    def compile(
-        self, gm: torch.fx.GraphModule, inputs: list[Any], *, matcher: bool = True
-    ) -> Callable[..., Any]:
-        """``gm`` compiled by the inner compiler, as a callable of positional inputs.
-
-        Without ``matcher`` inductor's own pattern matcher is off.
-        """
-        if callable(self.inner):
-            return self.inner(gm, inputs)  # type: ignore[no-any-return]
-        if self.inner == "eager":
-            return gm.forward
-        if self.inner == "aot_eager":
-            return aot_eager(gm, inputs)  # type: ignore[no-any-return]
-        patches = inductor_modes(self.mode) if self.mode else {}
-        patches |= {} if matcher else {"pattern_matcher": False}
-        patches |= dict(self.inductor)
-        return compile_fx(gm, inputs, patches)  # type: ignore[no-any-return]
 
 
 def _mode(option: str | None, argument: str | None) -> str | None:

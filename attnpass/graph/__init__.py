@@ -1,48 +1,60 @@
-"""Dynamo's graph in one functional vocabulary. Knows torch.fx, and nothing of attention."""
+"""Dynamo's graph in one functional vocabulary. Knows torch.fx, and nothing of attention.
+
+``normalize`` yields the normal form: pre-dispatch ATen, in-place writes made functional, one
+spelling of softmax. The rest reads its nodes: their operators, shapes, places in the model, and
+which of them share storage. ``dump`` and ``require`` show and check the stages of the pass. It
+imports ``errors`` alone.
+"""
 
 from __future__ import annotations
 
+from attnpass.graph import operators
 from attnpass.graph.aliasing import is_impure, writes, written
+from attnpass.graph.check import check_normal_form
 from attnpass.graph.nodes import (
-    CASTS,
-    COPIES,
-    SOFTMAX,
-    TRANSPOSES,
-    VIEWS,
     attribute,
     is_metadata,
     module_path,
+    number,
+    numbers,
     op_name,
+    operand,
     permuted,
     relative_path,
     source_line,
     switched,
+    value,
     weight_inputs,
 )
 from attnpass.graph.normal_form import NormalizeError, Opened, normalize, retrace
 from attnpass.graph.opaque import Opaque, unfold
+from attnpass.graph.stages import checked, dump, require
 
 __all__ = [
-    "CASTS",
-    "COPIES",
     "NormalizeError",
     "Opaque",
     "Opened",
-    "SOFTMAX",
-    "TRANSPOSES",
-    "VIEWS",
     "attribute",
+    "check_normal_form",
+    "checked",
+    "dump",
     "is_impure",
     "is_metadata",
     "module_path",
     "normalize",
+    "number",
+    "numbers",
     "op_name",
+    "operand",
+    "operators",
     "permuted",
     "relative_path",
+    "require",
     "retrace",
     "source_line",
     "switched",
     "unfold",
+    "value",
     "weight_inputs",
     "writes",
     "written",

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from attnpass.graph.aliasing import shares, writes
 from attnpass.graph.nodes import op_name
+from attnpass.graph.operators import VIEWS
 from attnpass.torch_internals import GRAD_MODE, OpOverload, fake_mode_of, overload_name
 
 aten = torch.ops.aten
@@ -176,15 +177,10 @@ class _Write:
         self.graph.erase_node(self.node)
 
 
-_SHAPES = frozenset(
-    {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
-)
-
-
 def _invertible(view: fx.Node) -> bool:
     if op_name(view) in ("slice", "select", "transpose", "permute", "alias"):
         return True
-    if op_name(view) not in _SHAPES:
+    if op_name(view) not in VIEWS:
         return False
     return all(isinstance(s, int) for s in view.args[0].meta["val"].shape)  # type: ignore[union-attr]
 

@@ -25,6 +25,36 @@ def op_name(node: Any) -> str:
     return str(found.name.split("::")[1]) if found is not None else ""
 
 
+def value(node: fx.Node) -> Tensor:
+    """The fake tensor that stands for a node's result: its shape, dtype, device and strides."""
+    found: Tensor = node.meta["val"]
+    return found
+
+
+def operand(node: fx.Node, i: int = 0) -> fx.Node:
+    """The node that is a node's i-th argument.
+
+    Raises:
+        TypeError: the argument is a number, a list or nothing.
+    """
+    found = node.args[i]
+    if not isinstance(found, fx.Node):
+        raise TypeError(f"expected a node as argument {i} of {node.format_node()}, got {found!r}")
+    return found
+
+
+def number(node: fx.Node, i: int) -> int:
+    """The whole number that is a node's i-th argument: an axis, a size known in advance."""
+    found = node.args[i]
+    assert isinstance(found, int), node.format_node()
+    return found
+
+
+def numbers(given: Any) -> list[int]:
+    """Whole numbers of an argument that is one of them or a list: axes, sizes."""
+    return [int(x) for x in given] if isinstance(given, (list, tuple)) else [int(given)]
+
+
 def module_path(node: fx.Node) -> str:
     """The module path of a node below the compiled module, ``root`` at its top."""
     stack = node.meta.get("nn_module_stack")
@@ -101,23 +131,10 @@ def switched(node: fx.Node, until: fx.Node) -> bool:
 
 def permuted(node: fx.Node) -> list[int]:
     """For every axis of a transposed node the axis of its operand."""
-    rank = node.meta["val"].dim()
+    rank = value(node).dim()
     own = list(range(rank))
     if op_name(node) == "permute":
-        return [int(i) % rank for i in node.args[1]]  # type: ignore[union-attr, arg-type]
-    a, b = node.args[1:3] if len(node.args) > 2 else (-2, -1)
-    own[int(a)], own[int(b)] = own[int(b)], own[int(a)]  # type: ignore[arg-type]
+        return [i % rank for i in numbers(node.args[1])]
+    a, b = numbers(node.args[1:3]) if len(node.args) > 2 else (-2, -1)
+    own[a], own[b] = own[b], own[a]
     return own
-
-
-SOFTMAX = frozenset({"softmax", "_softmax", "special_softmax", "_safe_softmax"})
-
-CASTS = frozenset({"to", "_to_copy", "type_as", "float", "half", "bfloat16"})
-
-COPIES = frozenset({"contiguous", "clone", "alias", "lift_fresh"})
-
-VIEWS = frozenset(
-    {"view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "flatten", "unflatten"}
-)
-
-TRANSPOSES = frozenset({"transpose", "permute", "mT", "swapaxes"})

@@ -1,45 +1,40 @@
-"""Normalised graph -> attention sites and declines. Pure: reads the graph, edits nothing."""
+"""Normalised graph -> attention sites and declines. Pure: reads the graph, edits nothing.
+
+Each prover states in a Soundness section its claim and the numbered conditions of the claim; a
+``Refuse`` names the condition that is not met. Imports ``graph`` and the records of ``site``;
+knows no form, no plan and no kernel.
+"""
 
 from __future__ import annotations
 
 from attnpass.matching.chain import reached
 from attnpass.matching.layout import SHARED, Lead, Operand
 from attnpass.matching.logits import Placed
+from attnpass.matching.matched import MatchedGraph
 from attnpass.matching.products import Contraction
-from attnpass.matching.recipe import (
-    ABOVE,
-    FILL,
-    FIRST_HEAD,
-    FirstOf,
-    Like,
-    Recipe,
-    recipe_shape,
-    replayed,
-)
+from attnpass.matching.recipe import FILL, FirstOf, Recipe, recipe_shape, replay
 from attnpass.matching.refuse import Refuse
 from attnpass.matching.region import Region
-from attnpass.matching.steps import Term
-from attnpass.matching.verdicts import Matches, marked, match
+from attnpass.matching.steps import Added, ScoreStep, Tempered
+from attnpass.matching.verdicts import marked
 
 __all__ = [
-    "ABOVE",
-    "Contraction",
     "FILL",
-    "FIRST_HEAD",
+    "SHARED",
+    "Added",
+    "Contraction",
     "FirstOf",
     "Lead",
-    "Like",
-    "Matches",
+    "MatchedGraph",
     "Operand",
     "Placed",
     "Recipe",
     "Refuse",
     "Region",
-    "SHARED",
-    "Term",
+    "ScoreStep",
+    "Tempered",
     "marked",
-    "match",
     "reached",
     "recipe_shape",
-    "replayed",
+    "replay",
 ]

@@ -1,20 +1,43 @@
-"""The walk from a softmax up to the logits' product, and down to the one that reads the weights.
+"""The walk from a softmax up to the logits' product, and down to the product with the values.
 
-What stands between is collected as terms; anything else is refused by name.
+The operators between are collected as steps; an operator that is not understood ends the walk.
+
+Soundness: a chain holds every operator through which the logits and the weights pass, so a form
+that stands for the whole chain computes all that the chain did. Conditions:
+
+1. Each way from the softmax's operand ends at a product of two activations.
+2. The softmax weights meet values in a product.
+3. A maximum that is subtracted is one of the softmax's own row: softmax does not feel it.
+4. Gradients are not switched on or off between the two products.
+5. Neither the product nor a step is written in place.
+
+Nodes that read the map on its way elsewhere are not refused: they are noted as ``escapes`` and
+decide which forms are legal. Not covered: steps in another graph (a graph break between them).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, fx
 
-from attnpass.graph import CASTS, COPIES, TRANSPOSES, VIEWS, is_metadata, op_name, switched, writes
+from attnpass.graph import is_metadata, number, op_name, operators, switched, value, writes
 from attnpass.matching.products import Contraction, contraction
 from attnpass.matching.refuse import Refuse
-from attnpass.matching.steps import _READERS, Term, _is_maximum, _row_maximum, mixed_map
+from attnpass.matching.steps import (
+    Added,
+    MaximumSubtracted,
+    ScoreStep,
+    SinkJoined,
+    is_row_maximum,
+    mixed_map,
+    read_step,
+    reduction_behind,
+)
+
+DEPTH = 8
+"""How many operators may stand between the weights and the product with the values."""
 
 
 @dataclass
@@ -23,7 +46,7 @@ class Chain:
 
     Attributes:
         scores: the product of queries and keys.
-        terms: from that product to softmax.
+        steps: from that product to softmax.
         softmax: the anchor. dim: its axis, counted from the end (-1 is last).
         after: nodes from softmax to the second product, in order.
         output: the product of weights and values.
@@ -32,7 +55,7 @@ class Chain:
     """
 
     scores: Contraction
-    terms: list[Term]
+    steps: list[ScoreStep]
     softmax: fx.Node
     dim: int
     after: list[fx.Node] = field(default_factory=list)
@@ -40,8 +63,13 @@ class Chain:
     dropout: float = 0.0
     escapes: list[fx.Node] = field(default_factory=list)
 
+    def has(self, *kinds: type[ScoreStep]) -> bool:
+        """Whether any step is of one of ``kinds``."""
+        return any(isinstance(step, kinds) for step in self.steps)
 
-Up = tuple[Contraction, list[Term]]
+
+Way = tuple[Contraction, list[ScoreStep]]
+"""A product that logits may come from, and the steps from there to softmax."""
 
 
 def chains(anchor: fx.Node) -> Iterator[Chain]:
@@ -50,90 +78,88 @@ def chains(anchor: fx.Node) -> Iterator[Chain]:
     Raises:
         Refuse: there is none, or it holds a step that is not understood.
     """
-    rank = anchor.meta["val"].dim()
-    dim = int(anchor.args[1])  # type: ignore[arg-type]
+    rank, dim = value(anchor).dim(), number(anchor, 1)
     found = reached(anchor)
     ways = [x for x in found if not isinstance(x, Refuse)]
     if not ways:
         raise next(x for x in found if isinstance(x, Refuse))
-    for scores, terms in ways:
-        out = Chain(scores, terms, anchor, dim if dim < 0 else dim - rank)
+    for scores, steps in ways:
+        out = Chain(scores, steps, anchor, dim if dim < 0 else dim - rank)
         _down(out)
         _check(out)
         yield out
 
 
-def reached(anchor: fx.Node) -> list[Up | Refuse]:
+def reached(anchor: fx.Node) -> list[Way | Refuse]:
     """Every product that the logits of a softmax come from, and why other ways end."""
-    return list(_up(anchor.args[0], anchor, set()))
+    logits = anchor.args[0]
+    assert isinstance(logits, fx.Node)
+    return list(_up(logits, anchor, set()))
 
 
 def _check(out: Chain) -> None:
     """Refuse what reads or writes the map on its way; note who else reads it."""
-    inside = {t.at for t in out.terms} | {out.scores.node, out.softmax, *out.after}
-    for term in out.terms:
-        if term.kind == "maximum" and not _row_maximum(term.node, out.dim):
-            raise Refuse("UNKNOWN_SCORE_OP:sub", "a maximum over another axis", term.at)
+    inside = {step.at for step in out.steps} | {out.scores.node, out.softmax, *out.after}
+    for step in out.steps:
+        if isinstance(step, MaximumSubtracted) and not is_row_maximum(step.maximum, out.dim):
+            hint = "a maximum over another axis"
+            raise Refuse("chain 3", "UNKNOWN_SCORE_OP:sub", hint, step.at)
     assert out.output is not None
     if switched(out.scores.node, out.output.node):
         hint = "gradients are switched inside the attention"
-        raise Refuse("HOP_UNSUPPORTED", hint, out.output.node)
-    for node in [out.scores.node, *(t.at for t in out.terms)]:
-        if any(writes(u) and u.args[0] is node for u in node.users):
-            raise Refuse("MUTATED_ALIAS", "the logits are written in place through a view", node)
+        raise Refuse("chain 4", "HOP_UNSUPPORTED", hint, out.output.node)
+    for node in [out.scores.node, *(step.at for step in out.steps)]:
+        if any(writes(user) and user.args[0] is node for user in node.users):
+            hint = "the logits are written in place through a view"
+            raise Refuse("chain 5", "MUTATED_ALIAS", hint, node)
         for user in node.users:
-            if user not in inside and not is_metadata(user) and not _is_maximum(user):
+            if user not in inside and not is_metadata(user) and reduction_behind(user) is None:
                 out.escapes.append(user)
 
 
-def _up(node: Any, below: fx.Node, seen: set[fx.Node]) -> Iterator[Up | Refuse]:
+def _up(node: fx.Node, below: fx.Node, seen: set[fx.Node]) -> Iterator[Way | Refuse]:
     """From a softmax operand up to products of two activations, and why other ways end."""
-    mixed = mixed_map(node)
-    product = None if mixed is not None else contraction(node)
+    product = None if mixed_map(node) is not None else contraction(node)
     if product is not None:
-        yield product, [Term("add", node, product.added)] if product.added is not None else []
+        yield product, [] if product.added is None else [Added(node, product.added)]
         return
-    reader = _READERS.get(op_name(node))
-    options = reader(node) if reader else []
-    if mixed is not None:
-        options = [(mixed, Term("mix", node))]
+    options = read_step(node)
     if not options:
         yield _end(node, below)
-    for operand, term in options:
-        if operand not in seen:
-            seen.add(operand)
-            for found in _up(operand, node, seen):
-                yield found if isinstance(found, Refuse) else (found[0], [*found[1], term])
+    for logits, step in options:
+        if logits not in seen:
+            seen.add(logits)
+            for found in _up(logits, node, seen):
+                yield found if isinstance(found, Refuse) else (found[0], [*found[1], step])
 
 
-_PARTS = VIEWS | TRANSPOSES | {"", "split", "split_with_sizes", "chunk", "unbind", "slice"}
-_PARTS |= {"select", "topk", "relu", "gelu", "silu", "tanh"}
+_TRANSPARENT = operators.VIEWS | operators.TRANSPOSES | operators.SPLITS | operators.PIECES
+_TRANSPARENT |= {"", "topk", "relu", "gelu", "silu", "tanh"}
+"""Operators that are looked through to say where logits come from that are no product."""
 
 
 def _end(node: fx.Node, below: fx.Node) -> Refuse:
-    """Why the way up ends at ``node``."""
-    name = op_name(node)
+    """Why the way up ends at ``node`` (condition 1)."""
     if node.op == "placeholder":
-        return Refuse(
-            "CROSS_GRAPH", "the logits come into this graph from outside (a graph break)", node
-        )
-    while name in _PARTS:
+        hint = "the logits come into this graph from outside (a graph break)"
+        return Refuse("chain 1", "CROSS_GRAPH", hint, node)
+    while op_name(node) in _TRANSPARENT:
         if node.op != "call_function" or not isinstance(node.args[0], fx.Node):
             break
         node = node.args[0]
-        name = op_name(node)
+    name = op_name(node)
     if name in ("linear", "convolution", "conv2d", "addmm", "conv1d", "batch_norm"):
-        return Refuse(
-            "NOT_ATTENTION:router", "softmax of a projection, not of queries and keys", node
-        )
+        hint = "softmax of a projection, not of queries and keys"
+        return Refuse("chain 1", "NOT_ATTENTION:router", hint, node)
     if node.op != "call_function" or name in ("embedding", "layer_norm", "mean", "sum"):
-        return Refuse("NOT_ATTENTION:pooling", "softmax of something that is no product", below)
-    return Refuse(
-        f"UNKNOWN_SCORE_OP:{name or node.target}", "a step before softmax is not understood", node
-    )
+        hint = "softmax of something that is no product"
+        return Refuse("chain 1", "NOT_ATTENTION:pooling", hint, below)
+    code = f"UNKNOWN_SCORE_OP:{name or node.target}"
+    return Refuse("chain 1", code, "a step before softmax is not understood", node)
 
 
-_ONWARD = CASTS | COPIES | VIEWS | TRANSPOSES | {"dropout"}
+_ONWARD = operators.CASTS | operators.COPIES | operators.VIEWS | operators.TRANSPOSES | {"dropout"}
+"""Operators that the weights may pass on their way to the values."""
 
 
 def _down(out: Chain) -> None:
@@ -146,18 +172,18 @@ def _down(out: Chain) -> None:
                 continue
             mixed = mixed_map(user) is node
             product = None if mixed else contraction(user)
-            steps_on = mixed or op_name(user) in _ONWARD or _drops_sink(out, user)
-            if product is not None and isinstance(product.node.meta["val"], Tensor):
+            passes = mixed or op_name(user) in _ONWARD or _drops_sink(out, user)
+            if product is not None and isinstance(value(product.node), Tensor):
                 onward.append((user, product))
-            elif steps_on and any(_leads_to_product(u, user, 0) for u in user.users):
+            elif passes and any(_leads_to_product(u, user, 0) for u in user.users):
                 onward.append((user, None))
             else:
                 out.escapes.append(user)
         if not onward:
             code = "NOT_ATTENTION:gate" if node is out.softmax else "NOT_ATTENTION:weights"
-            raise Refuse(code, "the softmax weights never meet values in a product", node)
-        for other, _ in onward[1:]:
-            out.escapes.append(other)
+            hint = "the softmax weights never meet values in a product"
+            raise Refuse("chain 2", code, hint, node)
+        out.escapes.extend(other for other, _ in onward[1:])
         node, product = onward[0]
         if product is not None:
             out.output = product
@@ -168,20 +194,18 @@ def _down(out: Chain) -> None:
 
 
 def _drops_sink(out: Chain, node: fx.Node) -> bool:
-    sinks = any(t.kind == "sink" for t in out.terms)
-    return sinks and op_name(node) == "slice" and int(node.args[1]) in (-1, _last(node))  # type: ignore[arg-type]
-
-
-def _last(node: fx.Node) -> int:
-    return int(node.meta["val"].dim()) - 1
+    """Whether a node may cut a sink's column off the weights."""
+    last = value(node).dim() - 1 if op_name(node) == "slice" else None
+    return last is not None and out.has(SinkJoined) and number(node, 1) in (-1, last)
 
 
 def _leads_to_product(node: fx.Node, before: fx.Node, depth: int) -> bool:
+    """Whether a few operators on from ``before`` there is a product."""
     mixed = mixed_map(node) is before
     if not mixed and contraction(node) is not None:
         return True
     return (
         (mixed or op_name(node) in _ONWARD)
-        and depth < 8
+        and depth < DEPTH
         and any(_leads_to_product(u, node, depth + 1) for u in node.users)
     )

@@ -1,4 +1,7 @@
-"""matching.constants."""
+"""Values of a graph that depend on no input: numbers, filled tensors, whole masks.
+
+A mask that no input reaches is computed for real, on the CPU, to see which pattern it has.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from attnpass.graph import attribute, op_name
-from attnpass.matching.recipe import CASTS, SHAPE_OPS, Like, Recipe, _replay
+from attnpass.graph import attribute, op_name, operators, value
+from attnpass.matching.recipe import Again, Like, Recipe, Tensors, replay
 from attnpass.torch_internals import expression, unset_fake_temporarily
 
 EVALUATED = 4096
 """Largest number of tokens for which a constant mask is evaluated."""
 
+NODES = 200
+"""Largest number of nodes that make a mask which is evaluated."""
+
 
 def constant_slice(recipe: Recipe) -> list[fx.Node] | None:
     """The nodes that make the recipe, operands first; None where a tensor input is among them."""
-    steps = {s for s in recipe.steps if isinstance(s, fx.Node)}
-    like = [size for s in recipe.steps if isinstance(s, Like) for size in s.node.meta["val"].shape]
+    steps = {s.node for s in recipe.steps if isinstance(s, Again)}
+    like = [size for s in recipe.steps if isinstance(s, Like) for size in value(s.node).shape]
     if not all(isinstance(size, int) for size in like):
         return None
     seen: dict[fx.Node, None] = {}
@@ -30,7 +36,7 @@ def constant_slice(recipe: Recipe) -> list[fx.Node] | None:
         if node.op == "get_attr":
             seen[node] = None
             return attribute(node) is not None
-        if node.op != "call_function" or _random(node) or len(seen) > 200:
+        if node.op != "call_function" or _random(node) or len(seen) > NODES:
             return False
         inputs = node.all_input_nodes[1:] if node in steps else node.all_input_nodes
         ok = all(visit(n) for n in inputs)
@@ -41,49 +47,55 @@ def constant_slice(recipe: Recipe) -> list[fx.Node] | None:
 
 
 def _random(node: fx.Node) -> bool:
+    """Whether an operator draws random numbers."""
     seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     return seeded or any(x in op_name(node) for x in ("rand", "dropout", "bernoulli", "normal_"))
 
 
 def large_constant(nodes: list[fx.Node]) -> bool:
-    """A literal that may matter only at sizes that no trial reaches (a window, an offset)."""
+    """Whether a number may matter only at sizes that no trial reaches (a window, an offset)."""
     return any(
         isinstance(a, (int, float)) and not isinstance(a, bool) and 1 < abs(a) < 2**31
         for n in nodes
-        if op_name(n) not in SHAPE_OPS
+        if op_name(n) not in operators.SHAPES
         for a in n.args
     )
 
 
 def evaluate(recipe: Recipe, nodes: list[fx.Node], at: dict[Any, int]) -> Tensor | None:
-    """The factor's real value on the CPU, symbolic sizes replaced as in ``at``."""
+    """The recipe's real value on the CPU, with the symbolic sizes that ``at`` gives.
+
+    None where it cannot be computed there.
+    """
     values: dict[fx.Node, Any] = {}
-    steps = {s for s in recipe.steps if isinstance(s, fx.Node)} - {recipe.base}
+    steps = {s.node for s in recipe.steps if isinstance(s, Again)} - {recipe.base}
     try:
         with unset_fake_temporarily(), torch.no_grad():
             for node in nodes:
-                symbolic = node.meta.get("val")
-                if isinstance(symbolic, torch.SymInt):
-                    values[node] = int(expression(symbolic).subs(at))
-                elif node.op == "get_attr":
-                    values[node] = attribute(node)
-                elif node not in steps:
-                    args = fx.map_arg(node.args, values.__getitem__)
-                    kwargs = dict(fx.map_arg(node.kwargs, values.__getitem__))  # type: ignore[call-overload]
-                    if "device" in kwargs:
-                        kwargs["device"] = "cpu"
-                    values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            value = values[recipe.base]
-            value = ~value.bool() if recipe.negate else value
-            for step in recipe.steps:
-                value = _replay(step, value, values.__getitem__)
+                if node not in steps:
+                    values[node] = _value(node, values, at)
+            out, _ = replay(recipe, Tensors(values.__getitem__))
     except (RuntimeError, TypeError, KeyError, ValueError):
         return None
-    return value if isinstance(value, Tensor) else None
+    return out if isinstance(out, Tensor) else None
+
+
+def _value(node: fx.Node, values: dict[fx.Node, Any], at: dict[Any, int]) -> Any:
+    """The real value of one node whose operands have theirs."""
+    symbolic = node.meta.get("val")
+    if isinstance(symbolic, torch.SymInt):
+        return int(expression(symbolic).subs(at))
+    if node.op == "get_attr":
+        return attribute(node)
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": "cpu"}
+    assert callable(node.target)
+    return node.target(*args, **kwargs)
 
 
 def constant(x: Any) -> float | None:
-    """The value of a number or of a node that fills a tensor with one."""
+    """The value of a number, or of a node that fills a tensor with one; else None."""
     if isinstance(x, (int, float)):
         return float(x)
     if not isinstance(x, fx.Node):
@@ -92,11 +104,16 @@ def constant(x: Any) -> float | None:
     if x.op == "get_attr":
         held = attribute(x)
         return float(held) if held is not None and held.numel() == 1 else None
-    if name in ("zeros", "zeros_like", "new_zeros"):
+    if name in operators.ZEROS:
         return 0.0
     if name in ("full", "full_like", "new_full", "scalar_tensor"):
-        value = x.args[0] if name == "scalar_tensor" else x.args[2 if name == "new_full" else 1]
-        return float(value) if isinstance(value, (int, float)) else None
-    if name in CASTS | SHAPE_OPS:
+        number = x.args[{"scalar_tensor": 0, "new_full": 2}.get(name, 1)]
+        return float(number) if isinstance(number, (int, float)) else None
+    if name in operators.CASTS | operators.SHAPES:
         return constant(x.args[0])
     return None
+
+
+def is_zero(x: Any) -> bool:
+    """Whether a number or a tensor is 0 throughout."""
+    return constant(x) == 0

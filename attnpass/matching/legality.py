@@ -33,7 +33,6 @@ class Traits:
         same_len: T and S are provably equal.
         value_dim_differs: dv != d.
         previous: a source for skipat exists: same width and length, earlier in this graph.
-        causal_rows: causal with T = S proven.
     """
 
     kind: str = "self"

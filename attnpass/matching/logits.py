@@ -1,4 +1,22 @@
-"""The logits of an attention: scale, kept positions, biases, factors on the queries."""
+"""The logits of an attention: scale, kept positions, biases, factors on the queries.
+
+The steps between the product and softmax are folded, in order, into one record.
+
+Soundness: ``softmax(scale q k^T + biases, kept positions)`` with the recorded fill is the softmax
+of the chain. Conditions:
+
+1. After a sink was joined, nothing but casts, copies and the subtraction of a maximum follows.
+2. A mask or factor is applied to logits whose last two axes are rows and columns, and whose
+   leading axes are in the order of the queries'.
+3. A number that multiplies masked logits leaves them masked.
+4. A factor that is a tensor is the same for all keys of a row, and no mask or bias came before it:
+   so it can be applied to the query.
+5. A view keeps the heads apart.
+6. No mask, and nothing that a mask is computed from, is written in place.
+
+Two masks of a chain share one fill, the larger. Not covered: two masks whose fills differ, where a
+row has no key that both keep.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +27,28 @@ from typing import Any
 import torch
 from torch import fx
 
+from attnpass.graph import value
 from attnpass.matching.chain import Chain
-from attnpass.matching.factors import Axes
-from attnpass.matching.layout import Lead, lead_of
-from attnpass.matching.map_axes import Maps, same_heads, static_sizes
-from attnpass.matching.masks import Mask, additive, classify, constant_mask
-from attnpass.matching.recipe import ABOVE, FILL, Like, Recipe
+from attnpass.matching.facts import GraphFacts
+from attnpass.matching.layout import Lead
+from attnpass.matching.map_axes import same_heads
+from attnpass.matching.masks import Keep, Mask, additive, classify
+from attnpass.matching.patterns import Sizes, only_masks
+from attnpass.matching.recipe import FILL, AboveFill, Again, Lift, Like, Recipe, Scale
 from attnpass.matching.refuse import Refuse
-from attnpass.matching.steps import Term
-from attnpass.torch_internals import expression as expr
+from attnpass.matching.steps import (
+    Added,
+    Clamped,
+    MaximumSubtracted,
+    Scaled,
+    ScoreStep,
+    Selected,
+    SinkJoined,
+    Tempered,
+    Unchanged,
+    Viewed,
+)
+from attnpass.torch_internals import expression
 
 
 @dataclass
@@ -31,7 +62,15 @@ class Placed:
 
 @dataclass
 class Logits:
-    """Everything between ``q k^T`` and softmax."""
+    """Everything between ``q k^T`` and softmax.
+
+    Attributes:
+        scale: factor on the product. factors: what is proven of the masks.
+        causal: whether only s <= t is kept.
+        fill: what masked logits are set to; None for boolean masks. added: it is added instead.
+        keeps: kept positions that are not named by ``causal``. biases: added to the logits.
+        tempers: tensors that multiply the queries, or divide them (True).
+    """
 
     scale: float = 1.0
     factors: set[str] = field(default_factory=set)
@@ -43,7 +82,7 @@ class Logits:
     tempers: list[tuple[Placed, bool]] = field(default_factory=list)
 
     def take(self, mask: Mask, stage: Lead, at: fx.Node) -> None:
-        """Add what a mask operand was found to be."""
+        """Add a mask operand that was read."""
         self.factors |= mask.factors
         self.causal |= mask.causal
         if mask.fill is not None:
@@ -53,116 +92,157 @@ class Logits:
         self.biases += [Placed(r, stage, at) for r in mask.biases]
 
 
-class LogitsReader(Maps):
-    """Reads what stands between product and softmax; ``written`` are tensors written in place."""
+def read_mask(facts: GraphFacts, recipe: Recipe, sizes: Sizes, stage: Lead) -> Mask:
+    """A mask operand as kept positions, biases and fill.
 
-    def __init__(self, axes: dict[fx.Node, Axes], written: set[fx.Node]) -> None:
-        super().__init__(axes)
-        self.written = written
-
-    def _logits(
-        self,
-        c: Chain,
-        lead: Lead,
-        sizes: tuple[Any, Any],
-        upright: bool,
-        detours: dict[fx.Node, fx.Node],
-    ) -> tuple[Logits, Lead]:
-        """Fold the terms between the product and softmax; also the leading axes at softmax.
-
-        ``upright``: the product's last two axes are rows and columns, in this order.
-        """
-        out, stage, at = Logits(scale=c.scores.factor), lead, c.scores.node
-        plain = upright and lead.order == tuple(range(lead.count))
-        sunk = False
-        for term in c.terms:
-            sunk |= term.kind == "sink"
-            if sunk and term.kind not in ("sink", "same", "maximum"):
-                raise Refuse("SINK", "logits change after a sink was joined", term.at)
-            if term.kind in ("add", "select", "temper") and not plain:
-                raise Refuse("AXIS_UNPROVEN", "a mask on transposed logits", term.at)
-            if term.kind == "scale":
-                out.scale *= term.value
-                if out.fill is not None:
-                    out.fill *= term.value
-                    if not out.fill <= FILL:
-                        raise Refuse("UNKNOWN_SCORE_OP:mul", "a mask scaled away", term.at)
-                out.biases = [
-                    Placed(
-                        Recipe(p.recipe.base, False, (*p.recipe.steps, term.value)), p.lead, p.at
-                    )
-                    for p in out.biases
-                ]
-            elif term.kind == "temper":
-                tempered = term.at not in detours and _row_factor(term.node)
-                if out.biases or out.fill is not None or not tempered:
-                    raise Refuse("UNKNOWN_SCORE_OP:mul", "a [T, S] factor on the logits", term.at)
-                out.tempers.append((Placed(Recipe(term.node), stage, at), term.flip))
-            elif term.kind == "add":
-                recipe = _joined(term, detours.get(term.at))
-                if term.flip:
-                    out.biases.append(
-                        Placed(replace(recipe, steps=(*recipe.steps, -1.0)), stage, at)
-                    )
-                    self._refuse_written(recipe.base, deep=True)
-                else:
-                    out.take(self._mask(recipe, sizes, stage), stage, at)
-            elif term.kind == "select":
-                self._refuse_written(term.node, deep=True)
-                mask = Mask(fill=term.value)
-                recipe = replace(_joined(term, detours.get(term.at)), negate=term.flip)
-                classify(mask, [recipe], sizes, self.axes, stage)
-                out.take(mask, stage, at)
-            elif term.kind == "clamp" and out.fill is not None:
-                out.fill, out.added = max(out.fill, term.value), False
-            elif term.kind == "view" and term.at not in detours:
-                at, shape = term.at, term.at.meta["val"].shape[:-2]
-                stage = lead_of(self.axes[term.at][:-2], static_sizes(shape))
-                plain = upright and stage.order == tuple(range(stage.count))
-                if not same_heads(stage, lead):
-                    raise Refuse("AXIS_UNPROVEN", "a view mixes heads and batch", term.at)
-        return out, stage
-
-    def _mask(self, recipe: Recipe, sizes: tuple[Any, Any], stage: Lead) -> Mask:
-        """A mask operand as kept positions, biases and fill."""
-        self._refuse_written(recipe.base, deep=True)
-        mask, keeps = Mask(), []
-        if recipe.base.meta["val"].dtype == torch.bool:
-            keeps.append(recipe)
-        else:
-            for kind, part, fill in additive(recipe):
-                if kind == "keep":
-                    keeps.append(part)
-                    mask.fill = fill if mask.fill is None else max(fill, mask.fill)
-                    mask.added = True
-                elif constant_mask(part, sizes):
-                    keeps.append(Recipe(part.base, False, (*part.steps, ABOVE)))
-                    mask.fill, mask.added = -math.inf, True
-                else:
-                    mask.biases.append(part)
-        classify(mask, keeps, sizes, self.axes, stage)
-        return mask
-
-    def _refuse_written(self, node: fx.Node, *, deep: bool = False) -> None:
-        """Refuse what is written in place; ``deep``: also what it is computed from."""
-        seen: set[fx.Node] = set()
-        stack = [node] if self.written else []
-        while stack:
-            node = stack.pop()
-            if node in self.written:
-                raise Refuse("MUTATED_ALIAS", "an operand is written in place", node)
-            if deep and node not in seen:
-                seen.add(node)
-                stack.extend(node.all_input_nodes)
+    Raises:
+        Refuse: condition 6.
+    """
+    facts.refuse_written(recipe.base, "logits 6", deep=True)
+    mask, keeps = Mask(), []
+    if value(recipe.base).dtype == torch.bool:
+        keeps.append(recipe)
+    else:
+        for part in additive(recipe):
+            if isinstance(part, Keep):
+                keeps.append(part.recipe)
+                mask.fill = part.fill if mask.fill is None else max(part.fill, mask.fill)
+                mask.added = True
+            elif only_masks(part.recipe, sizes):
+                base, steps = part.recipe.base, part.recipe.steps
+                keeps.append(Recipe(base, False, (*steps, AboveFill())))
+                mask.fill, mask.added = -math.inf, True
+            else:
+                mask.biases.append(part.recipe)
+    classify(mask, keeps, sizes, facts.axes, stage)
+    return mask
 
 
-def _joined(term: Term, view: fx.Node | None) -> Recipe:
-    """A term's tensor as seen behind the view that joins split token axes again."""
-    if view is None:
-        return Recipe(term.node)
-    return Recipe(term.node, False, (term.at.meta["val"].dim(), Like(term.at), view))
+@dataclass
+class _Fold:
+    """The steps of one chain on their way into ``out``.
+
+    Attributes:
+        facts: of the graph. first: the leading axes of the product. sizes: T and S.
+        upright: the product's last two axes are rows and columns, in this order.
+        detours: see ``map_axes.detours``.
+        stage: the leading axes where the fold is. at: the node there. sunk: a sink was joined.
+    """
+
+    facts: GraphFacts
+    first: Lead
+    sizes: Sizes
+    upright: bool
+    detours: dict[fx.Node, fx.Node]
+    out: Logits
+    stage: Lead
+    at: fx.Node
+    sunk: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the logits are upright here and their leading axes in order."""
+        return self.upright and self.stage.order == tuple(range(self.stage.count))
+
+    def take(self, step: ScoreStep) -> None:
+        """Fold one step."""
+        self.sunk |= isinstance(step, SinkJoined)
+        if self.sunk and not isinstance(step, (SinkJoined, Unchanged, MaximumSubtracted)):
+            raise Refuse("logits 1", "SINK", "logits change after a sink was joined", step.at)
+        if isinstance(step, (Added, Selected, Tempered)) and not self.plain:
+            raise Refuse("logits 2", "AXIS_UNPROVEN", "a mask on transposed logits", step.at)
+        match step:
+            case Scaled():
+                self._scaled(step)
+            case Tempered():
+                self._tempered(step)
+            case Added():
+                self._added(step)
+            case Selected():
+                self._selected(step)
+            case Clamped(_, bound) if self.out.fill is not None:
+                self.out.fill, self.out.added = max(self.out.fill, bound), False
+            case Viewed(at) if at not in self.detours:
+                self._viewed(at)
+
+    def _scaled(self, step: Scaled) -> None:
+        out = self.out
+        out.scale *= step.factor
+        if out.fill is not None:
+            out.fill *= step.factor
+            if not out.fill <= FILL:
+                raise Refuse("logits 3", "UNKNOWN_SCORE_OP:mul", "a mask scaled away", step.at)
+        out.biases = [
+            replace(p, recipe=_then(replace(p.recipe, negate=False), Scale(step.factor)))
+            for p in out.biases
+        ]
+
+    def _tempered(self, step: Tempered) -> None:
+        out = self.out
+        by_row = step.at not in self.detours and _same_for_all_keys(step.tensor)
+        if out.biases or out.fill is not None or not by_row:
+            hint = "a [T, S] factor on the logits"
+            raise Refuse("logits 4", "UNKNOWN_SCORE_OP:mul", hint, step.at)
+        out.tempers.append((self._placed(Recipe(step.tensor)), step.inverse))
+
+    def _added(self, step: Added) -> None:
+        recipe = self._joined(step.tensor, step.at)
+        if not step.negative:
+            mask = read_mask(self.facts, recipe, self.sizes, self.stage)
+            self.out.take(mask, self.stage, self.at)
+            return
+        self.facts.refuse_written(recipe.base, "logits 6", deep=True)
+        self.out.biases.append(self._placed(_then(recipe, Scale(-1.0))))
+
+    def _selected(self, step: Selected) -> None:
+        self.facts.refuse_written(step.condition, "logits 6", deep=True)
+        mask = Mask(fill=step.fill)
+        recipe = replace(self._joined(step.condition, step.at), negate=step.flip)
+        classify(mask, [recipe], self.sizes, self.facts.axes, self.stage)
+        self.out.take(mask, self.stage, self.at)
+
+    def _viewed(self, at: fx.Node) -> None:
+        self.at = at
+        self.stage = self.facts.lead(at, range(value(at).dim() - 2))
+        if not same_heads(self.stage, self.first):
+            raise Refuse("logits 5", "AXIS_UNPROVEN", "a view mixes heads and batch", at)
+
+    def _placed(self, recipe: Recipe) -> Placed:
+        return Placed(recipe, self.stage, self.at)
+
+    def _joined(self, tensor: fx.Node, at: fx.Node) -> Recipe:
+        """A step's tensor as seen behind the view that joins split token axes again."""
+        view = self.detours.get(at)
+        if view is None:
+            return Recipe(tensor)
+        return Recipe(tensor, False, (Lift(value(at).dim()), Like(at), Again(view)))
 
 
-def _row_factor(node: Any) -> bool:
-    shape = node.meta["val"].shape
-    return len(shape) == 0 or expr(shape[-1]) == 1
+def read_logits(
+    facts: GraphFacts,
+    c: Chain,
+    lead: Lead,
+    sizes: Sizes,
+    upright: bool,
+    detours: dict[fx.Node, fx.Node],
+) -> Logits:
+    """The steps of a chain, folded; ``upright``: the product's last axes are rows and columns.
+
+    Raises:
+        Refuse: conditions 1 to 6.
+    """
+    out = Logits(scale=c.scores.factor)
+    fold = _Fold(facts, lead, sizes, upright, detours, out, lead, c.scores.node)
+    for step in c.steps:
+        fold.take(step)
+    return out
+
+
+def _then(recipe: Recipe, step: Scale) -> Recipe:
+    return replace(recipe, steps=(*recipe.steps, step))
+
+
+def _same_for_all_keys(node: fx.Node) -> bool:
+    """Whether a tensor has at most one value for all keys of a row."""
+    shape: Any = value(node).shape
+    return len(shape) == 0 or expression(shape[-1]) == 1

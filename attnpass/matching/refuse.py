@@ -1,7 +1,4 @@
-"""The walk from a softmax up to the logits' product, and down to the one that reads the weights.
-
-What stands between is collected as terms; anything else is refused by name.
-"""
+"""How a prover says no: by the condition that is not met, a decline code and the deciding node."""
 
 from __future__ import annotations
 
@@ -9,8 +6,14 @@ from torch import fx
 
 
 class Refuse(Exception):
-    """This anchor is not a site: a decline code, a hint, and the node that decided."""
+    """This anchor is not a site.
 
-    def __init__(self, code: str, hint: str, node: fx.Node) -> None:
-        super().__init__(code, hint)
-        self.code, self.hint, self.node = code, hint, node
+    Attributes:
+        condition: the prover and the number of the condition in its Soundness section, for
+            example ``chain 3``.
+        code: the stable decline code that users see. hint: one line. node: the node that decided.
+    """
+
+    def __init__(self, condition: str, code: str, hint: str, node: fx.Node) -> None:
+        super().__init__(condition, code, hint)
+        self.condition, self.code, self.hint, self.node = condition, code, hint, node

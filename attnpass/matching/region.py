@@ -1,7 +1,4 @@
-"""One anchor read into a Region: the operands, the logits' terms, the result, the block output.
-
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
-"""
+"""The record of one attention: the public site, and the nodes that a rewrite needs."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from attnpass.site import AttentionSite
 SDPA = "scaled_dot_product_attention"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Region:
     """The nodes a rewrite needs. Internal: never serialised, never shown.
 

@@ -1,6 +1,7 @@
-"""The walk from a softmax up to the logits' product, and down to the one that reads the weights.
+"""The operators between the logits' product and softmax: one small record for each meaning.
 
-What stands between is collected as terms; anything else is refused by name.
+``read_step`` says which operands of an operator may be the logits, and what the operator then does
+to them. An operator that is not in its table is not understood, and the walk ends there.
 """
 
 from __future__ import annotations
@@ -11,47 +12,126 @@ from typing import Any
 
 from torch import fx
 
-from attnpass.graph import CASTS, COPIES, TRANSPOSES, VIEWS, op_name
-from attnpass.matching.constants import constant
+from attnpass.graph import number, numbers, op_name, operand, operators, value
+from attnpass.matching.masks import fill_of
 from attnpass.matching.products import contraction
-from attnpass.matching.recipe import FILL
 
 
-@dataclass
-class Term:
-    """One step from the logits' product towards softmax.
+@dataclass(frozen=True)
+class ScoreStep:
+    """One operator that the logits pass; ``at`` is its node."""
 
-    ``kind``: ``scale`` (value a number), ``temper`` (a tensor factor), ``add`` (a tensor, ``flip``
-    if subtracted), ``select`` (value a fill, node the condition, ``flip`` if kept where it is
-    False), ``view``, ``turn`` (axes permuted), ``mix`` (heads combined by weights), ``softcap``,
-    ``sink`` (a column joined), ``clamp`` (value a lower bound), ``maximum`` (subtracted),
-    ``same`` (a cast, a copy).
-    """
-
-    kind: str
     at: fx.Node
-    node: Any = None
-    value: float = 0.0
+
+
+@dataclass(frozen=True)
+class Unchanged(ScoreStep):
+    """A cast or a copy."""
+
+
+@dataclass(frozen=True)
+class Viewed(ScoreStep):
+    """The same logits, their axes split or merged."""
+
+
+@dataclass(frozen=True)
+class Transposed(ScoreStep):
+    """The same logits, their axes in another order."""
+
+
+@dataclass(frozen=True)
+class MixedHeads(ScoreStep):
+    """Heads combined by weights, every position for itself (talking heads)."""
+
+
+@dataclass(frozen=True)
+class SoftCapped(ScoreStep):
+    """Logits capped by tanh."""
+
+
+@dataclass(frozen=True)
+class Scaled(ScoreStep):
+    """Multiplied by a number."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class Tempered(ScoreStep):
+    """Multiplied by a tensor, or divided by it (``inverse``)."""
+
+    tensor: fx.Node
+    inverse: bool
+
+
+@dataclass(frozen=True)
+class Added(ScoreStep):
+    """A tensor is added, or subtracted (``negative``)."""
+
+    tensor: fx.Node
+    negative: bool = False
+
+
+@dataclass(frozen=True)
+class MaximumSubtracted(ScoreStep):
+    """A maximum of the logits is subtracted, which softmax does not feel along its own axis."""
+
+    maximum: fx.Node
+
+
+@dataclass(frozen=True)
+class Selected(ScoreStep):
+    """Set to ``fill`` where ``condition`` is False, or where it is True (``flip``)."""
+
+    condition: fx.Node
+    fill: float
     flip: bool = False
 
 
-def mixed_map(node: fx.Node) -> Any:
+@dataclass(frozen=True)
+class Clamped(ScoreStep):
+    """Raised to a lower bound at which exp() is 0."""
+
+    bound: float
+
+
+@dataclass(frozen=True)
+class SinkJoined(ScoreStep):
+    """One more column is joined that belongs to no key (an attention sink)."""
+
+
+Options = list[tuple[fx.Node, ScoreStep]]
+"""Operands that may be the logits, each with the step that the operator then is."""
+
+
+def read_step(node: fx.Node) -> Options:
+    """The operands of ``node`` that may be the logits; none where it is not understood."""
+    mixed = mixed_map(node)
+    if mixed is not None:
+        return [(mixed, MixedHeads(node))]
+    reader = _READERS.get(op_name(node))
+    return reader(node) if reader else []
+
+
+def mixed_map(node: fx.Node) -> fx.Node | None:
     """The map whose heads ``node`` combines by weights, every position for itself; else None.
 
     A linear layer or norm on a map turned so that heads are last, a 1x1 convolution, an einsum
     with a matrix.
     """
-    name, source = op_name(node), node.args[0] if node.args else None
+    name = op_name(node)
+    source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
     if name in ("linear", "layer_norm"):
-        turned: Any = source
-        while op_name(turned) in COPIES:
-            turned = turned.args[0]
-        found = op_name(turned) in TRANSPOSES and turned.meta["val"].dim() == 4
-        one = name == "linear" or len(node.args[1]) == 1  # type: ignore[arg-type]
-        return source if found and one else None
+        turned = source
+        while turned is not None and op_name(turned) in operators.COPIES:
+            turned = operand(turned)
+        heads_last = op_name(turned) in operators.TRANSPOSES
+        if turned is None or not heads_last or value(turned).dim() != 4:
+            return None
+        return source if name == "linear" or len(numbers(node.args[1])) == 1 else None
     if name == "conv2d":
-        kernel = node.args[1].meta["val"].shape[2:]  # type: ignore[union-attr]
-        return source if all(s == 1 for s in kernel) and node.meta["val"].dim() == 4 else None
+        kernel = value(operand(node, 1)).shape[2:]
+        return source if all(s == 1 for s in kernel) and value(node).dim() == 4 else None
     product = contraction(node) if name == "einsum" else None
     if product is None or product.b.op not in ("placeholder", "get_attr"):
         return None
@@ -59,15 +139,20 @@ def mixed_map(node: fx.Node) -> Any:
     return product.a if whole else None
 
 
-Options = list[tuple[fx.Node, Term]]
-
-
 def _same(node: fx.Node) -> Options:
-    return [(node.args[0], Term("same", node))]  # type: ignore[list-item]
+    return [(operand(node), Unchanged(node))]
 
 
 def _view(node: fx.Node) -> Options:
-    return [(node.args[0], Term("view", node))]  # type: ignore[list-item]
+    return [(operand(node), Viewed(node))]
+
+
+def _turned(node: fx.Node) -> Options:
+    return [(operand(node), Transposed(node))]
+
+
+def _capped(node: fx.Node) -> Options:
+    return [(operand(node), SoftCapped(node))]
 
 
 def _scaled(node: fx.Node) -> Options:
@@ -76,28 +161,23 @@ def _scaled(node: fx.Node) -> Options:
     if node.kwargs:
         return []  # a rounding mode
     if isinstance(b, (int, float)) and isinstance(a, fx.Node):
-        return [(a, Term("scale", node, value=1 / b if inverse else float(b)))]
+        return [(a, Scaled(node, 1 / b if inverse else float(b)))]
     out: Options = []
     for x, y in ((a, b), (b, a)):
         if isinstance(x, fx.Node) and isinstance(y, fx.Node) and not (inverse and x is b):
-            out.append((x, Term("temper", node, y, flip=inverse)))
+            out.append((x, Tempered(node, y, inverse)))
     return out
 
 
-def _turned(node: fx.Node) -> Options:
-    return [(node.args[0], Term("turn", node))]  # type: ignore[list-item]
-
-
-def _joined(node: fx.Node) -> Options:
-    """A sink: one more column beside the logits."""
+def _sink(node: fx.Node) -> Options:
     parts: Any = node.args[0]
-    dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
-    if dim not in (-1, node.meta["val"].dim() - 1) or len(parts) != 2:
+    dim = number(node, 1) if len(node.args) > 1 else 0
+    if dim not in (-1, value(node).dim() - 1) or len(parts) != 2:
         return []
     return [
-        (x, Term("sink", node, y))
+        (x, SinkJoined(node))
         for x, y in (parts, parts[::-1])
-        if y.meta["val"].shape[-1] == 1 and x.meta["val"].shape[-1] != 1
+        if value(y).shape[-1] == 1 and value(x).shape[-1] != 1
     ]
 
 
@@ -107,22 +187,24 @@ def _added(node: fx.Node) -> Options:
         return []
     if not isinstance(b, fx.Node):
         return []  # softmax does not feel a shift, the other forms do
-    return [(x, Term("add", node, y)) for x, y in ((a, b), (b, a)) if isinstance(x, fx.Node)]
+    return [(x, Added(node, y)) for x, y in ((a, b), (b, a)) if isinstance(x, fx.Node)]  # type: ignore[arg-type]
 
 
 def _subtracted(node: fx.Node) -> Options:
     a, b = node.args[0], node.args[1]
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or node.kwargs:
         return []
-    return [(a, Term("maximum" if _is_maximum(b) else "add", node, b, flip=True))]
+    if reduction_behind(b) is not None:
+        return [(a, MaximumSubtracted(node, b))]
+    return [(a, Added(node, b, negative=True))]
 
 
-def _is_maximum(node: fx.Node) -> bool:
-    return _maximum(node) is not None
+_BESIDE = operators.CASTS | operators.COPIES | {"detach", "unsqueeze"}
+"""Operators that a maximum may pass on its way to the subtraction."""
 
 
-def _maximum(node: fx.Node) -> fx.Node | None:
-    """The reduction behind a maximum, casts and copies stepped over."""
+def reduction_behind(node: fx.Node) -> fx.Node | None:
+    """The maximum that a node holds, casts and copies stepped over; None where it is none."""
     while getattr(node.target, "__name__", "") == "getitem" or op_name(node) in _BESIDE:
         if not isinstance(node.args[0], fx.Node):
             return None
@@ -130,67 +212,48 @@ def _maximum(node: fx.Node) -> fx.Node | None:
     return node if op_name(node) in ("amax", "max") else None
 
 
-_BESIDE = CASTS | COPIES | {"detach", "unsqueeze"}
-
-
-def _row_maximum(node: fx.Node, dim: int) -> bool:
+def is_row_maximum(maximum: fx.Node, dim: int) -> bool:
     """Whether softmax over ``dim`` (from the end) does not feel the subtracted maximum."""
-    reduction = _maximum(node)
+    reduction = reduction_behind(maximum)
     assert reduction is not None
     if len(reduction.args) == 1:
         return True  # of everything
-    dims = (
-        reduction.args[1] if isinstance(reduction.args[1], (list, tuple)) else [reduction.args[1]]
-    )
-    rank = reduction.args[0].meta["val"].dim()  # type: ignore[union-attr]
-    kept = node.meta["val"].dim() == rank and node.meta["val"].shape[dim] == 1
-    return kept and [int(d) % rank for d in dims] == [dim % rank]  # type: ignore[arg-type]
-
-
-def _fill(x: Any) -> float | None:
-    value = constant(x)
-    return value if value is not None and value <= FILL else None
+    rank = value(operand(reduction)).dim()
+    kept = value(maximum).dim() == rank and value(maximum).shape[dim] == 1
+    return kept and [d % rank for d in numbers(reduction.args[1])] == [dim % rank]
 
 
 def _selected(node: fx.Node) -> Options:
     if op_name(node) == "masked_fill":
-        fill = _fill(node.args[2])
-        logits, mask = node.args[:2]
-        if fill is None or not isinstance(logits, fx.Node):
+        fill = fill_of(node.args[2])
+        if fill is None or not isinstance(node.args[0], fx.Node):
             return []
-        return [(logits, Term("select", node, mask, fill, flip=True))]
-    cond, yes, no = node.args
-    if (fill := _fill(no)) is not None and isinstance(yes, fx.Node):
-        return [(yes, Term("select", node, cond, fill))]
-    if (fill := _fill(yes)) is not None and isinstance(no, fx.Node):
-        return [(no, Term("select", node, cond, fill, flip=True))]
+        return [(operand(node), Selected(node, operand(node, 1), fill, flip=True))]
+    _, yes, no = node.args
+    if (fill := fill_of(no)) is not None and isinstance(yes, fx.Node):
+        return [(yes, Selected(node, operand(node), fill))]
+    if (fill := fill_of(yes)) is not None and isinstance(no, fx.Node):
+        return [(no, Selected(node, operand(node), fill, flip=True))]
     return []
 
 
 def _clamped(node: fx.Node) -> Options:
-    bound = _fill(node.args[1] if len(node.args) > 1 else node.kwargs.get("min"))
+    bound = fill_of(node.args[1] if len(node.args) > 1 else node.kwargs.get("min"))
     if bound is None or len(node.args) > 2 or not isinstance(node.args[0], fx.Node):
         return []
-    return [(node.args[0], Term("clamp", node, value=bound))]
-
-
-def _capped(node: fx.Node) -> Options:
-    return [(node.args[0], Term("softcap", node))]  # type: ignore[list-item]
+    return [(operand(node), Clamped(node, bound))]
 
 
 _READERS: dict[str, Callable[[fx.Node], Options]] = {
-    **dict.fromkeys(CASTS | COPIES, _same),
-    **dict.fromkeys(VIEWS, _view),
+    **dict.fromkeys(operators.CASTS | operators.COPIES, _same),
+    **dict.fromkeys(operators.VIEWS, _view),
+    **dict.fromkeys(operators.TRANSPOSES, _turned),
     **dict.fromkeys(("mul", "div", "true_divide"), _scaled),
+    **dict.fromkeys(("masked_fill", "where"), _selected),
+    **dict.fromkeys(("maximum", "max", "clamp", "clamp_min"), _clamped),
     "add": _added,
     "sub": _subtracted,
-    "masked_fill": _selected,
-    "where": _selected,
-    **dict.fromkeys(TRANSPOSES, _turned),
-    "cat": _joined,
-    "maximum": _clamped,
-    "max": _clamped,
-    "clamp": _clamped,
-    "clamp_min": _clamped,
+    "cat": _sink,
     "tanh": _capped,
 }
+"""Operator -> the reader of its step."""

@@ -11,24 +11,28 @@ from types import MappingProxyType
 
 from torch import fx
 
-from attnpass.graph import SOFTMAX, Opaque, module_path, op_name, source_line, written
-from attnpass.matching.axes import AxisTracer
+from attnpass.graph import Opaque, module_path, op_name, operators, source_line
+from attnpass.matching.facts import GraphFacts
 from attnpass.matching.legality import legality
-from attnpass.matching.reader import Reader
+from attnpass.matching.reader import read_region
 from attnpass.matching.refuse import Refuse
 from attnpass.matching.region import SDPA, Region
 from attnpass.site import Decline
 
+_SWITCH_OFF = "torch.backends.mha.set_fastpath_enabled(False) before compiling opens it"
+
 OPAQUE = {
-    "_native_multi_head_attention": "torch.backends.mha.set_fastpath_enabled(False) before "
-    "compiling opens it",
-    "_transformer_encoder_layer_fwd": "torch.backends.mha.set_fastpath_enabled(False) before "
-    "compiling opens it",
+    "_native_multi_head_attention": _SWITCH_OFF,
+    "_transformer_encoder_layer_fwd": _SWITCH_OFF,
     "_flash_attention_forward": "call scaled_dot_product_attention instead",
 }
 """Attention operators that cannot be opened, with the cure."""
 
-ANCHORS = SOFTMAX | frozenset(OPAQUE) | {SDPA}
+ANCHORS = operators.SOFTMAX | frozenset(OPAQUE) | {SDPA}
+"""Operators that may be attention."""
+
+MARKS = ("softmax", "scaled_dot_product_attention", "multi_head_attention", "encoder_layer_fwd")
+"""Parts of the names that attention has in Dynamo's own graph."""
 
 
 @dataclass
@@ -45,36 +49,38 @@ def anchors(graph: fx.Graph) -> list[fx.Node]:
 
 
 def match(graph: fx.Graph, parameters: set[fx.Node], allow: Collection[str] = ()) -> Matches:
-    """Every verdict on a normalised graph; ``parameters`` are its weight placeholders."""
+    """Every verdict on a normalised graph.
+
+    Args:
+        graph: in normal form. parameters: its weight placeholders.
+        allow: what the user accepts (``site.ALLOW``).
+    """
     found = anchors(graph)
     out = Matches(declined=list(_hidden(graph)))
     if not found:
         return out
-    reader = Reader(AxisTracer(graph, parameters).axes, parameters, written(graph))
+    facts = GraphFacts.of(graph, parameters)
     names: dict[str, int] = {}
     for anchor in found:
         path, source = module_path(anchor), source_line(anchor)
         at = Decline("", path, source, node=anchor.name)
+        count = names.get(path, 0) + 1
+        name = path if count == 1 else f"{path}#{count}"
         try:
             if op_name(anchor) in OPAQUE:
-                raise Refuse("OPAQUE_FASTPATH", OPAQUE[op_name(anchor)], anchor)
-            names[path] = names.get(path, 0) + 1
-            name = path if names[path] == 1 else f"{path}#{names[path]}"
-            region = reader.read(anchor, name, source)
+                hint = OPAQUE[op_name(anchor)]
+                raise Refuse("verdicts 1", "OPAQUE_FASTPATH", hint, anchor)
+            region = read_region(facts, anchor, name, source)
         except Refuse as no:
-            names[path] = names.get(path, 1) - 1
-            out.declined.append(replace(at, code=no.code, hint=no.hint, node=no.node.name))
+            decline = replace(at, code=no.code, hint=no.hint, node=no.node.name)
+            out.declined.append(replace(decline, condition=no.condition))
             continue
-        _link(region, out.regions)
+        names[path] = count
+        region = replace(region, previous=_previous(region, out.regions))
         traits = replace(region.traits, previous=region.previous is not None)
         legal = MappingProxyType(legality(traits, at, allow))
-        region.site = replace(region.site, legal=legal)
-        out.regions.append(region)
+        out.regions.append(replace(region, site=replace(region.site, legal=legal)))
     return out
-
-
-MARKS = ("softmax", "scaled_dot_product_attention", "multi_head_attention", "encoder_layer_fwd")
-"""Parts of the names that attention has in Dynamo's own graph."""
 
 
 def marked(node: fx.Node) -> bool:
@@ -84,7 +90,7 @@ def marked(node: fx.Node) -> bool:
 
 
 def _hidden(graph: fx.Graph) -> Iterator[Decline]:
-    """What looks like attention inside pieces that cannot be opened."""
+    """Declines for the look-alikes inside pieces that cannot be opened."""
     for piece in graph.nodes:
         if not isinstance(piece.target, Opaque):
             continue
@@ -99,15 +105,16 @@ def _hidden(graph: fx.Graph) -> Iterator[Decline]:
                 yield Decline("HOP_UNSUPPORTED", *where, hint, node.name)
 
 
-def _link(region: Region, earlier: list[Region]) -> None:
-    """Find the attention block whose output skipat would reuse."""
+def _previous(region: Region, earlier: list[Region]) -> Region | None:
+    """The attention whose block output skipat would reuse; None where there is none."""
+    if region.block_out is None:
+        return None
     for other in reversed(earlier):
         if (
-            region.block_out is not None
-            and other.block_out is not None
+            other.block_out is not None
             and other.site.kind == "self"
             and other.site.width == region.site.width
             and other.tokens == region.tokens
         ):
-            region.previous = other
-            return
+            return other
+    return None

@@ -1,8 +1,4 @@
-"""Graph + regions + modules -> graph: each region becomes one call of its form's module.
-
-The original graph is never touched: the rewrite works on a copy, which runs eagerly as it is, or
-is traced once more into plain operators for a compiler. Shapes: B batch, H heads, T, S tokens.
-"""
+"""The part of a rewritten graph that one site computes, so that it can be trained alone."""
 
 from __future__ import annotations
 
@@ -12,10 +8,11 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from attnpass.matching import Region
-from attnpass.rewrite.rewriter import _Rewriter
+from attnpass.rewrite.rewriter import rewritten
+from attnpass.rewrite.writer import Writer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Branch:
     """What one site computes, from values of the original graph to its block's output.
 
@@ -39,23 +36,23 @@ def branch(
     Everything else is read off the original graph: a branch is independent of what runs at the
     other sites.
     """
-    rewriter = _Rewriter(gm)
-    rewriter.run([region], {region.site.name: module})
+    w = rewritten(gm, [region], {region.site.name: module})
+    w.finish()
     target = region.block_out or region.out.node
-    call = next(n for n in rewriter.graph.nodes if n.op == "call_module")
-    moved = {rewriter.new[n] for n in weights} | {call}
-    for node in rewriter.graph.nodes:
+    call = next(n for n in w.graph.nodes if n.op == "call_module")
+    moved = {w.new[n] for n in weights} | {call}
+    for node in w.graph.nodes:
         if moved.intersection(node.all_input_nodes):
             moved.add(node)
-    moved -= {rewriter.new[n] for n in weights}
-    return _extract(rewriter, target, call, moved)
+    moved -= {w.new[n] for n in weights}
+    return _extract(w, target, call, moved)
 
 
-def _extract(rewriter: _Rewriter, target: fx.Node, call: fx.Node, moved: set[fx.Node]) -> Branch:
-    """The graph that makes ``target``; what has not moved and was there before is read."""
-    before = {new: old for old, new in rewriter.new.items()}
+def _extract(w: Writer, target: fx.Node, call: fx.Node, moved: set[fx.Node]) -> Branch:
+    """The graph that makes ``target``; a node that was there before and has not moved is read."""
+    before = {new: old for old, new in w.new.items()}
     keep = call.args[-1] if isinstance(call.args[-1], fx.Node) else None
-    ends = [rewriter.new[target]] + ([keep] if keep is not None else [])
+    ends = [w.new[target]] + ([keep] if keep is not None else [])
     needed: set[fx.Node] = set()
     reads: dict[fx.Node, fx.Node] = {}
     stack = list(ends)
@@ -71,8 +68,8 @@ def _extract(rewriter: _Rewriter, target: fx.Node, call: fx.Node, moved: set[fx.
     graph, copied = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in reads:
         copied[node] = graph.placeholder(node.name)
-    for node in rewriter.graph.nodes:
+    for node in w.graph.nodes:
         if node in needed:
             copied[node] = graph.node_copy(node, copied.__getitem__)
     graph.output((copied[ends[0]], None if keep is None else copied[keep]))
-    return Branch(fx.GraphModule(rewriter.gm, graph), list(reads.values()), target)
+    return Branch(fx.GraphModule(w.gm, graph), list(reads.values()), target)

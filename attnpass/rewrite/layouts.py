@@ -1,0 +1,103 @@
+"""Operands of a site brought to ``[B, H, rows, columns]``, and results brought back.
+
+Shapes: B batch, H heads, T queries, dv value dim. The layouts themselves are proven by
+``matching.layout``; here they become permutes and reshapes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from attnpass.graph import value
+from attnpass.matching import SHARED, Lead, Operand
+from attnpass.rewrite.writer import Writer
+
+aten = torch.ops.aten
+
+
+def canonical_operand(w: Writer, x: Operand) -> fx.Node:
+    """An operand as ``[B, H, rows, columns]``."""
+    node, permutation = w.read(x.node), x.permutation
+    own = [i for i in permutation if i != SHARED]
+    if own != list(range(len(own))):
+        node = w.call(aten.permute.default, node, own)
+    for at in (i for i, axis in enumerate(permutation) if axis == SHARED):
+        node = w.call(aten.unsqueeze.default, node, at)
+    return canonical(w, node, x.lead)
+
+
+def canonical(w: Writer, x: fx.Node, lead: Lead) -> fx.Node:
+    """Leading axes, in the order of ``lead``, merged to batch and heads."""
+    if lead.count == 0:
+        return w.call(aten.unsqueeze.default, w.call(aten.unsqueeze.default, x, 0), 0)
+    if lead.count == 1:
+        if lead.heads == 1:
+            return w.call(aten.unsqueeze.default, x, 1)
+        return w.call(aten.unflatten.int, x, 0, [-1, lead.heads])
+    if lead.split >= 0:
+        x = w.call(aten.unflatten.int, x, lead.split, [-1, lead.heads])
+        x = w.call(aten.permute.default, x, _heads_last(lead))
+        return w.call(aten.flatten.using_ints, x, 0, lead.count - 1)
+    if lead.paired:
+        return x if lead.count == 2 else w.call(aten.flatten.using_ints, x, 0, lead.count - 2)
+    flat = w.call(aten.flatten.using_ints, x, 0, lead.count - 1)
+    return w.call(aten.unsqueeze.default, flat, 1)
+
+
+def restored(
+    w: Writer, out: fx.Node, target: Operand, source: Operand, dtype: torch.dtype
+) -> fx.Node:
+    """``[B, H, T, dv]`` in the layout and dtype of the node that it replaces.
+
+    Args:
+        out: of ``dtype``. target: the replaced node with its layout.
+        source: an operand with the same leading axes, from which sizes are read.
+    """
+    permutation, like = target.permutation, value(target.node)
+    out = _leading_axes_restored(w, out, target, source)
+    if permutation != tuple(range(len(permutation))):
+        inverse = [permutation.index(i) for i in range(len(permutation))]
+        out = w.call(aten.permute.default, out, inverse)
+    return out if dtype == like.dtype else w.call(aten.to.dtype, out, like.dtype)
+
+
+def _leading_axes_restored(w: Writer, out: fx.Node, target: Operand, source: Operand) -> fx.Node:
+    """Batch and heads split and merged back to the leading axes of ``target``, in its order."""
+    lead, permutation, like = target.lead, target.permutation, value(target.node)
+    if lead.count == 0:
+        return w.call(aten.squeeze.dims, out, [0, 1])
+    if lead.count == 1:
+        return w.call(aten.flatten.using_ints, out, 0, 1)
+    if lead.split >= 0:
+        shape: list[Any] = [like.shape[i] for i in permutation[: lead.count]]
+        own = shape[lead.split]
+        shape[lead.split] = own // lead.heads if isinstance(own, int) else own
+        out = w.call(aten.unflatten.int, out, 0, _sizes(w, shape, source))
+        order = _heads_last(lead)
+        out = w.call(aten.permute.default, out, [order.index(i) for i in range(len(order))])
+        return w.call(aten.flatten.using_ints, out, lead.split, lead.split + 1)
+    if lead.count == 2 and lead.paired:
+        return out
+    if not lead.paired:
+        out = w.call(aten.squeeze.dim, out, 1)
+    batch = lead.count - 1 if lead.paired else lead.count
+    shape = [like.shape[i] for i in permutation[:batch]]
+    return w.call(aten.unflatten.int, out, 0, _sizes(w, shape, source))
+
+
+def _sizes(w: Writer, shape: list[Any], source: Operand) -> list[Any]:
+    """Sizes as numbers where known, one -1, else read off ``source``."""
+    unknown = [i for i, s in enumerate(shape) if not isinstance(s, int)]
+    if len(unknown) <= 1:
+        return [-1 if i in unknown else s for i, s in enumerate(shape)]
+    node, at = w.read(source.node), source.permutation
+    return [w.call(aten.sym_size.int, node, at[i]) for i in range(len(shape))]
+
+
+def _heads_last(lead: Lead) -> list[int]:
+    """The order that brings split-off heads behind the other leading axes."""
+    rest = [i for i in range(lead.count + 1) if i != lead.split + 1]
+    return [*rest, lead.split + 1, lead.count + 1, lead.count + 2]
