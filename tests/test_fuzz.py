@@ -45,16 +45,16 @@ PLAIN = {k: v[0] for k, v in fuzz.CHOICES.items()} | {"source": "separate", "mas
 @pytest.mark.parametrize("what", ["scale", "mask", "bias"])
 def test_the_check_can_fail(what, monkeypatch):
     """A matcher that reads one thing wrongly is caught by the same check."""
-    from attnpass.matching import reader
+    from attnpass.matching import verdicts
 
-    read = reader.Reader.read
+    read = verdicts.read_region
 
-    def wrong(self, *args):
-        found = read(self, *args)
+    def wrong(*args):
+        found = read(*args)
         if what == "scale":
             found.logits.scale *= 1.5
-            found.site = replace(found.site, scale=found.site.scale * 1.5)
-        elif what == "mask":
+            return replace(found, site=replace(found.site, scale=found.site.scale * 1.5))
+        if what == "mask":
             found.logits.keeps.clear()
         else:
             found.logits.biases.clear()
@@ -62,5 +62,5 @@ def test_the_check_can_fail(what, monkeypatch):
 
     case = fuzz.settle(PLAIN | ({"mask": "bias"} if what == "bias" else {}), "")
     assert fuzz.check(case) == ""
-    monkeypatch.setattr(reader.Reader, "read", wrong)
+    monkeypatch.setattr(verdicts, "read_region", wrong)
     assert fuzz.check(case) != ""

@@ -1,6 +1,10 @@
 """Graph -> attention sites and declines. Pure: reads the graph, edits nothing.
 
 Every softmax-like anchor gets exactly one verdict: a region with its site, or a Decline.
+
+Soundness: a site is claimed only of an anchor that the readers proved. One condition is its own:
+
+1. The anchor's operator can be read; those of ``OPAQUE`` hide what they compute.
 """
 
 from __future__ import annotations
