@@ -1,7 +1,20 @@
-"""In-place writes become functional: what a tensor holds no longer depends on when it is read.
+"""In-place writes become functional: the value of a node no longer depends on when it is read.
 
-A write to a fresh tensor, also through views of it, becomes its functional twin scattered back;
-whoever reads the tensor later reads the new value through the same views.
+A write to a fresh tensor, also through views of it, becomes its functional twin scattered back to
+the base; every node that reads the tensor later reads the new value through the same views.
+
+Soundness: a replaced write leaves every later reader, and every gradient, as it was. Conditions; a
+write that breaks one stays, and sites that it touches are declined:
+
+1. The base of the written tensor is made in this graph, and is no view of something else.
+2. Each view between the base and the written tensor can be inverted.
+3. No view of the base changes its own shape in place.
+4. Gradients are recorded at the write as they were where the base was made.
+5. Each view that is read after the write can be taken again from the new value.
+6. A functional operator gives the written value, of the same shape and dtype.
+7. The new base has the strides of the old one: a later reshape copies where it copied.
+
+Not covered: tensors whose storage is hidden (inside vmap), which count as views of all operands.
 """
 
 from __future__ import annotations
@@ -86,29 +99,37 @@ class _Write:
         self.base = base
 
     def replace(self) -> None:
-        """Replace the write, or leave it where it cannot be understood."""
-        fresh = isinstance(self.base, fx.Node) and self.base.op == "call_function"
-        if not fresh or self.base in self.aliases or not all(map(_invertible, self.views)):
-            return
-        if (
-            any(_reshapes(v) for v in self._views())
-            or self.modes[self.base] != self.modes[self.node]
-        ):
-            return
-        later = [v for v in self._views() if self._outlives(v)]
-        if not all(_replayable(v, self.base) for v in later):
+        """Replace the write, or leave it where a condition does not hold."""
+        later = [v for v in self._views() if self._outlives(v)] if self._fresh() else []
+        sound = (
+            self._fresh()
+            and all(map(_invertible, self.views))
+            and not any(map(_reshapes, self._views()))
+            and self.modes[self.base] == self.modes[self.node]
+            and all(_replayable(v, self.base) for v in later)
+        )
+        if not sound:
             return
         with self.graph.inserting_before(self.node):
-            value = self._value()
-            if value is None:
-                return
-            for view in self.views:
-                value = self._call(*_inverse(view, value), like=view.args[0])
-                if not op_name(value).endswith("_scatter"):
-                    self.aliases.add(value)
-            if _layout(value) != _layout(self.base):
-                return  # a later reshape would copy where it viewed
-        self._redirect(later, value)
+            value = self._written_base()
+        if value is not None:
+            self._redirect(later, value)
+
+    def _fresh(self) -> bool:
+        """Whether the base is made in this graph and is no view (condition 1)."""
+        made = isinstance(self.base, fx.Node) and self.base.op == "call_function"
+        return made and self.base not in self.aliases
+
+    def _written_base(self) -> fx.Node | None:
+        """The base after the write; None where there is no such node (conditions 6 and 7)."""
+        value = self._value()
+        if value is None:
+            return None
+        for view in self.views:
+            value = self._call(*_inverse(view, value), like=view.args[0])
+            if not op_name(value).endswith("_scatter"):
+                self.aliases.add(value)
+        return value if _layout(value) == _layout(self.base) else None
 
     def _call(
         self, target: Any, *args: Any, like: Any, kwargs: dict[str, Any] | None = None

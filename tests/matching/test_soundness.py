@@ -5,8 +5,6 @@ The condition is removed by a mutation of the source: the ``raise`` that names i
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import importlib
 import inspect
 import re
@@ -14,27 +12,14 @@ import re
 import house
 import pytest
 import torch
-from models import Attention, scores_of, weighted
+from models import scores_of, weighted
+from provers import Core, numbered, without
 from torch import nn
 
 import attnpass
 
 PROVERS = ("chain", "map_axes", "logits", "reader", "verdicts")
 """Modules whose conditions are refusals."""
-
-
-class Core(Attention):
-    """Attention with a few more parameters for strange programs, behind a convolution."""
-
-    def __init__(self, core):
-        super().__init__(core)
-        self.patches = nn.Conv1d(24, 24, 3, padding=1)
-        self.mix = nn.Linear(6, 6, bias=False)
-        self.plane = nn.Parameter(torch.rand(6, 6) + 0.5)
-        self.sink = nn.Parameter(torch.zeros(self.H, 1, 1))
-
-    def forward(self, x):
-        return super().forward(self.patches(x.transpose(1, 2)).transpose(1, 2))
 
 
 class Fused(nn.Module):
@@ -245,51 +230,6 @@ def refused(program) -> set[str]:
     return {d.condition for d in attnpass.find_sites(model, x).declined}
 
 
-class Removal(ast.NodeTransformer):
-    """Takes out the statements that name a condition."""
-
-    def __init__(self, condition: str) -> None:
-        self.condition, self.count = condition, 0
-
-    def names(self, node: ast.AST) -> bool:
-        constants = (x.value for x in ast.walk(node) if isinstance(x, ast.Constant))
-        return any(value == self.condition for value in constants)
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, (ast.Raise, ast.Return, ast.Expr)) and self.names(node):
-            self.count += 1
-            return ast.copy_location(ast.Pass(), node)
-        return super().generic_visit(node)
-
-
-def functions(namespace: dict) -> dict[str, object]:
-    """The functions and methods that a module defines, by qualified name."""
-    own = [x for x in namespace.values() if getattr(x, "__module__", "") == namespace["__name__"]]
-    methods = [y for x in own if isinstance(x, type) for y in vars(x).values()]
-    plain = [x for x in (*own, *methods) if inspect.isfunction(x)]
-    return {x.__qualname__: x for x in plain}
-
-
-@contextlib.contextmanager
-def without(condition: str):
-    """Inside, the prover does not check a condition."""
-    module = importlib.import_module(f"attnpass.matching.{condition.split()[0]}")
-    removal = Removal(condition)
-    tree = ast.fix_missing_locations(removal.visit(ast.parse(inspect.getsource(module))))
-    assert removal.count > 0, f"no statement names {condition}"
-    changed = {"__name__": module.__name__}
-    exec(compile(tree, module.__file__, "exec"), changed)
-    old, new = functions(vars(module)), functions(changed)
-    kept = {name: f.__code__ for name, f in old.items()}
-    try:
-        for name, f in old.items():
-            f.__code__ = new[name].__code__
-        yield
-    finally:
-        for name, f in old.items():
-            f.__code__ = kept[name]
-
-
 @pytest.mark.parametrize("condition", CASES)
 def test_a_program_that_breaks_a_condition_is_refused_by_it_alone(condition):
     assert refused(CASES[condition]) == {condition}
@@ -300,12 +240,6 @@ def test_a_program_that_breaks_a_condition_is_refused_by_it_alone(condition):
         except Exception as error:
             after = {type(error).__name__}
     assert condition not in after
-
-
-def numbered(text: str) -> list[int]:
-    """The numbers of the conditions in a Soundness section."""
-    section = text[text.index("Soundness") :]
-    return [int(n) for n in re.findall(r"^(\d+)\. ", section, re.M)]
 
 
 @pytest.mark.parametrize("name", PROVERS)
@@ -323,11 +257,3 @@ def test_no_refusal_is_without_a_condition():
         for call in re.findall(r"Refuse\(\s*([^,)]*),", path.read_text()):
             known = re.fullmatch(r'"(\w+) \d+"|condition|Exception', call.strip())
             assert known and (known[1] is None or known[1] in PROVERS), f"{path}: Refuse({call}"
-
-
-if __name__ == "__main__":
-    for condition, core in CASES.items():
-        try:
-            print(condition, core.__name__, refused(core))
-        except Exception as error:
-            print(condition, core.__name__, "ERROR", type(error), str(error)[:200])
