@@ -1,4 +1,14 @@
-"""Which nodes share storage, and which operators write to it."""
+"""Which nodes share storage, and which operators write to it.
+
+Soundness: ``written`` holds every node whose value an operator may change after it was computed.
+Conditions:
+
+1. An operator without a schema may return a view of any operand.
+2. Where storage is hidden (a batched tensor inside vmap), the schema decides alone.
+3. A piece that is kept as it is (``Opaque``) and writes inside, writes all that it is given.
+
+Not covered: tensors that alias before the graph begins, as two of its inputs.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, fx
 
 from attnpass.graph.aliasing import shares, writes
-from attnpass.graph.nodes import op_name
+from attnpass.graph.nodes import op_name, operand, permuted
+from attnpass.graph.nodes import value as value_of
 from attnpass.graph.operators import VIEWS
 from attnpass.torch_internals import GRAD_MODE, OpOverload, fake_mode_of, overload_name
 
@@ -143,7 +144,7 @@ class _Write:
     def _value(self) -> fx.Node | None:
         """What the written tensor holds afterwards."""
         node, target = self.node, self.node.args[0]
-        own = target.meta["val"]  # type: ignore[union-attr]
+        own = value_of(operand(node))
         if op_name(node) == "copy_":
             source: Any = node.args[1]
             if source.meta["val"].dtype != own.dtype:
@@ -182,7 +183,7 @@ class _Write:
 
         def renew(view: fx.Node) -> fx.Node:
             if view not in renewed:
-                args = (renew(view.args[0]), *view.args[1:])  # type: ignore[arg-type]
+                args = (renew(operand(view)), *view.args[1:])
                 renewed[view] = self._call(view.target, *args, like=view)
                 self.aliases.add(renewed[view])
             return renewed[view]
@@ -203,7 +204,7 @@ def _invertible(view: fx.Node) -> bool:
         return True
     if op_name(view) not in VIEWS:
         return False
-    return all(isinstance(s, int) for s in view.args[0].meta["val"].shape)  # type: ignore[union-attr]
+    return all(isinstance(s, int) for s in value_of(operand(view)).shape)
 
 
 def _inverse(view: fx.Node, value: fx.Node) -> tuple[Any, ...]:
@@ -216,12 +217,11 @@ def _inverse(view: fx.Node, value: fx.Node) -> tuple[Any, ...]:
     if name == "transpose":
         return aten.transpose.int, value, *rest
     if name == "permute":
-        rank = len(rest[0])  # type: ignore[arg-type]
-        order = [int(i) % rank for i in rest[0]]  # type: ignore[union-attr, arg-type]
-        return aten.permute.default, value, [order.index(i) for i in range(rank)]
+        order = permuted(view)
+        return aten.permute.default, value, [order.index(i) for i in range(len(order))]
     if name == "alias":
         return aten.alias.default, value
-    return aten.reshape.default, value, list(source.meta["val"].shape)  # type: ignore[union-attr]
+    return aten.reshape.default, value, list(value_of(operand(view)).shape)
 
 
 def _replayable(view: fx.Node, base: fx.Node) -> bool:
@@ -240,7 +240,8 @@ def _fresh_value(node: fx.Node, like: Tensor) -> Any:
     """A fake value of a new node, which shares storage only where its operator views."""
     with fake_mode_of(like), torch.no_grad():
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-        return node.target(*args, **kwargs)  # type: ignore[operator]
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
 
 
 def _functional_twin(node: fx.Node) -> Any:

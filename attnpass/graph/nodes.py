@@ -55,6 +55,11 @@ def numbers(given: Any) -> list[int]:
     return [int(x) for x in given] if isinstance(given, (list, tuple)) else [int(given)]
 
 
+def nodes(given: Any) -> list[fx.Node]:
+    """The nodes of an argument that is a list of them; anything else in it is left out."""
+    return [x for x in given if isinstance(x, fx.Node)] if isinstance(given, (list, tuple)) else []
+
+
 def module_path(node: fx.Node) -> str:
     """The module path of a node below the compiled module, ``root`` at its top."""
     stack = node.meta.get("nn_module_stack")

@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from attnpass.graph.aliasing import written
-from attnpass.graph.nodes import op_name
+from attnpass.graph.nodes import numbers, op_name, operand
 
 aten = torch.ops.aten
 
@@ -32,10 +32,9 @@ def _spelled(node: fx.Node) -> tuple[Any, int] | None:
     name, args = op_name(node), node.args
     if node.kwargs:
         return None
-    if name == "div" and op_name(args[0]) == "exp":  # type: ignore[arg-type]
-        logits: Any = args[0].args[0]  # type: ignore[union-attr]
+    if name == "div" and op_name(args[0]) == "exp":
         dim = _along(args[1], "sum", args[0])
-        return None if dim is None else (logits, dim)
+        return None if dim is None else (operand(operand(node)), dim)
     if name != "exp":
         return None
     inner: Any = args[0]
@@ -47,10 +46,10 @@ def _spelled(node: fx.Node) -> tuple[Any, int] | None:
     return None
 
 
-def _along(node: Any, name: str, operand: Any) -> int | None:
-    """The one axis over which ``node`` reduces ``operand``, kept with size 1; else None."""
+def _along(node: Any, name: str, reduced: Any) -> int | None:
+    """The one axis over which ``node`` reduces ``reduced``, kept with size 1; else None."""
     if not isinstance(node, fx.Node) or op_name(node) != name or node.kwargs:
         return None
     source, dims, keepdim = (*node.args, None, None)[:3]
     one = isinstance(dims, (list, tuple)) and len(dims) == 1 and keepdim is True
-    return int(dims[0]) if source is operand and one else None  # type: ignore[index, arg-type]
+    return numbers(dims)[0] if source is reduced and one else None

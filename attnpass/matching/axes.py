@@ -3,6 +3,18 @@
 An axis is a product of factors, outermost first. A linear layer or convolution makes a
 *feature* factor; tokens and batches are carried along; ``view`` splits and merges factors; so
 ``[B*H, T, d]`` still knows that its first axis is (token, feature) and its last is a feature.
+
+Soundness: two axes with equal factors index the same things, position by position; an axis whose
+factors are of kind ``token`` or ``feature`` is that. Conditions:
+
+1. A view keeps provenance only where the sizes of its factors multiply to the new sizes, exactly
+   and symbolically (``factors.regroup``); else its axes are new and unknown.
+2. A slice, split or gather of an axis makes another axis; the same cut of the same axis the same.
+3. An operator without a rule gives axes that are new and unknown, unless it is pointwise.
+4. Operands that meet in one axis give it the name of the surer kind, where the size is theirs.
+
+Not covered: equal factors of two operands that a pointwise operator aligns, where one of them was
+permuted by values (sorted tokens).
 """
 
 from __future__ import annotations
@@ -12,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from attnpass.graph import op_name
-from attnpass.matching.axis_rules import _RULES, _SAME_SHAPE, _SPLITS, _cut, _dim, _reduced
-from attnpass.matching.factors import Axes, Axis, Provenance, _fits, _rank
-from attnpass.torch_internals import expression as expr
+from attnpass.graph import number, op_name, operand, operators
+from attnpass.matching.axis_rules import RULES, SAME_SHAPE, cut_axis, dimension, reduced
+from attnpass.matching.factors import Axes, Axis, Provenance, fits, rank_of
+from attnpass.torch_internals import expression
 
 
 class AxisTracer(Provenance):
@@ -34,24 +46,24 @@ class AxisTracer(Provenance):
                 self._call(node, value)
 
     def _call(self, node: fx.Node, value: Any) -> None:
-        if node.target.__name__ == "getitem":  # type: ignore[union-attr]
-            parts = self.many.get(node.args[0], [])  # type: ignore[arg-type]
+        if getattr(node.target, "__name__", "") == "getitem":
+            parts = self.many.get(operand(node), [])
             if parts and isinstance(value, Tensor) and len(parts[0]) == value.dim():
-                self.axes[node] = parts[int(node.args[1])]  # type: ignore[arg-type]
+                self.axes[node] = parts[number(node, 1)]
                 return
         name = op_name(node)
         if isinstance(value, (list, tuple)):
-            if name in _SPLITS and isinstance(node.args[0], fx.Node):
+            if name in operators.SPLITS and isinstance(node.args[0], fx.Node):
                 self.many[node] = [self._split(node, v, i) for i, v in enumerate(value)]
             elif name in ("max", "min"):
-                self.many[node] = [_reduced(self, node, v) or () for v in value]
+                self.many[node] = [reduced(self, node, v) or () for v in value]
             return
         if not isinstance(value, Tensor):
             return
-        rule = _RULES.get(name)
+        rule = RULES.get(name)
         found = rule(self, node, value) if rule else None
         if found is None or len(found) != value.dim():
-            plain = name in _SAME_SHAPE or torch.Tag.pointwise in getattr(node.target, "tags", ())
+            plain = name in SAME_SHAPE or torch.Tag.pointwise in getattr(node.target, "tags", ())
             found = self._elementwise(node, value) if plain else self.fresh(node, value, "unknown")
         self.axes[node] = found
 
@@ -64,15 +76,14 @@ class AxisTracer(Provenance):
                 for axes in (self.axes.get(x, ()) for x in node.all_input_nodes)
                 if len(axes) - value.dim() + i >= 0
             ]
-            out.append(
-                min((a for a in aligned if a and _fits(a, value.shape[i])), key=_rank, default=new)
-            )
+            fitting = [a for a in aligned if a and fits(a, value.shape[i])]
+            out.append(min(fitting, key=rank_of, default=new))
         return tuple(out)
 
     def _split(self, node: fx.Node, value: Tensor, i: int) -> Axes:
         source = self.source(node)
         if op_name(node) == "unbind":
-            dim = _dim(node, 1, 0) % len(source)
+            dim = dimension(node, 1, 0) % len(source)
             return source[:dim] + source[dim + 1 :]
-        dim = _dim(node, 2, 0) % len(source)
-        return _cut(source, dim, ("part", i, node.args[1]), expr(value.shape[dim]))
+        dim = dimension(node, 2, 0) % len(source)
+        return cut_axis(source, dim, ("part", i, node.args[1]), expression(value.shape[dim]))

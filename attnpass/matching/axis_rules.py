@@ -1,8 +1,7 @@
-"""Where every axis of every tensor comes from: proven from the graph, never guessed from sizes.
+"""One rule per operator: the axes of its result from the axes of its operands.
 
-An axis is a product of factors, outermost first. A linear layer or convolution makes a
-*feature* factor; tokens and batches are carried along; ``view`` splits and merges factors; so
-``[B*H, T, d]`` still knows that its first axis is (token, feature) and its last is a feature.
+A rule returns None where it cannot say; the axes are then new and unknown. To add one, see
+CONTRIBUTING.md.
 """
 
 from __future__ import annotations
@@ -12,29 +11,30 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from attnpass.graph import op_name
+from attnpass.graph import nodes, number, numbers, op_name
 from attnpass.matching.factors import (
     PRIORITY,
     Axes,
     Axis,
     Factor,
     Provenance,
-    _fits,
-    _other,
-    _rank,
-    _size,
+    fits,
     kinds,
+    other_positions,
+    rank_of,
     regroup,
+    size_of,
 )
-from attnpass.torch_internals import expression as expr
+from attnpass.torch_internals import expression
 
 
-def _dim(node: fx.Node, i: int, default: int) -> int:
-    value = node.args[i] if len(node.args) > i else node.kwargs.get("dim", default)
-    return int(value)  # type: ignore[arg-type]
+def dimension(node: fx.Node, i: int, default: int) -> int:
+    """The axis that an operator works along: its i-th argument, ``dim=``, or the default."""
+    (found,) = numbers(node.args[i] if len(node.args) > i else node.kwargs.get("dim", default))
+    return found
 
 
-def _cut(source: Axes, dim: int, what: Hashable, size: Any) -> Axes:
+def cut_axis(source: Axes, dim: int, what: Hashable, size: Any) -> Axes:
     """``source`` with one axis cut to ``size``; the same cut of the same axis stays the same."""
     if size == 1:
         cut: Axis = ()
@@ -45,7 +45,7 @@ def _cut(source: Axes, dim: int, what: Hashable, size: Any) -> Axes:
 
 
 def _view(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
-    return regroup(t.source(node), [expr(s) for s in value.shape])
+    return regroup(t.source(node), [expression(s) for s in value.shape])
 
 
 def _same(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
@@ -54,15 +54,14 @@ def _same(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
 
 def _permute(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     source = t.source(node)
-    return tuple(source[int(i)] for i in node.args[1])  # type: ignore[union-attr, arg-type]
+    return tuple(source[i] for i in numbers(node.args[1]))
 
 
 def _transpose(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     source = list(t.source(node))
     if len(source) < 2:
         return tuple(source)
-    pair = node.args[1:3] if len(node.args) > 2 else (-2, -1)
-    a, b = (int(i) for i in pair)  # type: ignore[arg-type]
+    a, b = numbers(node.args[1:3]) if len(node.args) > 2 else (-2, -1)
     source[a], source[b] = source[b], source[a]
     return tuple(source)
 
@@ -76,37 +75,37 @@ def _expand(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
 
 def _select(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     source = t.source(node)
-    dim = int(node.args[1]) % len(source)  # type: ignore[arg-type]
+    dim = number(node, 1) % len(source)
     return source[:dim] + source[dim + 1 :]
 
 
 def _slice(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     source = t.source(node)
-    dim = _dim(node, 1, 0) % len(source)
-    size = expr(value.shape[dim])
-    return source if _size(source[dim]) == size else _cut(source, dim, node.args[2:], size)
+    dim = dimension(node, 1, 0) % len(source)
+    size = expression(value.shape[dim])
+    return source if size_of(source[dim]) == size else cut_axis(source, dim, node.args[2:], size)
 
 
 def _cat(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
-    sources = [t.axes[x] for x in node.args[0]]  # type: ignore[union-attr, index]
-    dim = _dim(node, 1, 0) % value.dim()
+    sources = [t.axes[x] for x in nodes(node.args[0])]
+    dim = dimension(node, 1, 0) % value.dim()
     if any(len(s) != value.dim() for s in sources):
         return None
     parts = tuple(s[dim] for s in sources)
     kind = min((k for p in parts for k in kinds(p)), key=PRIORITY.index, default="unknown")
-    sizes = tuple(str(_size(p)) for p in parts)
-    joined = Factor(("cat", parts, sizes), expr(value.shape[dim]), kind, parts)
-    surest = min(sources, key=lambda s: sum(_rank(a) for a in s))
+    sizes = tuple(str(size_of(p)) for p in parts)
+    joined = Factor(("cat", parts, sizes), expression(value.shape[dim]), kind, parts)
+    surest = min(sources, key=lambda s: sum(rank_of(a) for a in s))
     return (*surest[:dim], (joined,), *surest[dim + 1 :])
 
 
-def _reduced(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+def reduced(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     """Sum, mean or maximum over axes."""
     source = t.source(node)
-    over: Any = node.args[1] if len(node.args) > 1 else None
+    over = node.args[1] if len(node.args) > 1 else None
     if over is None:
         return None
-    dims = {int(d) % len(source) for d in (over if isinstance(over, (list, tuple)) else [over])}
+    dims = {d % len(source) for d in numbers(over)}
     if len(source) == value.dim():
         return tuple(() if i in dims else axis for i, axis in enumerate(source))
     return tuple(axis for i, axis in enumerate(source) if i not in dims)
@@ -115,15 +114,15 @@ def _reduced(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
 def _moved(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     """Rolled, flipped or gathered along one axis: other positions there, the rest as it was."""
     source, fresh = t.source(node), t.fresh(node, value, "unknown")
-    where: Any = node.args[1 if op_name(node) in ("gather", "index_select") else -1]
-    dims = {int(d) % len(source) for d in (where if isinstance(where, (list, tuple)) else [where])}
+    where = node.args[1 if op_name(node) in ("gather", "index_select") else -1]
+    dims = {d % len(source) for d in numbers(where)}
     if len(source) != value.dim():
         return None
     return tuple(
-        _other(source[i], fresh[i])
+        other_positions(source[i], fresh[i])
         if i in dims
         else source[i]
-        if _fits(source[i], s)
+        if fits(source[i], s)
         else fresh[i]
         for i, s in enumerate(value.shape)
     )
@@ -133,7 +132,7 @@ def _padded(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     """Padded axes hold other positions of the same kind."""
     source, fresh = t.source(node), t.fresh(node, value, "unknown")
     return tuple(
-        old if _fits(old, size) else _other(old, new)
+        old if fits(old, size) else other_positions(old, new)
         for old, new, size in zip(source, fresh, value.shape, strict=True)
     )
 
@@ -152,18 +151,19 @@ def _repeated(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     source = t.source(node)
     if len(node.args) < 3 or len(source) != value.dim():
         return None
-    dim = int(node.args[2]) % len(source)  # type: ignore[arg-type]
-    fresh = _other(source[dim], t.fresh(node, value, "repeat")[dim])
+    dim = number(node, 2) % len(source)
+    fresh = other_positions(source[dim], t.fresh(node, value, "repeat")[dim])
     return (*source[:dim], fresh, *source[dim + 1 :])
 
 
 def _indexed(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     """``x[:, i]``: axes that are not indexed stay; the index brings its own."""
-    source, given = t.source(node), list(node.args[1])  # type: ignore[arg-type]
+    source, given = t.source(node), node.args[1]
+    assert isinstance(given, (list, tuple))
     at = [i for i, x in enumerate(given) if x is not None]
     if len(at) != 1:
         return None
-    index = t.axes.get(given[at[0]], ())
+    (index,) = (t.axes.get(x, ()) for x in nodes(given))
     return (*source[: at[0]], *index, *source[at[0] + 1 :])
 
 
@@ -182,12 +182,11 @@ def _embedding(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
 def _conv(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     """New positions; the old ones where stride and size keep every position in its place."""
     source, space = t.source(node), t.fresh(node, value, "token")
-    stride: Any = node.args[3] if len(node.args) > 3 else 1
-    steps = set(stride) if isinstance(stride, (list, tuple)) else {stride}
+    steps = set(numbers(node.args[3] if len(node.args) > 3 else 1))
     if len(source) != value.dim():
         return None
     kept = steps == {1} and all(
-        kinds(a) == {"token"} and _fits(a, s)
+        kinds(a) == {"token"} and fits(a, s)
         for a, s in zip(source[2:], value.shape[2:], strict=True)
     )
     places = source[2:] if kept else space[2:]
@@ -207,26 +206,26 @@ def _matmul(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     lead = []
     for i in range(-value.dim(), -2):
         options = [x[i] for x in (a, b) if len(x) >= -i and x[i]]
-        lead.append(min(options, key=_rank) if options else ())
+        lead.append(min(options, key=rank_of) if options else ())
     return (*lead, a[-2], b[-1])
 
 
 def _baddbmm(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     a, b = t.source(node, 1), t.source(node, 2)
-    return (min(a[0], b[0], key=_rank), a[1], b[2])
+    return (min(a[0], b[0], key=rank_of), a[1], b[2])
 
 
 def _einsum(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
-    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
+    equation, operands = str(node.args[0]).replace(" ", ""), nodes(node.args[1])
     if "." in equation or "->" not in equation:
         return None
     known: dict[str, Axis] = {}
     weights = False
-    for letters, x in zip(equation.split("->")[0].split(","), operands, strict=True):  # type: ignore[arg-type]
-        for letter, axis in zip(letters, t.axes[x], strict=True):  # type: ignore[index]
-            if axis and (letter not in known or _rank(axis) < _rank(known[letter])):
+    for letters, x in zip(equation.split("->")[0].split(","), operands, strict=True):
+        for letter, axis in zip(letters, t.axes[x], strict=True):
+            if axis and (letter not in known or rank_of(axis) < rank_of(known[letter])):
                 known[letter] = axis
-        weights |= all(kinds(a) <= {"param"} for a in t.axes[x])  # type: ignore[index]
+        weights |= all(kinds(a) <= {"param"} for a in t.axes[x])
     fresh = t.fresh(node, value, "feature")
     letters = equation.split("->")[1]
     return tuple(
@@ -235,17 +234,7 @@ def _einsum(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     )
 
 
-_SPLITS = (
-    "split",
-    "split_with_sizes",
-    "chunk",
-    "unbind",
-    "tensor_split",
-    "unsafe_split",
-    "unsafe_chunk",
-)
-
-_RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
+RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(
         (
             "view",
@@ -268,7 +257,7 @@ _RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys(("roll", "flip", "gather", "index_select"), _moved),
-    **dict.fromkeys(("sum", "mean", "amax", "amin"), _reduced),
+    **dict.fromkeys(("sum", "mean", "amax", "amin"), reduced),
     "index": _indexed,
     "repeat_interleave": _repeated,
     **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
@@ -286,7 +275,7 @@ _RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
     "baddbmm": _baddbmm,
 }
 
-_SAME_SHAPE = frozenset(
+SAME_SHAPE = frozenset(
     {
         *("softmax", "_softmax", "_safe_softmax", "log_softmax", "dropout", "masked_fill"),
         *("layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "normalize"),

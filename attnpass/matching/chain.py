@@ -190,7 +190,9 @@ def _down(out: Chain) -> None:
             return
         out.after.append(node)
         if op_name(node) == "dropout" and node.args[2]:
-            out.dropout = float(node.args[1])  # type: ignore[arg-type]
+            p = node.args[1]
+            assert isinstance(p, (int, float))
+            out.dropout = float(p)
 
 
 def _drops_sink(out: Chain, node: fx.Node) -> bool:

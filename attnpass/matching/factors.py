@@ -1,9 +1,4 @@
-"""Where every axis of every tensor comes from: proven from the graph, never guessed from sizes.
-
-An axis is a product of factors, outermost first. A linear layer or convolution makes a
-*feature* factor; tokens and batches are carried along; ``view`` splits and merges factors; so
-``[B*H, T, d]`` still knows that its first axis is (token, feature) and its last is a feature.
-"""
+"""Factors: the indivisible parts of an axis, by which two axes are told to be the same."""
 
 from __future__ import annotations
 
@@ -15,7 +10,8 @@ from typing import Any
 import sympy
 from torch import Tensor, fx
 
-from attnpass.torch_internals import expression as expr
+from attnpass.graph import operand
+from attnpass.torch_internals import expression
 
 PRIORITY = ("token", "feature", "input", "repeat", "unknown", "param")
 """Kinds, surest first: where two operands meet in one axis, the surer one names it."""
@@ -95,29 +91,32 @@ def regroup(axes: Sequence[Axis], sizes: Sequence[Any]) -> Axes | None:
     return None if rest else tuple(out)
 
 
-def _size(axis: Axis) -> Any:
+def size_of(axis: Axis) -> Any:
+    """The size of an axis: the product of its factors', a number or an expression."""
     sizes = [f.size for f in axis]
     return math.prod(sizes) if all(isinstance(s, int) for s in sizes) else sympy.prod(sizes)
 
 
-def _rank(axis: Axis) -> int:
+def rank_of(axis: Axis) -> int:
+    """How sure an axis is of its kind; smaller is surer."""
     return min((PRIORITY.index(k) for k in kinds(axis)), default=len(PRIORITY))
 
 
 def surer(a: Axis, b: Axis) -> Axis:
     """The one of two names of an axis that is of the surer kind."""
-    return b if b and (not a or _rank(b) < _rank(a)) else a
+    return b if b and (not a or rank_of(b) < rank_of(a)) else a
 
 
-def _other(old: Axis, new: Axis) -> Axis:
+def other_positions(old: Axis, new: Axis) -> Axis:
     """Positions of the same kind as ``old``, but not the same ones."""
     if not old or not new:
         return new
     return (Factor(new[0].id, new[0].size, min(kinds(old), key=PRIORITY.index)),)
 
 
-def _fits(axis: Axis, size: Any) -> bool:
-    return bool(_size(axis) == expr(size))
+def fits(axis: Axis, size: Any) -> bool:
+    """Whether an axis provably has a size."""
+    return bool(size_of(axis) == expression(size))
 
 
 @dataclass
@@ -129,11 +128,11 @@ class Provenance:
 
     def source(self, node: fx.Node, i: int = 0) -> Axes:
         """The axes of a node's operand."""
-        return self.axes[node.args[i]]  # type: ignore[index]
+        return self.axes[operand(node, i)]
 
     def fresh(self, node: fx.Node, value: Tensor, kind: str) -> Axes:
         """Axes of their own, as they come from nowhere else; those of size 1 have no factor."""
-        sizes = [expr(s) for s in value.shape]
+        sizes = [expression(s) for s in value.shape]
         return tuple(
             () if s == 1 else (Factor((node.name, i), s, kind),) for i, s in enumerate(sizes)
         )

@@ -2,6 +2,14 @@
 
 A permutation, then the leading axes split or merged. Decided from axis provenance, applied by
 ``rewrite``.
+
+Soundness: the layout of an operand names each of its axes once, and heads are heads. Conditions:
+
+1. The head axis is one that a projection made; only where no axis is proven (graph inputs) does
+   the convention ``[..., B, H, T, d]`` hold.
+2. A transpose is taken into a layout only where gradients are recorded alike on both sides.
+3. Key/value heads are taken as repeated only where an operator repeats each of them in place
+   (``repeat_interleave``, or expand of an axis right behind the heads that is then merged).
 """
 
 from __future__ import annotations
@@ -12,7 +20,7 @@ from typing import Any
 
 from torch import fx
 
-from attnpass.graph import op_name, permuted, switched
+from attnpass.graph import number, op_name, operand, operators, permuted, switched, value
 from attnpass.matching.factors import Axis, kinds
 
 
@@ -89,42 +97,45 @@ def absorb(
 ) -> tuple[fx.Node, tuple[int, ...]]:
     """Step over transposes that the permutation can take in, so that none is emitted twice.
 
-    One made while gradients were switched otherwise than at ``until`` stays.
+    One made while gradients were switched otherwise than at ``until`` stays (condition 2).
     """
-    while op_name(node) in ("transpose", "permute", "swapaxes", "mT"):
+    while op_name(node) in operators.TRANSPOSES:
         if switched(node, until):
             break
         own = permuted(node)
         permutation = tuple(i if i == SHARED else own[i] for i in permutation)
-        node = node.args[0]  # type: ignore[assignment]
+        node = operand(node)
     return node, permutation
 
 
-def ungrouped(operand: Operand) -> tuple[Operand, int]:
+def ungrouped(x: Operand) -> tuple[Operand, int]:
     """The key/value heads before they were repeated for grouped queries, and the group size."""
-    node, p = operand.node, operand.permutation
-    lead = operand.lead
-    if p != (0, 1, 2, 3) or not lead.paired or lead.count != 2 or lead.split >= 0:
-        return operand, 1
-    if (
-        op_name(node) == "repeat_interleave"
-        and node.args[2:3] == (1,)
-        and isinstance(node.args[1], int)
-    ):
-        base, group = node.args[0], node.args[1]
-        return Operand(base, p, operand.lead), group  # type: ignore[arg-type]
-    if op_name(node) not in ("reshape", "view", "flatten", "_unsafe_view"):
-        return operand, 1
-    inner = node.args[0]
-    while op_name(inner) in ("clone", "contiguous"):  # type: ignore[arg-type]
-        inner = inner.args[0]  # type: ignore[union-attr]
-    if op_name(inner) != "expand" or inner.meta["val"].dim() != 5:  # type: ignore[arg-type, union-attr]
-        return operand, 1
-    lifted = inner.args[0]  # type: ignore[union-attr]
-    if op_name(lifted) != "unsqueeze" or lifted.args[1] not in (2, -3):  # type: ignore
-        return operand, 1
-    group = inner.meta["val"].shape[2]  # type: ignore[union-attr]
-    heads, own = node.meta["val"].shape[1], inner.meta["val"].shape[1]  # type: ignore[union-attr]
+    plain = x.lead.paired and x.lead.count == 2 and x.lead.split < 0
+    if x.permutation != (0, 1, 2, 3) or not plain:
+        return x, 1
+    found = _repeated_in_place(x.node)
+    if found is None:
+        return x, 1
+    base, group = found
+    return Operand(base, x.permutation, x.lead), group
+
+
+def _repeated_in_place(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """The heads that ``node [B, H, S, d]`` repeats, and how often (condition 3); else None."""
+    if op_name(node) == "repeat_interleave":
+        along_heads = node.args[2:3] == (1,) and isinstance(node.args[1], int)
+        return (operand(node), number(node, 1)) if along_heads else None
+    if op_name(node) not in operators.REGROUPS:
+        return None
+    inner = operand(node)
+    while op_name(inner) in ("clone", "contiguous"):
+        inner = operand(inner)
+    if op_name(inner) != "expand" or value(inner).dim() != 5:
+        return None
+    lifted = operand(inner)
+    if op_name(lifted) != "unsqueeze" or lifted.args[1] not in (2, -3):
+        return None
+    heads, own, group = value(node).shape[1], *value(inner).shape[1:3]
     if not all(isinstance(x, int) for x in (group, heads, own)) or heads != own * group:
-        return operand, 1
-    return Operand(lifted.args[0], p, operand.lead), group  # type: ignore[union-attr, arg-type]
+        return None
+    return operand(lifted), group

@@ -2,6 +2,15 @@
 
 ``matmul``, ``bmm``, ``baddbmm`` and two-operand ``einsum`` all become
 ``(a, "bhtd"), (b, "bhsd") -> "bhts"`` with whatever letters.
+
+Soundness: the letters say which axes are multiplied, summed and kept. Conditions:
+
+1. Both operands are tensors of the graph with at least two axes.
+2. ``baddbmm`` adds its first operand as it is, or not at all, and scales by a number.
+3. An einsum has two operands and an explicit result, and no letter twice in one of them.
+
+Not covered: a letter whose size is 1 in one operand, which einsum repeats; ``reader`` compares
+the lengths of keys and values.
 """
 
 from __future__ import annotations
@@ -10,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from attnpass.graph import op_name
+from attnpass.graph import op_name, value
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ def _matmul(
 ) -> Contraction | None:
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return None
-    ranks = a.meta["val"].dim(), b.meta["val"].dim()
+    ranks = value(a).dim(), value(b).dim()
     if min(ranks) < 2:
         return None
     lead = "ABCDEFG"[: max(ranks) - 2]

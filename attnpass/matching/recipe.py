@@ -131,9 +131,15 @@ class Recipe:
         if not one_row or part.shape[-1] != whole.shape[-1] or part.shape[:-2] != whole.shape[:-2]:
             return False
         return all(
-            value(view).shape[-2:] == whole.shape[-2:] and view.args[1][-2] == -1  # type: ignore[index]
+            value(view).shape[-2:] == whole.shape[-2:] and _leaves_rows_open(view)
             for view in self.regroups
         )
+
+
+def _leaves_rows_open(view: fx.Node) -> bool:
+    """Whether a view is given -1 for the number of rows."""
+    sizes = view.args[1]
+    return isinstance(sizes, (list, tuple)) and bool(sizes[-2] == -1)
 
 
 T = TypeVar("T")

@@ -187,7 +187,10 @@ def _added(node: fx.Node) -> Options:
         return []
     if not isinstance(b, fx.Node):
         return []  # softmax does not feel a shift, the other forms do
-    return [(x, Added(node, y)) for x, y in ((a, b), (b, a)) if isinstance(x, fx.Node)]  # type: ignore[arg-type]
+    out: Options = [(a, Added(node, b))] if isinstance(a, fx.Node) else []
+    if isinstance(a, fx.Node):
+        out.append((b, Added(node, a)))
+    return out
 
 
 def _subtracted(node: fx.Node) -> Options:
