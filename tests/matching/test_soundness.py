@@ -18,7 +18,7 @@ from torch import nn
 
 import attnpass
 
-PROVERS = ("chain", "map_axes", "logits", "reader", "verdicts")
+PROVERS = ("chain", "map_axes", "logits", "reading", "reader", "verdicts")
 """Modules whose conditions are refusals."""
 
 
@@ -27,6 +27,13 @@ class Fused(nn.Module):
 
     def forward(self, q, k, v):
         return nn.functional.scaled_dot_product_attention(q, k, v)
+
+
+class FusedScaled(nn.Module):
+    """The same with a scale that no head dim decides."""
+
+    def forward(self, q, k, v):
+        return nn.functional.scaled_dot_product_attention(q, k, v, scale=0.5)
 
 
 class FastPath(nn.Module):
@@ -202,17 +209,18 @@ CASES = {
     "logits 4": plane_factor,
     "logits 5": heads_and_batch_swapped,
     "logits 6": mask_written,
-    "reader 1": Fused,
-    "reader 2": other_heads,
-    "reader 3": squared_weights,
-    "reader 4": summed_over_rows,
-    "reader 5": sink_kept,
-    "reader 6": channel,
-    "reader 7": over_heads,
-    "reader 8": one_value_head,
-    "reader 9": one_value,
-    "reader 10": two_axes_of_heads,
-    "reader 11": values_written,
+    "reading 1": Fused,
+    "reader 1": FusedScaled,
+    "reading 2": other_heads,
+    "reading 3": squared_weights,
+    "reading 4": summed_over_rows,
+    "reading 5": sink_kept,
+    "reading 6": channel,
+    "reading 7": over_heads,
+    "reader 2": one_value_head,
+    "reader 3": one_value,
+    "reading 8": two_axes_of_heads,
+    "reader 4": values_written,
     "verdicts 1": FastPath,
 }
 """Condition -> a program that does not meet it."""
@@ -222,9 +230,9 @@ def refused(program) -> set[str]:
     """The conditions that a program's look-alikes are declined by."""
     torch.manual_seed(0)
     x = torch.randn(2, 6, 24)
-    if program is Fused:
+    if program in (Fused, FusedScaled):
         q = torch.randn(2, 4, 6, 8)
-        capture = attnpass.Capture(Fused(), dynamic=True).trace(q, q + 1, q + 2)
+        capture = attnpass.Capture(program(), dynamic=True).trace(q, q + 1, q + 2)
         return {d.condition for d in capture.declined}
     model = FastPath().eval() if program is FastPath else Core(program).train()
     return {d.condition for d in attnpass.find_sites(model, x).declined}
