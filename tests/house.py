@@ -116,6 +116,10 @@ everybody ``torch_internals``: torch's private names are nobody's own."""
 
 EVERYBODY = "torch_internals"
 
+LATER = {"plan": {"capture"}, "plan.plan": {"capture"}, "capture.captured": {"capture.capture"}}
+"""Room or module -> what it imports only when called (or for annotations): no circle at import.
+Plan.create and Plan.bind take a model, and only a capture can read one."""
+
 KERNELS: dict[str, dict[str, str]] = {
     "kernels.tile": {},
     "kernels.activations": {},
@@ -227,21 +231,43 @@ def arrows() -> Iterator[tuple[str, str, str, str]]:
                     yield name, own, seen(own, other), target.removeprefix("attnpass.")
 
 
+def summary(name: str) -> str:
+    """The first line of a room's docstring."""
+    path = modules().get(name)
+    text = ast.get_docstring(ast.parse(path.read_text())) if path else None
+    return (text or "").split("\n")[0]
+
+
 def table() -> str:
-    """The rooms and their arrows in Markdown."""
-    rows = ["| room | may import | because |", "| --- | --- | --- |"]
-    for name, targets in {**ARROWS, **KERNELS, **TUNER}.items():
-        if not targets:
-            rows.append(f"| {name} | nothing of ours | |")
-        rows += [f"| {name} | {other} | {reason} |" for other, reason in targets.items()]
+    """The rooms, what each is, and its arrows with their reasons, in Markdown."""
+    rows = ["| room | holds | may import |", "| --- | --- | --- |"]
+    for name, targets in ROOMS.items():
+        reasons = "; ".join(f"**{other}**: {reason}" for other, reason in targets.items())
+        rows.append(f"| {name} | {summary(name)} | {reasons or 'nothing of ours'} |")
     return "\n".join(rows)
 
 
 def picture() -> str:
-    """The rooms of the library and the arrows that there are, in Mermaid."""
-    drawn = sorted({(a, b) for _, a, b, _ in arrows() if a in ARROWS and b in ARROWS})
-    lines = [f"    {a.replace('.', '_')}[{a}] --> {b.replace('.', '_')}[{b}]" for a, b in drawn]
+    """The library's rooms in Mermaid; an arrow that a way over other rooms implies is left out.
+
+    Dashed: imported when called.
+    """
+    drawn = {(a, b) for _, a, b, _ in arrows() if a in ARROWS and b in ARROWS}
+    late = {(a, b) for a, b in drawn if b in LATER.get(a, ())}
+    firm = drawn - late
+    plain = sorted(x for x in firm if not _reaches(*x, firm - {x}))
+    lines = [f"    {a} --> {b}" for a, b in plain] + [f"    {a} -.-> {b}" for a, b in sorted(late)]
     return "\n".join(["```mermaid", "graph TD", *lines, "```"])
+
+
+def _reaches(start: str, end: str, drawn: set[tuple[str, str]]) -> bool:
+    """Whether arrows lead from one room to another."""
+    seen, stack = set(), [start]
+    while stack:
+        here = stack.pop()
+        seen.add(here)
+        stack += [b for a, b in drawn if a == here and b not in seen]
+    return end in seen
 
 
 def page() -> str:
