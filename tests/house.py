@@ -243,7 +243,7 @@ def table() -> str:
     rows = ["| room | holds | may import |", "| --- | --- | --- |"]
     for name, targets in ROOMS.items():
         reasons = "; ".join(f"**{other}**: {reason}" for other, reason in targets.items())
-        rows.append(f"| {name} | {summary(name)} | {reasons or 'nothing of ours'} |")
+        rows.append(f"| {name} | {summary(name)} | {reasons or 'nothing of attnpass'} |")
     return "\n".join(rows)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import house
 import pytest
+import torch
 
 from attnpass.tuner.cli import main
+from attnpass.tuner.digits import DigitsViT
 
 ROOT = house.ROOT
 PAGES = {
@@ -26,8 +28,10 @@ PAGES = {
 SUFFIXES = "py|md|cpp|h|json|sh|toml|yml|yaml|safetensors|png"
 YOURS = {"my.py", "plan.json", "file.py", "__init__.py"}
 """Files of the reader's own, and those that every room has."""
-EXECUTED = {"README.md": 1, "docs/usage.md": 2}
-"""Blocks of Python per page, which test_readme.py executes."""
+IMAGES = torch.zeros(2, 1, 32, 32)
+EXECUTED = {"README.md": 1, "docs/usage.md": 2, "CONTRIBUTING.md": 1}
+"""Blocks of Python per page: those of CONTRIBUTING.md are executed here, the others in
+test_readme.py."""
 
 AWAITED = {
     *("attnpass/matching/matched.py", "attnpass/matching/check.py", "attnpass/graph/check.py"),
@@ -163,6 +167,13 @@ def test_targets_of_make_exist(name):
 def test_every_block_of_python_is_executed(name):
     count = len(re.findall(r"^ *```python$", PAGES[name], re.M))
     assert count == EXECUTED.get(name, 0)
+
+
+def test_the_normal_form_is_printed_as_contributors_are_told(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES["CONTRIBUTING.md"], re.S)
+    model = DigitsViT(dim=16, depth=2, heads=2)
+    exec(compile(block, "CONTRIBUTING.md", "exec"), {"model": model, "inputs": (IMAGES,)})
+    assert capsys.readouterr().out.count("scaled_dot_product_attention") >= 2
 
 
 def test_environment_variables_are_read_somewhere():
