@@ -31,6 +31,7 @@ models: .venv/models
 
 lint: .venv/ready
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: .venv/ready
 	$(BIN)/mypy

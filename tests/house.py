@@ -23,7 +23,7 @@ ARROWS: dict[str, dict[str, str]] = {
     "torch_internals": {},
     "graph": {"errors": "a stage that does not keep its promise"},
     "kernels": {},
-    "batch": {"errors": "a batch that is none is refused"},
+    "batch": {"errors": "refuses arguments that are no batch"},
     "report": {"site": "a report lists sites and declines"},
     "fingerprint": {"graph": "a graph's computation is part of a cache key"},
     "environment": {"fingerprint": "a measured tile depends on the kernel sources"},
@@ -33,8 +33,8 @@ ARROWS: dict[str, dict[str, str]] = {
     },
     "forms": {
         "errors": "an option out of range",
-        "kernels": "what computes a form",
-        "seeds": "a start that is reproducible",
+        "kernels": "the implementations of the forms",
+        "seeds": "a reproducible start of the parameters",
         "site": "a form is built for a site",
     },
     "rewrite": {
@@ -64,7 +64,7 @@ ARROWS: dict[str, dict[str, str]] = {
     "capture": {
         "batch": "a capture is called with batches",
         "errors": "a model that cannot be captured",
-        "graph": "normalises what Dynamo gives",
+        "graph": "normalises Dynamo's graph",
         "matching": "finds the regions",
         "plan": "runs under a plan",
         "report": "explain and find_sites return one",
@@ -77,11 +77,11 @@ ARROWS: dict[str, dict[str, str]] = {
         "errors": "options that are not known",
         "fingerprint": "a pinned plan is known by its weights",
         "forms": "checks a form's options",
-        "graph": "normalises what Dynamo gives, and traces the result again",
+        "graph": "normalises Dynamo's graph, and traces the rewritten one",
         "kernels": "tiles that were measured here",
         "matching": "finds the regions",
         "plan": "applies a plan",
-        "report": "says what was done",
+        "report": "reports sites, rewrites and declines",
         "rewrite": "puts a plan's forms into a graph",
         "site": "declines",
         "store": "pinned plans and measured tiles; imported when needed",
@@ -92,19 +92,19 @@ ARROWS: dict[str, dict[str, str]] = {
         "environment": "whether bfloat16 is quick here",
         "errors": "a loss that is not finite",
         "files": "a checkpoint is replaced whole",
-        "fingerprint": "what a checkpoint belongs to",
+        "fingerprint": "identifies the run of a checkpoint",
         "forms": "knows the parameters that it fits",
         "graph": "which nodes read a projection",
         "kernels": "the functions h, to solve for a shift",
         "matching": "a region's previous block",
-        "plan": "what it trains",
+        "plan": "trains a plan's parameters and deltas",
         "rewrite": "the branch of one site",
         "seeds": "the same run twice",
         "site": "which sites take softmax",
     },
     "backend": {
-        "compiled": "does the work",
-        "errors": "passes errors of the user's making on",
+        "compiled": "compiles the graph",
+        "errors": "raises the errors that the user can mend",
         "graph": "graphs that cannot be normalised",
         "matching": "whether a graph may hold attention at all",
         "report": "says that a graph was left unchanged",
@@ -115,6 +115,10 @@ ARROWS: dict[str, dict[str, str]] = {
 everybody ``torch_internals``: torch's private names are nobody's own."""
 
 EVERYBODY = "torch_internals"
+
+LATER = {"plan": {"capture"}, "plan.plan": {"capture"}, "capture.captured": {"capture.capture"}}
+"""Room or module -> what it imports only when called (or for annotations): no circle at import.
+Plan.create and Plan.bind take a model, and only a capture can read one."""
 
 KERNELS: dict[str, dict[str, str]] = {
     "kernels.tile": {},
@@ -227,21 +231,43 @@ def arrows() -> Iterator[tuple[str, str, str, str]]:
                     yield name, own, seen(own, other), target.removeprefix("attnpass.")
 
 
+def summary(name: str) -> str:
+    """The first line of a room's docstring."""
+    path = modules().get(name)
+    text = ast.get_docstring(ast.parse(path.read_text())) if path else None
+    return (text or "").split("\n")[0]
+
+
 def table() -> str:
-    """The rooms and their arrows in Markdown."""
-    rows = ["| room | may import | because |", "| --- | --- | --- |"]
-    for name, targets in {**ARROWS, **KERNELS, **TUNER}.items():
-        if not targets:
-            rows.append(f"| {name} | nothing of ours | |")
-        rows += [f"| {name} | {other} | {reason} |" for other, reason in targets.items()]
+    """The rooms, what each is, and its arrows with their reasons, in Markdown."""
+    rows = ["| room | holds | may import |", "| --- | --- | --- |"]
+    for name, targets in ROOMS.items():
+        reasons = "; ".join(f"**{other}**: {reason}" for other, reason in targets.items())
+        rows.append(f"| {name} | {summary(name)} | {reasons or 'nothing of attnpass'} |")
     return "\n".join(rows)
 
 
 def picture() -> str:
-    """The rooms of the library and the arrows that there are, in Mermaid."""
-    drawn = sorted({(a, b) for _, a, b, _ in arrows() if a in ARROWS and b in ARROWS})
-    lines = [f"    {a.replace('.', '_')}[{a}] --> {b.replace('.', '_')}[{b}]" for a, b in drawn]
+    """The library's rooms in Mermaid; an arrow that a way over other rooms implies is left out.
+
+    Dashed: imported when called.
+    """
+    drawn = {(a, b) for _, a, b, _ in arrows() if a in ARROWS and b in ARROWS}
+    late = {(a, b) for a, b in drawn if b in LATER.get(a, ())}
+    firm = drawn - late
+    plain = sorted(x for x in firm if not _reaches(*x, firm - {x}))
+    lines = [f"    {a} --> {b}" for a, b in plain] + [f"    {a} -.-> {b}" for a, b in sorted(late)]
     return "\n".join(["```mermaid", "graph TD", *lines, "```"])
+
+
+def _reaches(start: str, end: str, drawn: set[tuple[str, str]]) -> bool:
+    """Whether arrows lead from one room to another."""
+    seen, stack = set(), [start]
+    while stack:
+        here = stack.pop()
+        seen.add(here)
+        stack += [b for a, b in drawn if a == here and b not in seen]
+    return end in seen
 
 
 def page() -> str:

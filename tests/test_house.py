@@ -18,14 +18,6 @@ ROOT = house.ROOT
 HEAVY = ("triton", "optuna", "sqlite_utils", "rich", "scipy", "safetensors", "click", "matplotlib")
 HEAVY = (*HEAVY, "platformdirs", "sklearn")
 
-# Plan.create and Plan.bind take a model, and only a capture can read one: imported when called
-LATER = {"plan": {"capture"}, "plan.plan": {"capture"}, "capture.captured": {"capture.capture"}}
-
-
-def later(name: str) -> set[str]:
-    """What a room or module imports when called."""
-    return LATER.get(name, set())
-
 
 def test_every_module_is_in_a_room_of_the_table():
     outside = [n for n in house.modules() if n and not house.room(n)]
@@ -62,10 +54,23 @@ def test_there_is_no_circle():
     del among[""]  # the front, which loads what is asked for
     for graph in (waiting, among):
         while graph:
-            free = [n for n, to in graph.items() if not to & graph.keys() - later(n)]
+            free = [
+                n for n, to in graph.items() if not to & graph.keys() - house.LATER.get(n, set())
+            ]
             assert free, f"a circle among {', '.join(graph)}"
             for name in free:
                 del graph[name]
+
+
+def test_the_page_of_rooms_is_current():
+    """``python -m tests.house --write`` makes it so."""
+    assert house.page() in house.PAGE.read_text()
+
+
+def test_the_picture_leaves_out_what_a_longer_way_implies():
+    drawn = {("a", "b"), ("b", "c"), ("a", "c"), ("d", "c")}
+    assert house._reaches("a", "c", drawn - {("a", "c")})
+    assert not house._reaches("a", "b", drawn - {("a", "b")})
 
 
 def test_imports_across_rooms_go_to_doors():
