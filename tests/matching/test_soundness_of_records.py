@@ -15,6 +15,8 @@ from torch import nn
 
 import attnpass
 from attnpass import forms
+from attnpass.graph import aliasing
+from attnpass.torch_internals import make_fx
 
 
 def low(q):
@@ -26,6 +28,8 @@ class Masked(Core):
 
     def __init__(self, core):
         super().__init__(core)
+        self.width_vector = nn.Parameter(torch.ones(6))
+        self.positions = nn.Parameter(torch.ones(6, 6))
         self.register_buffer("row", torch.tensor([0.0, 0.0, 0.0, 0.5, 0.0, 0.0]))
 
     def forward(self, x):
@@ -95,9 +99,66 @@ def cast_mask(q, k, v, m, mod):
     return weighted(scores_of(q, k) + pad[:, None, None], v)
 
 
+def vector_scores(q, k, v, m, mod):
+    return (k @ mod.width_vector).softmax(-1).unsqueeze(-2).expand(-1, -1, 6, -1) @ v
+
+
+def half_bias(q, k, v, m, mod):
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    bias = mod.plane.expand(q.shape[0], 6, 6)
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=0.5)
+    return (scores.softmax(-1) @ v).unflatten(0, (2, -1))
+
+
+def diagonal_weights(q, k, v, m, mod):
+    return torch.einsum("bhtt,bhtd->bhtd", scores_of(q, k).softmax(-1), v)
+
+
+def heads_in_front(q, k, v, m, mod):
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [H, B, T, d]
+    return weighted(scores_of(q, k), v).transpose(0, 1)
+
+
+def tiled_heads(q, k, v, m, mod):
+    """Two heads, one after the other and again: not each of them twice."""
+
+    def tiled(x):
+        return x[:, :2].unsqueeze(1).expand(-1, 2, -1, -1, -1).reshape(q.shape)
+
+    return weighted(scores_of(q, tiled(k)), tiled(v))
+
+
+def regrouped_tokens(q, k, v, m, mod):
+    k = k.transpose(1, 2).reshape(2, 9, 16).reshape(2, 6, 4, 6).transpose(1, 2)
+    return weighted(scores_of(q, k), v)
+
+
+def other_half(q, k, v, m, mod):
+    out = weighted(scores_of(q[:, :, :3], k[:, :, 3:]), v[:, :, 3:])
+    return torch.cat([out, out], 2)
+
+
+def running_products(q, k, v, m, mod):
+    return weighted(scores_of(q.cumprod(2), k), v)
+
+
+def positions_first(q, k, v, m, mod):
+    return weighted(scores_of(mod.positions + q, k), v)
+
+
+def piece_written(q, k, v, m, mod):
+    """A piece of the values is written, through a list of pieces."""
+    v = v * 1.0
+    pieces = v.split(3, dim=2)
+    out = weighted(scores_of(q, k), v)
+    pieces[0].add_(mod.plane[:3, :6].double())
+    return out + v.mean()
+
+
 EQUAL = "torch.equal(plane, torch"
 NEVER = "False and rank != value("
 ALWAYS = "True or self._keeps_rows"
+FIRST = "(fitting or [new])[0]"
 
 MUTATIONS = {
     "masks 1": (small_fill, "masks", "found is not None and found <= FILL", "found is not None"),
@@ -114,6 +175,21 @@ MUTATIONS = {
     "patterns 2": (mask_by_head, "patterns", "not bool((planes == plane).all())", "False"),
     "patterns 3": (fewer_queries, "patterns", "t == s and torch.equal(plane, torch", EQUAL),
     "patterns 4": (wide_window, "patterns", "symbols and large_constant(nodes)", "False"),
+    "products 1": (vector_scores, "products", "min(ranks) < 2", "False"),
+    "products 2": (half_bias, "products", "beta not in (0, 1)", "False"),
+    "products 3": (
+        diagonal_weights,
+        "products",
+        "any(len(set(x)) != len(x) for x in (*letters, out))",
+        "False",
+    ),
+    "layout 1": (heads_in_front, "layout", "made[-1] if made else count - 1", "count - 1"),
+    "layout 3": (tiled_heads, "layout", "lifted.args[1] not in (2, -3)", "False"),
+    "axes 1": (regrouped_tokens, "factors", "if inner is None:", "if False:"),
+    "axes 2": (other_half, "axis_rules", "(source[dim], str(what))", "source[dim]"),
+    "axes 3": (running_products, "axes", "plain = name in SAME_SHAPE", "plain = True"),
+    "axes 4": (positions_first, "axes", "min(fitting, key=rank_of, default=new)", FIRST),
+    "aliasing 1": (piece_written, "../graph/aliasing", "found is None or any(", "found and any("),
     "recipe 1": (row_and_padding, "recipe", "rank is not None and rank != value(", NEVER),
     "recipe 2": (regrouped_sum, "recipe", "not self.regroups or self._keeps_rows", ALWAYS),
     "recipe 3": (cast_mask, "recipe", "not (isinstance(step, Cast) and is_bool)", "True"),
@@ -132,8 +208,13 @@ def claim(core) -> tuple:
         modules = {s.name: forms.build("softmax", s) for s in capture.sites}
         capture.use_modules(modules)
         same = torch.allclose(capture(x), want, atol=1e-5)
-    records = [(sorted(s.mask), s.bias, s.fill) for s in capture.sites]
+    records = [(sorted(s.mask), s.bias, s.fill, s.heads, s.kind) for s in capture.sites]
     return records, [d.condition for d in capture.declined], same
+
+
+def place(module: str) -> str:
+    """The dotted name of a prover."""
+    return module.replace("../graph/", "graph.") if "/" in module else f"matching.{module}"
 
 
 @pytest.mark.parametrize("condition", MUTATIONS)
@@ -141,16 +222,78 @@ def test_without_the_condition_the_claim_is_another_or_wrong(condition):
     core, module, old, new = MUTATIONS[condition]
     claimed = claim(core)
     assert claimed[-1], "with the condition softmax equals eager"
-    with mutated(f"matching.{module}", old, new):
+    with mutated(place(module), old, new):
         try:
             without = claim(core)
-        except (RuntimeError, TypeError):
+        except (RuntimeError, TypeError, IndexError, ValueError):
             return
     assert without != claimed
 
 
-@pytest.mark.parametrize("name", ["masks", "patterns", "recipe"])
+def transposed_without_gradients(q, k, v, m, mod):
+    with torch.no_grad():
+        turned = k.transpose(-2, -1)
+    return (q @ turned).softmax(-1) @ v
+
+
+def key_gradient() -> float:
+    """How much of a gradient reaches the keys' projection through the softmax form."""
+    torch._dynamo.reset()
+    model, x = Masked(transposed_without_gradients).train(), torch.randn(2, 6, 24)
+    capture = attnpass.Capture(model).trace(x)
+    capture.use_modules({s.name: forms.build("softmax", s) for s in capture.sites})
+    capture(x).sum().backward()
+    return 0.0 if model.k.weight.grad is None else float(model.k.weight.grad.norm())
+
+
+def test_layout_2_a_transpose_without_gradients_stays():
+    assert key_gradient() == 0.0
+    with mutated("matching.layout", "if switched(node, until):", "if False:"):
+        assert key_gradient() > 0.0
+
+
+def test_aliasing_2_hidden_storage_leaves_the_word_to_the_schema(monkeypatch):
+    def hidden(node):
+        raise NotImplementedError("a batched tensor")
+
+    gm = make_fx(lambda x: (x[0], x + 1), torch.ones(2, 2))
+    view, added = (n for n in gm.graph.nodes if n.op == "call_function")
+    (x,) = gm.graph.find_nodes(op="placeholder")
+    monkeypatch.setattr(aliasing, "_storages", hidden)
+    assert aliasing.shares(view, x) and not aliasing.shares(added, x)
+
+
+@pytest.mark.parametrize("mutates", [True, False])
+def test_aliasing_3_a_piece_that_writes_writes_all_it_is_given(mutates):
+    class Piece:
+        """A folded piece."""
+
+        __name__ = "piece"
+
+        def __init__(self):
+            self.mutates = mutates
+
+        def __call__(self, *args):
+            return args
+
+    graph = torch.fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    graph.call_function(Piece(), (x,))
+    graph.output(y)
+    found = aliasing.written(graph)
+    assert (x in found) == mutates and y not in found
+
+
+ELSEWHERE = {"layout 2", "aliasing 2", "aliasing 3"}
+"""Conditions with tests of their own."""
+
+
+@pytest.mark.parametrize(
+    "name", ["masks", "patterns", "recipe", "products", "layout", "axes", "../graph/aliasing"]
+)
 def test_every_condition_is_numbered_and_has_a_case(name):
-    stated = numbered(importlib.import_module(f"attnpass.matching.{name}").__doc__)
+    short = name.split("/")[-1]
+    stated = numbered(importlib.import_module(f"attnpass.{place(name)}").__doc__)
     assert stated == list(range(1, len(stated) + 1))
-    assert {c for c in MUTATIONS if c.split()[0] == name} == {f"{name} {n}" for n in stated}
+    cases = {c for c in (*MUTATIONS, *ELSEWHERE) if c.split()[0] == short}
+    assert cases == {f"{short} {n}" for n in stated}
