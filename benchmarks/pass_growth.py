@@ -2,7 +2,8 @@
 
 The backend's time on stacks of 12 to 96 blocks with an inner compiler that does nothing, with a
 form and without a plan; and the pass beside inductor's cold compile of 12 blocks. Each in fresh
-processes; written as JSON.
+processes; written as JSON. `--against FOLDER` measures another checkout in turn with this one and
+prints the ratios of the pairs, this one over the other, with those of this one over itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 LAYERS = (12, 24, 48, 96)
+HERE = Path(__file__).resolve().parent.parent
 
 
 class Block(nn.Module):
@@ -41,10 +43,10 @@ class Block(nn.Module):
 def seconds(layers: int, options: dict[str, Any]) -> tuple[float, float]:
     """Seconds in the backend, and of them in the inner compiler."""
     from attnpass import backend
-    from attnpass.compiled import Options
+    from attnpass.compiled import graph
 
     spent = {"backend": 0.0, "inner": 0.0}
-    real = Options.compile
+    real = backend.compile_inner
 
     def inner(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -59,14 +61,14 @@ def seconds(layers: int, options: dict[str, Any]) -> tuple[float, float]:
         spent["backend"] += time.perf_counter() - start
         return out
 
-    Options.compile = inner  # type: ignore[method-assign]
+    backend.compile_inner = graph.compile_inner = inner
     torch._dynamo.reset()
     model = nn.Sequential(*(Block() for _ in range(layers))).eval()
     try:
         with torch.no_grad():
             torch.compile(model, backend=timed, options=options)(torch.randn(2, 64, 64))
     finally:
-        Options.compile = real  # type: ignore[method-assign]
+        backend.compile_inner = graph.compile_inner = real
     return spent["backend"], spent["inner"]
 
 
@@ -87,21 +89,40 @@ def cold() -> dict[str, float]:
     return {"pass": total - inside, "inner": inside}
 
 
-def fresh(part: str, **env: str) -> Any:
-    """One part in a process of its own."""
+def fresh(part: str, checkout: Path = HERE, **env: str) -> Any:
+    """One part in a process of its own, of this checkout or another."""
     done = subprocess.run(
-        [sys.executable, __file__, part],
+        [sys.executable, str(checkout / "benchmarks" / "pass_growth.py"), part],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
-        env={**os.environ, **env},
+        env={**os.environ, "PYTHONPATH": str(checkout), **env},
     )
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def against(other: Path, rounds: int = 7) -> dict[str, Any]:
+    """Ratios of the pass here over another checkout's, in pairs of neighbours in time."""
+    runs = [(fresh("growth"), fresh("growth", other), fresh("growth")) for _ in range(rounds)]
+    found: dict[str, Any] = {"load": os.getloadavg(), "rounds": rounds}
+    for n in map(str, LAYERS):
+        ratios = sorted(a[n] / b[n] for a, b, _ in runs)
+        same = sorted(a[n] / c[n] for a, _, c in runs)
+        found[n] = {
+            "ratio": statistics.median(ratios),
+            "from": ratios[0],
+            "to": ratios[-1],
+            "same_over_same": [same[0], statistics.median(same), same[-1]],
+        }
+    return found
 
 
 def main() -> None:
     if sys.argv[1:] in (["growth"], ["cold"]):
         print(json.dumps(growth() if sys.argv[1] == "growth" else cold()))
+        return
+    if sys.argv[1:2] == ["--against"]:
+        print(json.dumps(against(Path(sys.argv[2]).resolve()), indent=1))
         return
     from attnpass import environment
 
