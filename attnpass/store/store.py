@@ -18,7 +18,7 @@ from attnpass.plan import Plan
 from attnpass.store.database import Database, default_path, now
 
 
-def key_of(kind: str, subject: str, context: Mapping[str, Any]) -> str:
+def key_of(kind: str, subject: str, context: Mapping[str, object]) -> str:
     """The key of a measurement, 32 hex digits: a digest of everything that it depends on."""
     text = json.dumps([kind, subject, context], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -34,8 +34,8 @@ class Store(Database):
         self,
         kind: str,
         subject: str,
-        context: Mapping[str, Any],
-        value: Mapping[str, Any],
+        context: Mapping[str, object],
+        value: Mapping[str, object],
         *,
         outcome: str = "ok",
         run: str | None = None,
@@ -55,7 +55,7 @@ class Store(Database):
             self.db.table("measurements").insert(row, replace=True)
 
     def get(
-        self, kind: str, subject: str, context: Mapping[str, Any]
+        self, kind: str, subject: str, context: Mapping[str, object]
     ) -> tuple[dict[str, Any] | None, str]:
         """The measurement's value and ``""``, or None and why it is a miss.
 
@@ -78,7 +78,7 @@ class Store(Database):
             pass
         return None, "the stored row is corrupt"
 
-    def _why(self, kind: str, subject: str, context: Mapping[str, Any]) -> str:
+    def _why(self, kind: str, subject: str, context: Mapping[str, object]) -> str:
         """Why a lookup is a miss: the fields in which the newest measurement's context differs."""
         rows = list(
             self.db.query(
@@ -96,7 +96,7 @@ class Store(Database):
         changed = sorted(k for k in {*old, *context} if old.get(k) != context.get(k))
         return f"{', '.join(changed)} changed"
 
-    def save_run(self, run: Mapping[str, Any]) -> None:
+    def save_run(self, run: Mapping[str, object]) -> None:
         """Insert or update one run; settings, context and result are stored as JSON."""
         row = {k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in run.items()}
         with self.transaction():
@@ -142,7 +142,9 @@ class Store(Database):
             )
         return _plan(rows[0], self.path) if rows else None
 
-    def put_tile(self, kind: str, context: Mapping[str, Any], tile: Tile, value: Any) -> None:
+    def put_tile(
+        self, kind: str, context: Mapping[str, object], tile: Tile, value: object
+    ) -> None:
         """Commit the tile of a shape class, measured in ``context``."""
         row = {
             "key": key_of("tile", kind, context),
@@ -154,7 +156,7 @@ class Store(Database):
         with self.transaction():
             self.db.table("tiles").insert(row, replace=True)
 
-    def tiles(self, context: Mapping[str, Any]) -> dict[str, Tile]:
+    def tiles(self, context: Mapping[str, object]) -> dict[str, Tile]:
         """Measured tiles by shape class; rows of another context, or corrupt, are no hit."""
         with self.errors():
             rows = list(self.db.query("SELECT context, tile FROM tiles"))
@@ -181,7 +183,11 @@ class Store(Database):
         return bool(found)
 
     def pinned(self) -> list[Plan]:
-        """All pinned plans that can be read."""
+        """All pinned plans.
+
+        Raises:
+            PlanError: a pinned plan cannot be read.
+        """
         with self.errors():
             rows = list(
                 self.db.query("SELECT plans.* FROM pins JOIN plans ON plans.hash = pins.plan")
@@ -227,7 +233,7 @@ def pinned_plans(path: str | Path | None) -> list[Plan]:
         return store.pinned()
 
 
-def measured_tiles(path: str | Path | None, context: Mapping[str, Any]) -> dict[str, Tile]:
+def measured_tiles(path: str | Path | None, context: Mapping[str, object]) -> dict[str, Tile]:
     """The tiles of a database that were measured in ``context``; none where there is no file.
 
     Raises:
