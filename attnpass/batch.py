@@ -1,31 +1,30 @@
-"""Capture a model once, then run it under any plan: switching a plan takes milliseconds.
-
-Every captured graph sits behind a trampoline, so that Dynamo's guards and bytecode stay while the
-graph that runs is exchanged. Graphs run eagerly, in plain operators: for accuracy, calibration and
-distillation, not for speed.
-"""
+"""A batch: the arguments of one call of a model, and how a model is called with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from attnpass.errors import OptionError
 
 Batch = tuple[Any, ...] | dict[str, Any]
 """The arguments of one call of a model: positional, or by name."""
 
+T = TypeVar("T")
 
-def call(run: Callable[..., Any], batch: Batch) -> Any:
-    """What ``run`` gives for the arguments of a batch."""
+
+def call(run: Callable[..., T], batch: Batch) -> T:
+    """The result of ``run`` with the arguments of a batch."""
     return run(**batch) if isinstance(batch, dict) else run(*batch)
 
 
-def check_batches(inputs: Any, verb: str, *, empty: bool = False) -> None:
-    """Refuse what is not a sequence of batches, and none of them unless it may be ``empty``.
+def check_batches(inputs: object, verb: str, *, empty: bool = False) -> None:
+    """Check that ``inputs`` is a sequence of batches, of at least one unless ``empty``.
+
+    ``verb`` says in the message for which purpose the batches are taken, e.g. ``calibrate``.
 
     Raises:
-        OptionError: as it says.
+        OptionError: not a sequence, no batch, or a first element that is no batch.
     """
     if not (hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__")):
         raise OptionError(

@@ -1,4 +1,7 @@
-"""Where a number was taken: device, instruction set, threads, versions, kernel sources."""
+"""The environment of a measurement: device, instructions, threads, versions, kernel sources.
+
+Two measurements can be compared where their environments are equal.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,9 +31,9 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def device(kind: str = "cpu") -> dict[str, Any]:
-    """What identifies the device of a latency; equal dicts mean comparable numbers."""
-    found: dict[str, Any] = {"device": cpu_name(), "isa": instructions()}
+def device(kind: str = "cpu") -> dict[str, object]:
+    """The device of a latency and its settings; equal dicts mean comparable numbers."""
+    found: dict[str, object] = {"device": cpu_name(), "isa": instructions()}
     if kind == "cuda":
         found = {"device": torch.cuda.get_device_name(), "driver": torch.version.cuda}
     return {**found, "threads": torch.get_num_threads()}
@@ -39,29 +41,30 @@ def device(kind: str = "cpu") -> dict[str, Any]:
 
 @cache
 def instructions() -> str:
-    """The vector instructions, and those for bfloat16 and tiles, that torch sees."""
+    """The CPU's vector instructions, with ``bf16`` and ``amx`` where torch can use them."""
     found = torch.backends.cpu.get_cpu_capability()
     return "+".join([found, *cpu_extensions()])
 
 
 def narrow(device: str) -> bool:
-    """Whether a kind of device multiplies bfloat16 by instructions of its own."""
+    """Whether a kind of device multiplies bfloat16 matrices by instructions of its own."""
     if device == "cuda":
         found: bool = torch.cuda.is_bf16_supported(including_emulation=False)
         return found
     return device == "cpu" and not {"bf16", "amx"}.isdisjoint(instructions().split("+"))
 
 
-def kernel_context(kind: str = "cpu") -> dict[str, Any]:
-    """What a measured tile depends on beside its shape class."""
-    numbers = {"torch": torch.__version__, "kernels": kernels_digest(), "protocol": PROTOCOL}
+def kernel_context(kind: str = "cpu") -> dict[str, object]:
+    """Everything that a measured tile depends on except for its shape class."""
+    found = device(kind) | {"torch": torch.__version__, "kernels": kernels_digest()}
+    found["protocol"] = PROTOCOL
     if kind == "cuda":
-        numbers["triton"] = versions()["triton"]
-    return {**device(kind), **numbers}
+        found["triton"] = versions()["triton"]
+    return found
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
+    """Versions of the software that decides a result, by name; ``none`` where it is absent."""
     out = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("attnpass", "triton", "optuna"):
         try:
@@ -71,8 +74,8 @@ def versions() -> dict[str, str]:
     return out
 
 
-def shapes(example: Any) -> list[Any]:
-    """Shapes and dtypes of the tensors of a call."""
+def shapes(example: object) -> list[object]:
+    """Shapes and dtypes of the tensors of a call, the text of its other arguments."""
     leaves = pytree.tree_leaves(example)
     return [
         [list(x.shape), str(x.dtype)] if isinstance(x, torch.Tensor) else repr(x) for x in leaves

@@ -1,18 +1,18 @@
-"""Plan: which form runs at which site, with its parameters; JSON and safetensors on disk.
-
-Loading never unpickles. A plan fits a site by name and structure; what does not fit stays softmax.
-"""
+"""Files that are replaced whole: a reader sees the old content or the new, never a part."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 
-def replaced(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside ``path``, then put it in its place."""
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file beside ``path``, then rename it to ``path``.
+
+    The name of the file beside holds the process id, so that two processes do not share it. Where
+    ``write`` raises, ``path`` is unchanged.
+    """
     half = path.with_name(f"{path.name}.{os.getpid()}")
     write(half)
     half.replace(path)

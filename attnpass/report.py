@@ -1,13 +1,16 @@
-"""What was found, rewritten, declined, and why: a record, a dict, a table."""
+"""Reports: the attention sites of a model or of the compiled graphs, and every refusal."""
 
 from __future__ import annotations
 
 import io
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnpass.site import FORMS, AttentionSite, Decline
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass
@@ -16,12 +19,12 @@ class Report:
 
     Attributes:
         sites: every attention found.
-        declined: everything that looked like attention and is not, or was not rewritten.
+        declined: everything that resembles attention and is none, or was not rewritten.
         rewritten: site name to the form that runs there.
         plan: hash of the plan that ran, ``""`` for none.
         graphs: number of graphs seen.
-        misread: what inductor's own attention matcher would have compiled to something else; it
-            was switched off for those graphs.
+        misread: sites that inductor's own attention matcher would have compiled to another
+            function; the matcher was switched off for those graphs.
     """
 
     sites: list[AttentionSite] = field(default_factory=list)
@@ -33,7 +36,7 @@ class Report:
 
     @property
     def summary(self) -> str:
-        """One line: what was found, rewritten and declined."""
+        """One line: how many sites were found, rewritten and declined."""
         return (
             f"{len(self.sites)} attention sites found, {len(self.rewritten)} rewritten, "
             f"{len(self.declined)} declined"
@@ -60,32 +63,28 @@ class Report:
         self.plan = other.plan or self.plan
         self.graphs += other.graphs
 
-    def table(self) -> Any:
+    def table(self) -> Table:
         """The sites as a ``rich`` table: per form legal, or the code that says why not."""
         from rich.table import Table
 
         table = Table(title=self.summary, title_justify="left")
         for column in ("site", "kind", "heads", "T x S", "mask", *FORMS):
             table.add_column(column, no_wrap=column == "site")
-        for s in self.sites:
-            groups = f"{s.heads}" if s.heads == s.kv_heads else f"{s.heads}/{s.kv_heads}"
-            mask = ",".join(sorted(s.mask)) + ("+bias" if s.bias else "") or "none"
-            marks = []
-            for form in FORMS:
-                no = s.legal.get(form)
-                run = self.rewritten.get(s.name) == form
-                marks.append(
-                    "[green]runs[/]" if run else "yes" if no is None else f"[dim]{no.code}[/]"
-                )
-            table.add_row(
-                s.name,
-                s.kind,
-                f"{groups}x{s.head_dim}",
-                f"{s.query_len}x{s.key_len}",
-                mask,
-                *marks,
-            )
+        for site in self.sites:
+            table.add_row(*self._row(site))
         return table
+
+    def _row(self, site: AttentionSite) -> list[str]:
+        """The cells of one site."""
+        heads = f"{site.heads}" if site.heads == site.kv_heads else f"{site.heads}/{site.kv_heads}"
+        mask = ",".join(sorted(site.mask)) + ("+bias" if site.bias else "") or "none"
+        marks = []
+        for form in FORMS:
+            decline = site.legal.get(form)
+            legal = "yes" if decline is None else f"[dim]{decline.code}[/]"
+            marks.append("[green]runs[/]" if self.rewritten.get(site.name) == form else legal)
+        lengths = f"{site.query_len}x{site.key_len}"
+        return [site.name, site.kind, f"{heads}x{site.head_dim}", lengths, mask, *marks]
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -93,9 +92,10 @@ class Report:
         out = io.StringIO()
         console = Console(file=out, width=160)
         console.print(self.table())
-        for what, verdicts in (("declined", self.declined), ("misread", self.misread)):
-            for d in verdicts:
-                console.print(f"{what} {d.path}: {d} ({d.source})", markup=False, highlight=False)
+        for verdict, declines in (("declined", self.declined), ("misread", self.misread)):
+            for d in declines:
+                line = f"{verdict} {d.path}: {d} ({d.source})"
+                console.print(line, markup=False, highlight=False)
         return out.getvalue()
 
 
@@ -111,7 +111,7 @@ def record(report: Report) -> None:
 
 
 def compiled_report() -> Report:
-    """What ``torch.compile(backend="attnpass")`` found and did in this process so far."""
+    """The report of all graphs that ``torch.compile(backend="attnpass")`` compiled so far."""
     with _lock:
         out = Report()
         out.merge(_total)

@@ -1,4 +1,4 @@
-"""Random numbers that are the same in every run, and leave the caller's own alone."""
+"""Random numbers that repeat in every run and leave the caller's generators unchanged."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 
 
 def generators() -> range:
-    """The CUDA devices whose random numbers may be drawn."""
+    """The indices of the CUDA devices that are in use; none before CUDA is initialised."""
     return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw what ``seed`` gives, on every device; afterwards the caller's numbers go on."""
+    """Inside, every device's generator starts at ``seed``; afterwards it has its old state."""
     with torch.random.fork_rng(devices=generators()):
         torch.manual_seed(seed)
         yield

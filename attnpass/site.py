@@ -1,4 +1,4 @@
-"""The records that everything speaks: an attention site, or the reason why there is none.
+"""The records that all rooms share: an attention site, or the reason why there is none.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
 """
@@ -14,18 +14,19 @@ FORMS = ("softmax", "sigmoid", "relu", "hydra", "skipat")
 """The names of all forms, in the order in which they are shown."""
 
 ALLOW = ("other_weights", "drop_dropout")
-"""What a user may accept: other attention weights are returned; attention dropout is dropped."""
+"""Deviations that a user may accept: the model returns other attention weights; attention dropout
+is dropped."""
 
 
 @dataclass(frozen=True)
 class Decline:
-    """Why something is not rewritten: a stable code, where it stands, what can be done.
+    """The reason why a node is not rewritten: a stable code, its place, and a cure.
 
     Attributes:
         code: one of the stable decline codes, e.g. ``MASK_ARBITRARY``.
         path: module path of the node, ``""`` at the top of the model.
         source: ``file:line`` of the user's code, ``""`` where unknown.
-        hint: one line that says what was met and what helps.
+        hint: one line that names the obstacle and the cure.
         node: the graph node that decided.
         condition: the prover's condition that is not met (``chain 3``): see its Soundness section.
     """
@@ -101,7 +102,7 @@ class AttentionSite:
     source: str = ""
 
     def fits(self) -> dict[str, Any]:
-        """What a plan records to recognise this site again, as plain JSON types."""
+        """The fields by which a plan recognises this site again, as plain JSON types."""
         return {
             "kind": self.kind,
             "heads": self.heads,

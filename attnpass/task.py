@@ -1,4 +1,4 @@
-"""Task: what the tuner needs of a user's model, and how it is loaded.
+"""Task: a model, the data to tune it on and the score, as a user gives them to the tuner.
 
 A task is an import path, ``package.module:factory`` or ``file.py:factory``, so that a worker
 process can load it too; the factory takes no arguments and returns a ``Task``.
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -36,13 +37,14 @@ class Task:
         calibration: a few unlabelled batches, each the arguments of a call.
         validation: ``(arguments, target)`` per batch; selection and held-out come from these.
         score: ``score(output, target)`` -> one number per item, higher is better, finite.
-        metric: what the score is, e.g. ``accuracy``.
-        recovery: unlabelled batches to distil on, none of them in ``validation``; they may be made
-            anew (augmented) at every access. Where there are none, ``calibration`` serves.
-        outputs: what the model returns, ``logits`` or ``features`` (an encoder): how distillation
-            compares outputs.
-        pooled: ``score`` needs all items of a split at once (retrieval): it is then called with
-            the outputs and the targets of all its batches, concatenated.
+        metric: the name of the score, e.g. ``accuracy``.
+        recovery: unlabelled batches to distil on, none of them in ``validation``; each access may
+            augment a batch anew. Without any, distillation uses ``calibration``.
+        outputs: the kind of the model's output, ``logits`` or ``features`` (an encoder), which
+            decides how distillation compares outputs.
+        pooled: whether ``score`` needs all items of a split at once (retrieval). It is then called
+            with the outputs and the targets of all batches, concatenated.
+        path: the import path that the task was loaded from.
     """
 
     name: str
@@ -58,7 +60,7 @@ class Task:
     path: str = field(default="", repr=False)
 
     def digest(self) -> str:
-        """Digest of the data that judges and of how it judges, 16 hex digits."""
+        """Digest of the validation data, the example and the score function, 16 hex digits."""
         how = [self.metric, behaviour(self.score), self.outputs, self.pooled]
         return digest([*how, list(self.validation), self.example])
 
@@ -95,7 +97,7 @@ def load_task(path: str) -> Task:
     return task
 
 
-def _module(where: str, path: str) -> Any:
+def _module(where: str, path: str) -> ModuleType:
     """The module of a file or of a dotted name."""
     try:
         if not where.endswith(".py"):
@@ -120,6 +122,7 @@ def _module(where: str, path: str) -> Any:
 
 
 def _check(task: Task, path: str) -> None:
+    """Refuse a task without batches, of another output kind, or with a batch that is none."""
     for name in ("calibration", "validation"):
         if len(getattr(task, name)) == 0:
             raise TaskError(f"expected {path} with at least one {name} batch, got none")
@@ -140,7 +143,7 @@ def _check(task: Task, path: str) -> None:
             )
 
 
-def score_batch(task: Task, output: Any, target: Any) -> Tensor:
+def score_batch(task: Task, output: object, target: object) -> Tensor:
     """Per-item scores ``[n]`` in float64, checked.
 
     Raises:

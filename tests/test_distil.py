@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from test_delta import Broken, data
-from test_delta import model as random_model
+from deltas import Broken, data
+from deltas import model as random_model
 from tiny_tasks import Named
 from torch import Tensor, nn
 

@@ -99,8 +99,8 @@ TRITON = {
     [
         ("triton", TRITON),
         ("optuna", {"tuner.search.optuna_search", "tuner.tiles.study"}),
-        ("sqlite_utils", {"store"}),
-        ("sqlite3", {"store"}),
+        ("sqlite_utils", {"store.database"}),
+        ("sqlite3", {"store.database"}),
     ],
 )
 def test_a_package_is_imported_in_its_own_files_alone(package, files):

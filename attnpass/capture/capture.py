@@ -8,7 +8,6 @@ distillation, not for speed.
 from __future__ import annotations
 
 import itertools
-import logging
 import types
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
@@ -22,11 +21,9 @@ from attnpass.capture.captured import CapturedGraph, Changes, Choice, Chooser, L
 from attnpass.capture.names import SiteNames
 from attnpass.errors import CaptureError
 from attnpass.matching import Region
-from attnpass.plan import Entry, Plan
+from attnpass.plan import Entry, Plan, warn_or_raise
 from attnpass.site import AttentionSite, Decline
 from attnpass.torch_internals import is_recompile_limit, raise_recompile_limits
-
-log = logging.getLogger("attnpass")
 
 _number = itertools.count()
 
@@ -135,7 +132,7 @@ class Capture:
         """Tell ``plan`` which parameters make its sites."""
         for _, layer in self.layers:
             for region in layer.regions:
-                plan.own(region.site, layer.parameters[region.site.name])
+                plan.bind_site(region.site, layer.parameters[region.site.name])
 
     def use(self, plan: Plan | None, *, strict: bool = False) -> dict[str, str]:
         """Run under ``plan`` from now on; returns site name to form for what is rewritten.
@@ -147,7 +144,8 @@ class Capture:
             self.choose(lambda site, weights: None)
             return {}
         if self.graphs:
-            _unknown(plan, {s.name for s in self.sites}, strict)
+            for error in plan.absent({s.name for s in self.sites}):
+                warn_or_raise(error, strict)
         at = {
             name: given[0].device
             for _, layer in self.layers
@@ -162,7 +160,7 @@ class Capture:
         )
         for _, layer in self.layers:
             for name in modules.keys() & layer.parameters.keys():
-                plan.meet(name, layer.parameters[name])
+                plan.warn_if_weights_changed(name, layer.parameters[name])
         return {name: plan.sites[name].form for name in modules}
 
     def choose(self, chosen: Chooser, changes: Changes = lambda name: {}) -> dict[str, nn.Module]:
@@ -208,20 +206,6 @@ class Capture:
             return self(*args, **kwargs)
         finally:
             self._keep = False
-
-
-def _unknown(plan: Plan, names: set[str], strict: bool) -> None:
-    from attnpass.errors import PlanError
-
-    for name, entry in plan.sites.items():
-        if entry.changes and name not in names:
-            error = PlanError(
-                f"expected the plan's site {name} in the model, found none;"
-                " was the plan made for another model?"
-            )
-            if strict:
-                raise error
-            log.warning("%s", error)
 
 
 @contextmanager

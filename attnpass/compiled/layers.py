@@ -15,10 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnpass.errors import PlanError
 from attnpass.kernels.tile import Tiles
 from attnpass.matching import MatchedGraph
-from attnpass.plan import Delta, Plan
+from attnpass.plan import Delta, Plan, warn_or_raise
 from attnpass.report import Report
 from attnpass.site import Decline
 
@@ -55,9 +54,11 @@ def served(
     """
     own = {r.site.name: r.site.name for r in graph.regions}
     layers = [own] if all(name in plan.sites for name in own) else []
-    if not plan.owners:
+    if not plan.bindings:
         if layers:
-            _say_absent(plan, set(own), strict)
+            # one line for a graph: a plan of another model lacks many sites
+            for error in plan.absent(own, "graph")[:1]:
+                warn_or_raise(error, strict)
         else:
             _decline_shared(graph, report)
         return layers
@@ -68,24 +69,11 @@ def served(
             layers.append({n: prefix + n for n in own})
         elif first == "root" and len(own) == 1 and name != first:
             layers.append({first: name})
-    known = plan.known()
+    known = plan.bindings.parameter_ids()
     if not any(id(x) in known for row in graph.parameters(inputs) for x in row):
         # the plan was bound to another copy of the model: go by the path alone
         return layers[:1] if layers[:1] == [own] else []
     return [x for x in layers if all(n in plan.sites for n in x.values())]
-
-
-def _say_absent(plan: Plan, names: set[str], strict: bool) -> None:
-    """Say, or raise, that an unbound plan names sites that this graph does not have."""
-    lost = [n for n, e in plan.sites.items() if e.changes and n not in names]
-    if lost:
-        error = PlanError(
-            f"expected the plan's site {lost[0]} in the graph, found none;"
-            " was the plan made for another model?"
-        )
-        if strict:
-            raise error
-        log.warning("%s", error)
 
 
 def _decline_shared(graph: MatchedGraph, report: Report) -> None:
@@ -131,7 +119,7 @@ def layer(
             weights={path: inputs[i] for path, i in at.items()},
         )
         if module is not None:
-            plan.meet(name, parameters)
+            plan.warn_if_weights_changed(name, parameters)
             modules[own], forms[name] = module, plan.sites[name].form
             deltas |= {at[path]: d for path, d in plan.deltas.get(name, {}).items()}
     return Layer(forms, modules, deltas, identity)
@@ -149,7 +137,7 @@ def _identity(
 ) -> list[tuple[int, weakref.ref[Tensor]]] | None:
     """Input positions with the parameters that this layer has there; None where not known."""
     found: list[tuple[int, weakref.ref[Tensor]]] = []
-    known = plan.known()
+    known = plan.bindings.parameter_ids()
     for region, positions in zip(graph.regions, graph.projections, strict=True):
         here = [inputs[i] for i in positions]
         bound = any(id(x) in known for x in here)

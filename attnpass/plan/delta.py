@@ -1,4 +1,4 @@
-"""What a plan adds to a weight of the model: W + delta, the model's own W untouched."""
+"""A weight delta of a plan: the graph computes with W + delta, the model's own W is unchanged."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ class Delta(nn.Module):
     """``weight -> weight + delta``, the delta full or of low rank ``left @ right``.
 
     With gradients the sum is computed at every call, so that both the weight and the delta are
-    trained; without, it is kept in one buffer until either changes. A change that is hidden from
-    autograd (``weight.data.copy_``) is not seen.
+    trained. Without gradients the sum is kept in one buffer until the weight or the delta changes.
+    A write that autograd does not count (``weight.data.copy_``) leaves the buffer as it was.
 
     Args:
-        shape: of the weight. rank: of the delta, where that is fewer numbers; ``None`` is full.
-        seed: of the random ``right``; ``left`` starts at 0, so that the delta does.
+        shape: the weight's shape.
+        rank: the delta's rank. ``None`` makes a full delta, and so does a rank whose factors would
+            hold as many numbers as the weight.
+        seed: seed of the random ``right``. ``left`` starts at 0, hence the delta does.
+        device: the device of the delta's parameters.
     """
 
     full: nn.Parameter | None
@@ -53,7 +56,7 @@ class Delta(nn.Module):
         """The delta of stored values, ``full`` or ``left`` and ``right``.
 
         Raises:
-            ValueError: other names, or sizes that do not meet.
+            ValueError: other names, or ``left`` and ``right`` of different ranks.
         """
         kinds = {k: v.dim() for k, v in values.items()}
         if set(kinds) != {"full"} and kinds != {"left": 2, "right": 2}:
@@ -70,7 +73,7 @@ class Delta(nn.Module):
         return out
 
     def fits(self, weight: Tensor) -> bool:
-        """Whether this is a delta of weights of such a shape."""
+        """Whether the delta has the shape of ``weight``."""
         if self.full is not None:
             return self.full.shape == weight.shape
         assert self.left is not None and self.right is not None
@@ -87,11 +90,11 @@ class Delta(nn.Module):
         return (weight.to(wide) + change.to(wide)).to(weight.dtype)
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the buffer: a weak reference cannot be pickled."""
+        """The state without the buffer: its weak reference cannot be pickled."""
         return {**self.__dict__, "_key": (), "_weight": None, "_sum": None}
 
     def __deepcopy__(self, memo: dict[int, object]) -> Delta:
-        """The same numbers; the buffer is not copied."""
+        """A delta with the same numbers and an empty buffer."""
         parts = {k: p.detach().clone() for k, p in self.named_parameters()}
         other = Delta.of(parts)
         for name, p in self.named_parameters():
@@ -105,7 +108,7 @@ class Delta(nn.Module):
             return self.add(weight)
         if any(x.is_inference() for x in (weight, *own)):
             return self.add(weight)
-        # not its id: another weight may get the same
+        # a weak reference, not an id: a later weight may get the id of a freed one
         same = self._weight is not None and self._weight() is weight
         key = tuple((x.data_ptr(), version(x)) for x in (weight, *own))
         if not same or key != self._key or self._sum is None:
@@ -116,12 +119,12 @@ class Delta(nn.Module):
 
 
 def _matrix(shape: torch.Size) -> tuple[int, int]:
-    """Rows and columns of a weight whose later axes are one."""
+    """Rows and columns of a weight whose axes after the first are taken as one."""
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
 
 
 def _into(buffer: Tensor | None, value: Tensor) -> Tensor:
-    """``value`` in the buffer where it has its kind: compiled code may know the address."""
+    """``value``, in a buffer of its kind if there is one: compiled code may hold its address."""
 
     def kind(x: Tensor) -> tuple[object, ...]:
         return x.shape, x.dtype, x.device

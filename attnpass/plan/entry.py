@@ -1,6 +1,6 @@
-"""Plan: which form runs at which site, with its parameters; JSON and safetensors on disk.
+"""One site's entry in a plan: its form, the form's options, and the site's recorded shape.
 
-Loading never unpickles. A plan fits a site by name and structure; what does not fit stays softmax.
+``assign`` makes the entries of a model's sites from one form and globs on the sites' names.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ log = logging.getLogger("attnpass")
 
 @dataclass
 class Entry:
-    """One site of a plan: its form, the form's options, and how to recognise the site."""
+    """The plan for one site.
+
+    Attributes:
+        form: the name of the form that runs at the site.
+        options: the form's options.
+        fits: ``AttentionSite.fits()`` of the site; empty accepts any site of that name.
+        weights: digest of the site's projection weights; empty where unknown.
+    """
 
     form: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -29,8 +36,25 @@ class Entry:
 
     @property
     def changes(self) -> bool:
-        """Whether the site becomes another: of another form, or with other projections."""
+        """Whether the plan changes the site: another form, or trained projections."""
         return self.form != "softmax" or bool(self.options.get("learns"))
+
+    def check(self, site: AttentionSite) -> None:
+        """Refuse a site of another shape than the recorded one, or where the form is illegal.
+
+        Raises:
+            PlanError: the first field of ``fits`` that differs, or the site's Decline.
+        """
+        found = site.fits()
+        if self.fits and self.fits != found:
+            differs = next(key for key, value in found.items() if self.fits.get(key) != value)
+            raise PlanError(
+                f"expected the plan's site {site.name} with {differs} "
+                f"{self.fits.get(differs)}, got {found[differs]}: another model"
+            )
+        decline = site.legal.get(self.form)
+        if decline is not None:
+            raise PlanError(f"expected a legal form at {site.name}, got {self.form} ({decline})")
 
     def as_dict(self) -> dict[str, Any]:
         """The entry as plain JSON types."""
@@ -56,35 +80,40 @@ def assign(
         OptionError: unknown form or option, or a glob that matches no site.
         PlanError: with ``strict``, an illegal site named exactly.
     """
-    sites, given = list(sites), dict(options or {})
-    forms.check_options(form, given)
+    sites, form_options = list(sites), dict(options or {})
+    forms.check_options(form, form_options)
     patterns = [globs] if isinstance(globs, str) else list(globs or ["*"])
-    for pattern in patterns:
-        if sites and not fnmatch.filter([s.name for s in sites], pattern):
-            raise OptionError(
-                f"expected a glob that matches a site, got {pattern!r};"
-                f" sites are {', '.join(s.name for s in sites)}"
-            )
+    _check_globs(patterns, [site.name for site in sites])
     entries, declines = {}, []
     for site in sites:
-        chosen = any(fnmatch.fnmatchcase(site.name, p) for p in patterns)
-        no = site.legal.get(form) if chosen else None
-        if no is not None:
-            declines.append(no)
+        selected = any(fnmatch.fnmatchcase(site.name, pattern) for pattern in patterns)
+        decline = site.legal.get(form) if selected else None
+        if decline is not None:
+            declines.append(decline)
             if site.name in patterns:
-                _loud(
-                    PlanError(
-                        f"expected a legal form at {site.name}, got {form} ({no});"
-                        " it stays softmax"
-                    ),
-                    strict,
-                )
-        runs = form if chosen and no is None else "softmax"
-        entries[site.name] = Entry(runs, given if runs == form else {}, site.fits())
+                text = f"expected a legal form at {site.name}, got {form} ({decline})"
+                warn_or_raise(PlanError(f"{text}; it stays softmax"), strict)
+        runs = form if selected and decline is None else "softmax"
+        entries[site.name] = Entry(runs, form_options if runs == form else {}, site.fits())
     return entries, declines
 
 
-def _loud(error: PlanError, strict: bool) -> None:
+def _check_globs(patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a glob that matches none of the sites, where there are sites."""
+    for pattern in patterns:
+        if names and not fnmatch.filter(names, pattern):
+            raise OptionError(
+                f"expected a glob that matches a site, got {pattern!r};"
+                f" sites are {', '.join(names)}"
+            )
+
+
+def warn_or_raise(error: PlanError, strict: bool) -> None:
+    """Log ``error`` as a warning.
+
+    Raises:
+        PlanError: ``error`` itself, with ``strict``.
+    """
     if strict:
         raise error
     log.warning("%s", error)

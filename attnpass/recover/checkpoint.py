@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from attnpass.errors import OptionError
-from attnpass.files import replaced
+from attnpass.files import replace_file
 
 
 @dataclass
@@ -94,7 +94,7 @@ class Checkpoint:
         header = {"state": json.dumps({**state, "name": self.name, "finished": finished})}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        replaced(self.path, lambda half: save_file(kept, half, header))
+        replace_file(self.path, lambda half: save_file(kept, half, header))
 
     def remove(self) -> None:
         """The work is done."""

@@ -17,12 +17,7 @@ from attnpass.tuner.measure.accuracy import scores
 def verify(plan: Plan, task: Task) -> dict[str, Any]:
     """What is wrong (one line each), what is rewritten, and the score of plan and model."""
     capture = call(Capture(task.model).trace, task.example)
-    names = {s.name for s in capture.sites}
-    problems = [
-        f"expected the plan's site {name} in the model, found none"
-        for name, entry in plan.sites.items()
-        if entry.changes and name not in names
-    ]
+    problems = [str(error) for error in plan.absent({s.name for s in capture.sites})]
     for site in capture.sites:
         try:
             plan.module(site, strict=True)

@@ -1,165 +1,41 @@
-"""SQLite: runs, measurements, plans, pins, tiles. The one place with SQL.
+"""The rows of the database: measurements, runs, plans, pins and tiles, written and read.
 
-One file, WAL, immediate transactions, STRICT tables; readable with plain ``sqlite3``. A lookup
-that does not match is a miss with a reason, never an error and never a wrong hit.
+A lookup that does not match is a miss with a reason, never an error and never a wrong hit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sqlite3
-import tempfile
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from attnpass.errors import PlanError, StoreError
+from attnpass.errors import PlanError
 from attnpass.kernels.tile import Tile
 from attnpass.plan import Plan
-
-APPLICATION_ID = 0x41545450
-"""Marks the file as ours (``PRAGMA application_id``)."""
-
-MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE runs (
-        id TEXT PRIMARY KEY, created TEXT NOT NULL, task TEXT NOT NULL, status TEXT NOT NULL,
-        settings TEXT NOT NULL, context TEXT NOT NULL, result TEXT
-    ) STRICT;
-    CREATE TABLE measurements (
-        key TEXT PRIMARY KEY, created TEXT NOT NULL, run TEXT, kind TEXT NOT NULL,
-        subject TEXT NOT NULL, outcome TEXT NOT NULL, context TEXT NOT NULL, value TEXT NOT NULL
-    ) STRICT;
-    CREATE INDEX measurements_subject ON measurements (kind, subject);
-    CREATE TABLE plans (
-        hash TEXT PRIMARY KEY, created TEXT NOT NULL, document TEXT NOT NULL, parameters BLOB
-    ) STRICT;
-    CREATE TABLE pins (
-        structure TEXT PRIMARY KEY, created TEXT NOT NULL, plan TEXT NOT NULL REFERENCES plans
-    ) STRICT;
-    CREATE TABLE tiles (
-        key TEXT PRIMARY KEY, created TEXT NOT NULL, context TEXT NOT NULL, tile TEXT NOT NULL,
-        value TEXT NOT NULL
-    ) STRICT;
-    """,
-)
-"""Applied in order; ``PRAGMA user_version`` counts those that are."""
+from attnpass.store.database import Database, default_path, now
 
 
-def default_path() -> Path:
-    """``$ATTNPASS_DB``, else ``attnpass.db`` in the user's cache folder."""
-    given = os.environ.get("ATTNPASS_DB")
-    if given:
-        return Path(given)
-    from platformdirs import user_cache_path
-
-    return user_cache_path("attnpass") / "attnpass.db"
-
-
-def now() -> str:
-    """The time in UTC, ISO 8601."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def key_of(kind: str, subject: str, context: Mapping[str, Any]) -> str:
-    """The identity of a measurement: everything that it depends on."""
+def key_of(kind: str, subject: str, context: Mapping[str, object]) -> str:
+    """The key of a measurement, 32 hex digits: a digest of everything that it depends on."""
     text = json.dumps([kind, subject, context], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-class Store:
-    """An open database. A context manager; safe with other processes on the same file.
+class Store(Database):
+    """An open database with its rows. A context manager.
 
-    Args:
-        path: the file; ``None`` is ``default_path()``. It is made where it does not exist.
-
-    Raises:
-        StoreError: the file is corrupt, foreign, of a newer version, or cannot be written.
+    The arguments and errors are those of ``Database``.
     """
-
-    def __init__(self, path: str | Path | None = None) -> None:
-        from sqlite_utils import Database
-
-        self.path = Path(path) if path is not None else default_path()
-        with self._errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            self.db = Database(connection)
-            connection.execute("PRAGMA foreign_keys=ON")
-            self._check_owner()
-            connection.execute("PRAGMA journal_mode=WAL")
-            self._migrate()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """SQLite's errors as one line with the cure."""
-        try:
-            yield
-        except (sqlite3.DatabaseError, OSError) as error:
-            raise StoreError(
-                f"expected a readable and writable attnpass database at {self.path}, got:"
-                f" {error}; choose another with --db FILE or $ATTNPASS_DB"
-            ) from error
-
-    def _check_owner(self) -> None:
-        # one snapshot: another process may be making the same database
-        self.db.execute("BEGIN")
-        owner = self.db.execute("PRAGMA application_id").fetchone()[0]
-        tables = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        version = self.db.execute("PRAGMA user_version").fetchone()[0]
-        self.db.execute("COMMIT")
-        if owner != APPLICATION_ID and tables:
-            raise StoreError(
-                f"expected an attnpass database at {self.path}, got another program's;"
-                " choose another with --db FILE or $ATTNPASS_DB"
-            )
-        if owner == APPLICATION_ID and version > len(MIGRATIONS):
-            raise StoreError(
-                f"expected database version <= {len(MIGRATIONS)} at {self.path}, got {version};"
-                " upgrade attnpass"
-            )
-
-    def _migrate(self) -> None:
-        with self.transaction():
-            version = self.db.execute("PRAGMA user_version").fetchone()[0]
-            for script in MIGRATIONS[version:]:
-                for statement in filter(str.strip, script.split(";")):
-                    self.db.execute(statement)
-            self.db.execute(f"PRAGMA application_id={APPLICATION_ID}")
-            self.db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """One immediate transaction: read-then-write is safe with other processes.
-
-        Raises:
-            StoreError: the file cannot be written.
-        """
-        with self._errors():
-            self.db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self.db.execute("ROLLBACK")
-                raise
-            self.db.execute("COMMIT")
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.db.close()
 
     def put(
         self,
         kind: str,
         subject: str,
-        context: Mapping[str, Any],
-        value: Mapping[str, Any],
+        context: Mapping[str, object],
+        value: Mapping[str, object],
         *,
         outcome: str = "ok",
         run: str | None = None,
@@ -179,13 +55,13 @@ class Store:
             self.db.table("measurements").insert(row, replace=True)
 
     def get(
-        self, kind: str, subject: str, context: Mapping[str, Any]
+        self, kind: str, subject: str, context: Mapping[str, object]
     ) -> tuple[dict[str, Any] | None, str]:
         """The measurement's value and ``""``, or None and why it is a miss.
 
         A failed measurement is a hit: its value holds ``outcome``.
         """
-        with self._errors():
+        with self.errors():
             rows = list(
                 self.db.query(
                     "SELECT context, value, outcome FROM measurements WHERE key = ?",
@@ -202,8 +78,8 @@ class Store:
             pass
         return None, "the stored row is corrupt"
 
-    def _why(self, kind: str, subject: str, context: Mapping[str, Any]) -> str:
-        """Which field of the nearest stored measurement differs."""
+    def _why(self, kind: str, subject: str, context: Mapping[str, object]) -> str:
+        """Why a lookup is a miss: the fields in which the newest measurement's context differs."""
         rows = list(
             self.db.query(
                 "SELECT context FROM measurements WHERE kind = ? AND subject = ?"
@@ -220,7 +96,7 @@ class Store:
         changed = sorted(k for k in {*old, *context} if old.get(k) != context.get(k))
         return f"{', '.join(changed)} changed"
 
-    def save_run(self, run: Mapping[str, Any]) -> None:
+    def save_run(self, run: Mapping[str, object]) -> None:
         """Insert or update one run; settings, context and result are stored as JSON."""
         row = {k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in run.items()}
         with self.transaction():
@@ -228,7 +104,7 @@ class Store:
 
     def runs(self) -> list[dict[str, Any]]:
         """All runs, newest first, JSON decoded."""
-        with self._errors():
+        with self.errors():
             rows = list(self.db.query("SELECT * FROM runs ORDER BY created DESC, rowid DESC"))
         return [_decoded(r) for r in rows]
 
@@ -258,7 +134,7 @@ class Store:
         Raises:
             PlanError: the stored plan cannot be read.
         """
-        with self._errors():
+        with self.errors():
             rows = list(
                 self.db.query(
                     "SELECT * FROM plans WHERE hash LIKE ? ORDER BY created DESC", [f"{name}%"]
@@ -266,7 +142,9 @@ class Store:
             )
         return _plan(rows[0], self.path) if rows else None
 
-    def put_tile(self, kind: str, context: Mapping[str, Any], tile: Tile, value: Any) -> None:
+    def put_tile(
+        self, kind: str, context: Mapping[str, object], tile: Tile, value: object
+    ) -> None:
         """Commit the tile of a shape class, measured in ``context``."""
         row = {
             "key": key_of("tile", kind, context),
@@ -278,9 +156,9 @@ class Store:
         with self.transaction():
             self.db.table("tiles").insert(row, replace=True)
 
-    def tiles(self, context: Mapping[str, Any]) -> dict[str, Tile]:
+    def tiles(self, context: Mapping[str, object]) -> dict[str, Tile]:
         """Measured tiles by shape class; rows of another context, or corrupt, are no hit."""
-        with self._errors():
+        with self.errors():
             rows = list(self.db.query("SELECT context, tile FROM tiles"))
         wanted, found = json.loads(json.dumps(context)), {}
         for row in rows:
@@ -305,8 +183,12 @@ class Store:
         return bool(found)
 
     def pinned(self) -> list[Plan]:
-        """All pinned plans that can be read."""
-        with self._errors():
+        """All pinned plans.
+
+        Raises:
+            PlanError: a pinned plan cannot be read.
+        """
+        with self.errors():
             rows = list(
                 self.db.query("SELECT plans.* FROM pins JOIN plans ON plans.hash = pins.plan")
             )
@@ -314,6 +196,7 @@ class Store:
 
 
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
+    """A run with its JSON columns decoded; an empty object where a column is corrupt."""
     out = dict(row)
     for name in ("settings", "context", "result"):
         try:
@@ -325,17 +208,15 @@ def _decoded(row: dict[str, Any]) -> dict[str, Any]:
 
 def _plan(row: Mapping[str, Any], path: Path) -> Plan:
     """A stored plan; its parameters go through safetensors, never through pickle."""
-    where = path.with_suffix(f".{row['hash']}")
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
         document = json.loads(row["document"])
-    except ValueError as error:
+        tensors = load(row["parameters"]) if row["parameters"] else {}
+    except (ValueError, SafetensorError) as error:
         raise PlanError(f"expected plan {row['hash']} in {path}, got a corrupt row") from error
-    if not row["parameters"]:
-        return Plan.from_dict(document, where)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "plan.safetensors").write_bytes(row["parameters"])
-        document["parameters"] = "plan.safetensors"
-        return Plan.from_dict(document, Path(folder) / "plan.json")
+    return Plan.from_dict(document, path.with_suffix(f".{row['hash']}"), tensors)
 
 
 def pinned_plans(path: str | Path | None) -> list[Plan]:
@@ -352,7 +233,7 @@ def pinned_plans(path: str | Path | None) -> list[Plan]:
         return store.pinned()
 
 
-def measured_tiles(path: str | Path | None, context: Mapping[str, Any]) -> dict[str, Tile]:
+def measured_tiles(path: str | Path | None, context: Mapping[str, object]) -> dict[str, Tile]:
     """The tiles of a database that were measured in ``context``; none where there is no file.
 
     Raises:

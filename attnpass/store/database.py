@@ -1,0 +1,149 @@
+"""The SQLite file: opened, checked to be ours, brought to the newest schema, written safely.
+
+One file, write-ahead log, immediate transactions, STRICT tables; readable with plain ``sqlite3``.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from attnpass.errors import StoreError
+
+APPLICATION_ID = 0x41545450
+"""``PRAGMA application_id`` of an attnpass database."""
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE runs (
+        id TEXT PRIMARY KEY, created TEXT NOT NULL, task TEXT NOT NULL, status TEXT NOT NULL,
+        settings TEXT NOT NULL, context TEXT NOT NULL, result TEXT
+    ) STRICT;
+    CREATE TABLE measurements (
+        key TEXT PRIMARY KEY, created TEXT NOT NULL, run TEXT, kind TEXT NOT NULL,
+        subject TEXT NOT NULL, outcome TEXT NOT NULL, context TEXT NOT NULL, value TEXT NOT NULL
+    ) STRICT;
+    CREATE INDEX measurements_subject ON measurements (kind, subject);
+    CREATE TABLE plans (
+        hash TEXT PRIMARY KEY, created TEXT NOT NULL, document TEXT NOT NULL, parameters BLOB
+    ) STRICT;
+    CREATE TABLE pins (
+        structure TEXT PRIMARY KEY, created TEXT NOT NULL, plan TEXT NOT NULL REFERENCES plans
+    ) STRICT;
+    CREATE TABLE tiles (
+        key TEXT PRIMARY KEY, created TEXT NOT NULL, context TEXT NOT NULL, tile TEXT NOT NULL,
+        value TEXT NOT NULL
+    ) STRICT;
+    """,
+)
+"""SQL scripts, applied in order; ``PRAGMA user_version`` counts the applied ones."""
+
+
+def default_path() -> Path:
+    """``$ATTNPASS_DB``, else ``attnpass.db`` in the user's cache folder."""
+    given = os.environ.get("ATTNPASS_DB")
+    if given:
+        return Path(given)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("attnpass") / "attnpass.db"
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Database:
+    """An open database file. A context manager; safe beside other processes on the same file.
+
+    Args:
+        path: the file; ``None`` is ``default_path()``. It is made where it does not exist.
+
+    Raises:
+        StoreError: the file is corrupt, foreign, of a newer version, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        import sqlite_utils
+
+        self.path = Path(path) if path is not None else default_path()
+        with self.errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+            self.db = sqlite_utils.Database(connection)
+            connection.execute("PRAGMA foreign_keys=ON")
+            self._check_owner()
+            connection.execute("PRAGMA journal_mode=WAL")
+            self._migrate()
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Inside, an error of SQLite or of the file system is raised as a ``StoreError``.
+
+        Raises:
+            StoreError: one line with the cure.
+        """
+        try:
+            yield
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise StoreError(
+                f"expected a readable and writable attnpass database at {self.path}, got:"
+                f" {error}; choose another with --db FILE or $ATTNPASS_DB"
+            ) from error
+
+    def _check_owner(self) -> None:
+        """Refuse another program's database, or one of a newer version."""
+        # one snapshot: another process may be making the same database
+        self.db.execute("BEGIN")
+        owner = self.db.execute("PRAGMA application_id").fetchone()[0]
+        tables = self.db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        version = self.db.execute("PRAGMA user_version").fetchone()[0]
+        self.db.execute("COMMIT")
+        if owner != APPLICATION_ID and tables:
+            raise StoreError(
+                f"expected an attnpass database at {self.path}, got another program's;"
+                " choose another with --db FILE or $ATTNPASS_DB"
+            )
+        if owner == APPLICATION_ID and version > len(MIGRATIONS):
+            raise StoreError(
+                f"expected database version <= {len(MIGRATIONS)} at {self.path}, got {version};"
+                " upgrade attnpass"
+            )
+
+    def _migrate(self) -> None:
+        """Apply the migrations that the file lacks."""
+        with self.transaction():
+            version = self.db.execute("PRAGMA user_version").fetchone()[0]
+            for script in MIGRATIONS[version:]:
+                for statement in filter(str.strip, script.split(";")):
+                    self.db.execute(statement)
+            self.db.execute(f"PRAGMA application_id={APPLICATION_ID}")
+            self.db.execute(f"PRAGMA user_version={len(MIGRATIONS)}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One immediate transaction: read-then-write is safe with other processes.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        with self.errors():
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self.db.execute("ROLLBACK")
+                raise
+            self.db.execute("COMMIT")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.db.close()

@@ -1,0 +1,124 @@
+"""Tasks: loaded from an import path, checked, scored, and known by how they judge."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import house
+import pytest
+import torch
+from tiny_tasks import tiny
+
+from attnpass.errors import PlanError, TaskError
+from attnpass.task import BUILT_IN, Task, load_task, score_batch
+
+TASKS = str(house.ROOT / "tests" / "tiny_tasks.py")
+
+
+def test_a_task_is_loaded_from_a_file_and_from_a_module():
+    task = load_task(f"{TASKS}:tiny")
+    assert isinstance(task, Task) and task.path == f"{TASKS}:tiny"
+    assert load_task("tiny_tasks:tiny").name == task.name == "tiny"
+    assert load_task(f"{TASKS}:tiny").digest() == task.digest() == tiny().digest()
+
+
+def test_the_built_in_names_are_import_paths():
+    assert all(":" in path for path in BUILT_IN.values())
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("nothing", "expected a task 'digits', 'file.py:factory' or .*got 'nothing'"),
+        ("none.py:task", "expected a file none.py for task none.py:task, found none"),
+        ("no_such_module:task", "expected task .* to import, got ModuleNotFoundError"),
+        (f"{TASKS}:none", "expected a function none in .*, found none"),
+        (f"{TASKS}:not_a_task", "to return an attnpass.Task, got int"),
+        (f"{TASKS}:raises", "to make a Task, got ValueError: no data here"),
+        (f"{TASKS}:empty", "with at least one validation batch, got none"),
+        (f"{TASKS}:wrong_outputs", "to be 'logits' or 'features', got 'labels'"),
+    ],
+)
+def test_a_task_that_is_not_usable_is_one_line(path, message):
+    with pytest.raises(TaskError, match=message) as caught:
+        load_task(path)
+    assert "\n" not in str(caught.value)
+
+
+def loaded(tmp_path, text, monkeypatch):
+    (tmp_path / "mine.py").write_text(text)
+    # load_task puts the file's folder on the path
+    monkeypatch.setattr("sys.path", list(sys.path))
+    return load_task(f"{tmp_path / 'mine.py'}:task")
+
+
+def test_an_error_of_ours_goes_through(tmp_path, monkeypatch):
+    text = "from attnpass.errors import PlanError\ndef task():\n    raise PlanError('as it is')\n"
+    with pytest.raises(PlanError, match="^as it is$"):
+        loaded(tmp_path, text, monkeypatch)
+
+
+def test_a_file_may_import_its_neighbours(tmp_path, monkeypatch):
+    (tmp_path / "neighbour_of_mine.py").write_text("from tiny_tasks import tiny\n")
+    task = loaded(tmp_path, "from neighbour_of_mine import tiny as task\n", monkeypatch)
+    assert task.name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ("task.example = task.example[0]", "example"),
+        ("task.calibration = [task.calibration[0][0]]", r"calibration\[0\]"),
+        ("task.validation = [(x, y) for (x,), y in task.validation]", r"validation\[0\]\[0\]"),
+    ],
+)
+def test_a_batch_that_is_a_bare_tensor_is_refused(change, where, tmp_path, monkeypatch):
+    text = f"from tiny_tasks import tiny\ndef task():\n    task = tiny()\n    {change}\n"
+    with pytest.raises(TaskError, match=f"expected {where} of .*got Tensor; one argument x is"):
+        loaded(tmp_path, text + "    return task\n", monkeypatch)
+
+
+def test_scores_are_float64_on_the_cpu_without_gradients():
+    task = tiny(score=lambda output, target: output[:, 0] * target)
+    output = torch.ones(3, 2, requires_grad=True)
+    scores = score_batch(task, output, torch.arange(3))
+    assert scores.dtype == torch.float64 and not scores.requires_grad
+    assert scores.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda o, t: o.mean(), r"one number per item \(a 1-D tensor\), got \(\)"),
+        (lambda o, t: o, r"got \(3, 2\)"),
+        (lambda o, t: 1.0, "got float"),
+        (lambda o, t: o[:, 0] / t, "expected finite scores, got 1 that are NaN or infinite"),
+    ],
+)
+def test_scores_that_cannot_be_used_are_refused(score, message):
+    with pytest.raises(TaskError, match=message):
+        score_batch(tiny(score=score), torch.ones(3, 2), torch.arange(3))
+
+
+def test_a_tasks_digest_knows_how_it_judges():
+    def scored(k):
+        return tiny(score=lambda output, target: (output.argmax(1) == target) * float(k))
+
+    assert scored(1).digest() == scored(1).digest() != scored(2).digest()
+
+
+def test_a_tasks_digest_knows_its_data_and_not_its_model():
+    task = tiny()
+    (x,), y = task.validation[0]
+    others = [
+        replace(task, validation=[((x + 1,), y), *task.validation[1:]]),
+        replace(task, validation=task.validation[1:]),
+        replace(task, example=(x,)),
+        replace(task, metric="error"),
+        replace(task, outputs="features"),
+        replace(task, pooled=True),
+    ]
+    assert len({t.digest() for t in [task, *others]}) == 1 + len(others)
+    same = replace(task, model=torch.nn.Identity(), name="other", calibration=[])
+    assert same.digest() == task.digest()
