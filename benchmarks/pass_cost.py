@@ -22,18 +22,18 @@ COMPILE = """
 import json, os, sys, time
 import torch
 import attnpass, attnpass.backend as backend
-from attnpass.options import Options
+from attnpass.compiled import graph
 from attnpass.task import load_task
 task = load_task("digits")
 spent = {"inner": 0.0}
-real = Options.compile
-def compile(self, *a, **k):
+real = backend.compile_inner
+def compile_inner(*a, **k):
     start = time.perf_counter()
     try:
-        return real(self, *a, **k)
+        return real(*a, **k)
     finally:
         spent["inner"] += time.perf_counter() - start
-Options.compile = compile
+backend.compile_inner = graph.compile_inner = compile_inner
 entry = backend.attnpass_backend
 def timed(*a, **k):
     start = time.perf_counter()
