@@ -28,7 +28,7 @@ from encoder_speed import SKIPAT, fill, speed
 
 import attnpass
 from attnpass import environment, fingerprint
-from attnpass.recover import DistilOptions, relative
+from attnpass.recover import DistilOptions, relative_error
 from attnpass.task import Task, load_task
 from attnpass.tuner.measure.accuracy import answer, bound, pooled_scores, scores, split
 
@@ -104,7 +104,7 @@ def convert(
             together.values = {site: made.values[site] for site in sites}
             capture.use(together, strict=True)
             got = torch.cat([capture(*inputs) for inputs in watched])
-            changes[" ".join(sites)] = float(relative(got, want))
+            changes[" ".join(sites)] = float(relative_error(got, want))
     half = min(changes, key=changes.__getitem__).split()
     best = plan(form, options, half)
     if other not in (None, "softmax"):
