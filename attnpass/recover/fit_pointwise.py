@@ -131,7 +131,7 @@ def _ridge_slope(queries: Tensor, shifts: Tensor) -> Tensor:
 def _shifts(
     form: Pointwise, sample: Sample | MapSample, tau: float, mass: float
 ) -> Iterator[Tensor]:
-    """Of some rows the query, the shift and whether the row counts: ``[b, H, m, d + 2]``."""
+    """Some rows, each with its query, its shift and whether it counts: ``[b, H, m, d + 2]``."""
     h = H[form.h][0]
     for queries, x, length, counts in sample.logit_rows(form):
         longest = float(x.shape[-1] if isinstance(form.length, str) else form.length)

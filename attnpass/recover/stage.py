@@ -1,4 +1,4 @@
-"""What one stage of distillation did, and the callback that follows it."""
+"""The record of one stage of distillation, and the callback that follows its steps."""
 
 from __future__ import annotations
 

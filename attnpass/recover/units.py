@@ -23,7 +23,7 @@ MIN_SIZE = 0.02
 """Least size that a learning rate is relative to: a parameter may start at 0."""
 
 MIN_VECTOR_SIZE = 0.3
-"""The same for a form's parameters per head, of which each moves a whole head."""
+"""Least size of a form's vectors, which have one number per head or feature."""
 
 UnitKey = tuple[str, str]
 """A unit's plan, by its label, and its site. Both are empty in the global stage, the label is
