@@ -12,7 +12,7 @@ from typing import NamedTuple
 from torch import Tensor, fx
 
 from attnpass.batch import Batch
-from attnpass.capture import Capture, Graph, Layer, watched
+from attnpass.capture import Capture, CapturedGraph, Layer, watched
 from attnpass.graph import op_name
 from attnpass.torch_internals import pytree
 
@@ -53,7 +53,7 @@ def answer(capture: Capture, batch: Batch) -> Answer:
     return Answer(outputs, hidden, masks)
 
 
-def _hidden_nodes(graph: Graph, layer: Layer) -> dict[str, str]:
+def _hidden_nodes(graph: CapturedGraph, layer: Layer) -> dict[str, str]:
     """The nodes that linear layers outside the sites read, with the first weight that does."""
     inside = {n for r in layer.regions for n in (*r.parameters, *r.output)}
     inputs = graph.normal.graph.find_nodes(op="placeholder")

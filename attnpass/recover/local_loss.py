@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attnpass.batch import Batch
-from attnpass.capture import Capture, Graph, Layer, Seen, watched
+from attnpass.capture import Capture, CapturedGraph, Layer, Seen, watched
 from attnpass.matching import Region
 from attnpass.plan import Delta, Plan
 from attnpass.recover.distances import relative_error
@@ -74,7 +74,7 @@ class LocalLoss:
                 if (label, region.site.name) in self.units:
                     yield region, label
 
-    def _nodes_needed(self, graph: Graph, layer: Layer) -> set[str]:
+    def _nodes_needed(self, graph: CapturedGraph, layer: Layer) -> set[str]:
         """The nodes of the original graph that the branches read, and those they stand for."""
         found = set()
         for region, label in self._trained(layer):
@@ -82,7 +82,9 @@ class LocalLoss:
             found |= {n.name for n in (*made.reads, made.target)}
         return found
 
-    def _branch(self, graph: Graph, layer: Layer, region: Region, label: str) -> _SiteBranch:
+    def _branch(
+        self, graph: CapturedGraph, layer: Layer, region: Region, label: str
+    ) -> _SiteBranch:
         """The branch of a site under a plan, made when it is first needed."""
         key = (id(layer), region.site.name, label)
         if key not in self._branches:
@@ -99,7 +101,7 @@ class LocalLoss:
         return self._branches[key]
 
     def _loss(
-        self, graph: Graph, layer: Layer, region: Region, label: str, values: Seen
+        self, graph: CapturedGraph, layer: Layer, region: Region, label: str, values: Seen
     ) -> Tensor:
         """The relative error of one block output, padding left out of self-attention."""
         made, deltas = self._branch(graph, layer, region, label)

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from attnpass import forms
 from attnpass.batch import Batch, call
-from attnpass.capture import Capture, Graph, Layer, Seen, watched
+from attnpass.capture import Capture, CapturedGraph, Layer, Seen, watched
 from attnpass.matching import Region
 from attnpass.recover.padding import key_padding
 from attnpass.recover.samples import BlockSample, MapSample, Sample
@@ -145,7 +145,7 @@ def _block_pairs(layer: Layer) -> list[tuple[Region, fx.Node, fx.Node]]:
     ]
 
 
-def _block_nodes(graph: Graph, layer: Layer) -> set[str]:
+def _block_nodes(graph: CapturedGraph, layer: Layer) -> set[str]:
     return {node.name for _, *pair in _block_pairs(layer) for node in pair}
 
 
