@@ -71,11 +71,7 @@ def distil(
         PlanError: the plan does not fit the model.
         MeasureError: the loss is not finite, or no gradient reaches the plan.
     """
-    try:
-        chosen = DistilOptions(**named_options) if options is None else options
-    except TypeError as error:
-        fields = ", ".join(DistilOptions.__dataclass_fields__)
-        raise OptionError(f"expected options of {fields}; {error}") from error
+    chosen = _options(named_options) if options is None else options
     check_batches(inputs, "distil")
     check_batches(selection, "select", empty=True)
     with torch.inference_mode(False), torch.enable_grad(), buffers_kept(model):
@@ -100,6 +96,15 @@ def distil(
         plan.measured = {}  # these numbers were measured with other values
         capture.own(plan)
     return saved.finished
+
+
+def _options(named: dict[str, Any]) -> DistilOptions:
+    """The options of these names, an unknown name as an error of ours."""
+    try:
+        return DistilOptions(**named)
+    except TypeError as error:
+        fields = ", ".join(DistilOptions.__dataclass_fields__)
+        raise OptionError(f"expected options of {fields}; {error}") from error
 
 
 def _shares(options: DistilOptions) -> dict[str, float]:
