@@ -1,14 +1,16 @@
-"""What recovery gives back: `python benchmarks/recovery.py digits`, `minilm`, and with more steps
-and texts `minilm_more` or, at 512 tokens, `minilm_512` and `minilm_512_skipat`.
+"""Accuracy of converted models after recovery: `python benchmarks/recovery.py CASE`.
 
-Every form in all layers (skipat in half of them; in `minilm_512` with sigmoid in the others),
-after calibration only, after the local stage only, the global stage only (the default), and both,
-with the same number of steps. Scores are of held-out items, paired with the original model's, with
-the bound at 95 %; a few items decide when a stage ends and which layers are a half, and in
-`minilm_512_skipat` all others judge. Rows that are in the result file already are not taken again:
-an interrupted run goes on; each carries the digest of the sources it was taken of. How fast the
-plans are that ``--plans DIR`` keeps is measured at the end, interleaved in one process
-(`--rounds 0`: not).
+Cases: `digits`, `minilm`, and with more steps and texts `minilm_more` or, at 512 tokens,
+`minilm_512` and `minilm_512_skipat`.
+
+Every form is put into all layers (skipat into half of them; in `minilm_512` with sigmoid in the
+others). It is judged after calibration only, after the local stage only, the global stage only
+(the default), and both, with the same number of steps. Scores are of held-out items, paired with
+the original model's, with the bound at 95 %. A few items decide when a stage ends and which layers
+are converted; they do not judge, and in `minilm_512_skipat` all others do. A row that is in the
+result file is not taken again, so an interrupted run goes on; each row carries the digest of the
+sources that made it. ``--plans DIR`` keeps the plans of the global stage and times them at the
+end, interleaved in one process (not with `--rounds 0`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ from encoder_speed import SKIPAT, fill, speed
 
 import attnpass
 from attnpass import environment, fingerprint
-from attnpass.recover import DistilOptions, relative
+from attnpass.recover import DistilOptions, relative_error
 from attnpass.task import Task, load_task
 from attnpass.tuner.measure.accuracy import answer, bound, pooled_scores, scores, split
 
@@ -48,9 +50,9 @@ HALF: dict[str, tuple[str, dict[str, Any] | None, str | None]] = {
     "half-hydra": ("hydra", None, None),
     "skipat+sigmoid": ("skipat", SKIPAT, "sigmoid"),
 }
-"""Designs that put a form with its options into half of the layers, and what into the others.
+"""Designs that convert half of the layers: the form there, its options, the form of the others.
 
-Where that is softmax, its projections learn too.
+Where the others are softmax by name, their projections learn too.
 """
 FORMS = ("sigmoid", "relu", "hydra", *HALF)
 STEPS = {
@@ -64,23 +66,23 @@ STEPS = {
         "skipat r=0.5+softmax": 6000,
     },
 }
-"""Of every design that a case has."""
+"""Steps of distillation, of every design that a case has."""
 AUTOCAST = {"minilm", "minilm_512"}
 """Tasks that are distilled in bfloat16 where the processor has instructions for it."""
 LOCAL = {"local": 1.0, "global": 0.0, "both": 0.4}
 WATCHED = {"minilm": (1, 16), "minilm_512": (1, 16)}
-"""Batches that distillation looks at, the first ones, and items of each; else 4 of 100."""
+"""First batches that distillation is evaluated on, and items of each; else 4 and 100."""
 EVERY = {"minilm_512_skipat"}
-"""Cases that every other batch judges; else those that the tuner holds out."""
+"""Cases judged by every batch that is not watched; else by those that the tuner holds out."""
 
 
 def convert(
     task: Task, design: str, watched: Sequence[tuple[Any, ...]]
 ) -> tuple[attnpass.Plan, dict[str, Any]]:
-    """The calibrated plan with the errors left.
+    """The calibrated plan, and per site the error left.
 
     A form for half of the layers goes into those that together change the model's output least, on
-    the items that are ``watched``; how much each half does is among the errors, as ``halves``.
+    the items that are ``watched``; the change by each half is among the errors, as ``halves``.
     """
     form, options, other = HALF.get(design, (design, None, None))
 
@@ -104,7 +106,7 @@ def convert(
             together.values = {site: made.values[site] for site in sites}
             capture.use(together, strict=True)
             got = torch.cat([capture(*inputs) for inputs in watched])
-            changes[" ".join(sites)] = float(relative(got, want))
+            changes[" ".join(sites)] = float(relative_error(got, want))
     half = min(changes, key=changes.__getitem__).split()
     best = plan(form, options, half)
     if other not in (None, "softmax"):
@@ -113,17 +115,14 @@ def convert(
 
 
 OTHERS = {"recall": "recall@1", "reciprocal_rank": "MRR"}
-"""Functions of a task's file that score what it retrieves, and what they are called."""
+"""Functions of a task's file that score retrieval, and their names in tables."""
 
 
 class Judge:
     """Held-out scores of the original, and of plans beside it.
 
-    Where all items are judged together, the other of ``OTHERS`` is taken too.
-
-    Attributes:
-        watched: inputs that distillation looks at; their batches do not judge.
-        held_out: the batches that do.
+    Where all items are judged together, the other score of ``OTHERS`` is taken too. Distillation
+    is evaluated on the inputs ``watched``, whose batches are not among those ``held_out``.
     """
 
     def __init__(self, task: Task, every: bool) -> None:
@@ -144,11 +143,11 @@ class Judge:
         self.base = self._scores()
 
     def _scores(self) -> dict[str, torch.Tensor]:
-        at = self.held_out
+        batches = self.held_out
         if not self.task.pooled:
-            return {self.task.metric: scores(self.task, self.capture, at)[0]}
-        outputs = [answer(self.task, self.capture, i) for i in at]
-        return {name: pooled_scores(task, outputs, at) for name, task in self.scored.items()}
+            return {self.task.metric: scores(self.task, self.capture, batches)[0]}
+        outputs = [answer(self.task, self.capture, i) for i in batches]
+        return {name: pooled_scores(task, outputs, batches) for name, task in self.scored.items()}
 
     def __call__(self, plan: attnpass.Plan) -> dict[str, Any]:
         """Bounds by metric, the task's own without a name."""
@@ -165,14 +164,14 @@ def lessons(task: Task) -> Sequence[tuple[Any, ...]]:
 
 
 def items(task: Task) -> int:
-    """How many there are to learn from."""
+    """Number of items to learn from."""
     return sum(len(inputs[0]) for inputs in lessons(task))
 
 
 def recover(
     task: Task, judge: Judge, form: str, stage: str, seed: int, steps: int
 ) -> tuple[dict[str, Any], attnpass.Plan]:
-    """What recovery did, a row still without the held-out score; and the plan."""
+    """Recover one plan: a row of the result, still without the held-out score, and the plan."""
     start, stages = time.monotonic(), []
     plan, errors = convert(task, form, judge.watched)
     autocast = task.name in AUTOCAST and environment.narrow("cpu")
@@ -245,12 +244,12 @@ def table(result: dict[str, Any]) -> list[str]:
 
 
 def _name(row: dict[str, Any]) -> str:
-    """Of the plan that a row is of."""
+    """The name of a row's plan, also of its file."""
     return "{form}, {asked} steps over {learned_from}, seed {seed}".format_map(row)
 
 
 def _slowest(timed: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """The least speed-up of the rows' plans that were timed, with its interval."""
+    """The least speed-up among the rows' plans that were timed, with its interval."""
     found = [timed[_name(r)] for r in rows if _name(r) in timed]
     if not found:
         return "-"
@@ -262,7 +261,7 @@ def _rows(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
     return [r for r in result["rows"] if all(r[k] == v for k, v in wanted.items())]
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("case", choices=sorted(TASKS))
     parser.add_argument("--forms", help="default: all that are listed above for the case")
@@ -272,59 +271,79 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plans", type=Path, help="folder for the plans of the global stage")
     parser.add_argument("--rounds", type=int, default=20)
-    given = parser.parse_args()
-    forms = given.forms.split(",") if given.forms else list(STEPS[given.case])
-    out = given.out or ROOT / f"benchmarks/results/recovery_{given.case}_cpu.json"
+    return parser.parse_args()
+
+
+def known_rows(case: str, out: Path, task: Task, judge: Judge) -> dict[str, Any]:
+    """The result so far, with its header brought up to date; exits where it is of other things."""
     result = json.loads(out.read_text()) if out.exists() else {"rows": []}
-    known = environment.versions()
-    if result["rows"] and result["versions"] != known:
+    versions = environment.versions()
+    if result["rows"] and result["versions"] != versions:
         sys.exit(f"expected rows of these versions in {out}, got others; delete it")
-    task = load_task(TASKS[given.case])
-    judge = Judge(task, given.case in EVERY)
     held_out = len(judge.base[task.metric])
     if result["rows"] and result["held_out"] != held_out:
         sys.exit(
             f"expected rows judged by {held_out} items in {out}, got {result['held_out']};"
             " choose another file by --out"
         )
-    result |= {
-        "command": f"python benchmarks/recovery.py {given.case}",
+    return result | {
+        "command": f"python benchmarks/recovery.py {case}",
         "date": time.strftime("%Y-%m-%d"),
         "device": environment.device(),
-        "versions": known,
+        "versions": versions,
         "metric": task.metric,
         "held_out": held_out,
         "original": {name: float(x.mean()) for name, x in judge.base.items()},
     }
-    print(f"original {result['original']} on {result['held_out']} items", flush=True)
+
+
+def missing(
+    given: argparse.Namespace, result: dict[str, Any], task: Task
+) -> Iterator[tuple[str, str, int, int]]:
+    """Form, stage, seed and steps of every row that was asked for and is not there yet."""
+    forms = given.forms.split(",") if given.forms else list(STEPS[given.case])
     same = _rows(result, learned_from=items(task))
     taken = {(r["form"], r["stage"], r["seed"], r["asked"]) for r in same}
-    for seed in range(given.seeds):
-        for stage in given.stages.split(","):
-            for form in forms:
-                steps = given.steps or STEPS[given.case][form]
-                # calibration has no seed
-                if (form, stage, seed, steps) in taken or (stage == "calibrate" and seed):
-                    continue
-                row, plan = recover(task, judge, form, stage, seed, steps)
-                if given.plans and stage == "global":
-                    given.plans.mkdir(parents=True, exist_ok=True)
-                    plan.save(given.plans / f"{_name(row)}.json")
-                row |= judge(plan)
-                result["rows"].append(row)
-                out.write_text(json.dumps(result, indent=1) + "\n")
-                print(
-                    f"{form:8} {stage:9} seed {seed}: {row['score']:.4f}, drop {row['drop']:.2%}"
-                    f" (at most {row['upper']:.2%}), {row['seconds']:.0f} s",
-                    flush=True,
-                )
-    kept = sorted(given.plans.glob("*.json")) if given.plans and given.rounds else []
-    if kept:
-        plans = {file.stem: attnpass.Plan.load(file) for file in kept}
-        result["speed"] = speed(TASKS[given.case], plans, given.rounds)
+    for seed, stage, form in itertools.product(range(given.seeds), given.stages.split(","), forms):
+        steps = given.steps or STEPS[given.case][form]
+        # calibration has no seed
+        if (form, stage, seed, steps) not in taken and not (stage == "calibrate" and seed):
+            yield form, stage, seed, steps
+
+
+def time_plans(given: argparse.Namespace, result: dict[str, Any], out: Path) -> None:
+    """Time the plans that were kept, where that is asked for."""
+    files = sorted(given.plans.glob("*.json")) if given.plans and given.rounds else []
+    if not files:
+        return
+    plans = {file.stem: attnpass.Plan.load(file) for file in files}
+    result["speed"] = speed(TASKS[given.case], plans, given.rounds)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    for name, ratio in result["speed"]["forms"].items():
+        print(f"{name}: {ratio['median']:.3f}x [{ratio['low']:.3f}, {ratio['high']:.3f}]")
+
+
+def main() -> None:
+    given = arguments()
+    out = given.out or ROOT / f"benchmarks/results/recovery_{given.case}_cpu.json"
+    task = load_task(TASKS[given.case])
+    judge = Judge(task, given.case in EVERY)
+    result = known_rows(given.case, out, task, judge)
+    print(f"original {result['original']} on {result['held_out']} items", flush=True)
+    for form, stage, seed, steps in missing(given, result, task):
+        row, plan = recover(task, judge, form, stage, seed, steps)
+        if given.plans and stage == "global":
+            given.plans.mkdir(parents=True, exist_ok=True)
+            plan.save(given.plans / f"{_name(row)}.json")
+        row |= judge(plan)
+        result["rows"].append(row)
         out.write_text(json.dumps(result, indent=1) + "\n")
-        for name, ratio in result["speed"]["forms"].items():
-            print(f"{name}: {ratio['median']:.3f}x [{ratio['low']:.3f}, {ratio['high']:.3f}]")
+        print(
+            f"{form:8} {stage:9} seed {seed}: {row['score']:.4f}, drop {row['drop']:.2%}"
+            f" (at most {row['upper']:.2%}), {row['seconds']:.0f} s",
+            flush=True,
+        )
+    time_plans(given, result, out)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """SkipAt's Phi on a grid of patches and over a sequence: `python benchmarks/skipat_phi.py [OUT]`.
 
-Compiled by inductor, static shapes: the whole, its two linear layers alone, and over a sequence
-the whole with ``conv1d`` in place of shifted sums. What lies between the first two is all that a
-kernel for convolution, GELU and ECA could save. Ratios are medians of interleaved pairs over the
-whole, after every output was compared with eager in float64.
+Inductor compiles, with static shapes, the whole Phi, its two linear layers alone, and over a
+sequence Phi with ``conv1d`` in place of shifted sums. A kernel for convolution, GELU and ECA could
+save at most the difference of the first two. Ratios are medians of interleaved pairs over the
+whole Phi; before, every output is compared with eager in float64.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from attnpass.forms import SkipAt
 
 GRIDS = ((8, (14, 14), 384), (2, (28, 28), 384))
 SEQUENCES = ((16, 256, 384), (16, 512, 384), (8, 512, 768))
-"""Batch, size, width."""
-ROOM = 1e-4
+"""Batch, rows and columns of patches or tokens of a sequence, width."""
+TOLERANCE = 1e-4
 """Largest relative difference from eager in float64."""
 
 
 class ByConv1d(SkipAt):
-    """Over a sequence, all rows seen: the convolution as torch has it."""
+    """SkipAt over a sequence without a mask, by torch's own convolution."""
 
     def _mixed(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = F.gelu(self.up(x)).transpose(1, 2)
@@ -35,11 +35,10 @@ class ByConv1d(SkipAt):
         return x.transpose(1, 2)
 
 
-def measure(batch: int, size: Any, width: int, r: float) -> dict[str, Any]:
-    """One row."""
+def measure(batch: int, size: int | tuple[int, int], width: int, r: float) -> dict[str, Any]:
+    """The timed parts of one Phi, checked: a row of the result."""
     torch._dynamo.reset()
-    grid = size if isinstance(size, tuple) else None
-    n = size if grid is None else grid[0] * grid[1]
+    grid, n = (size, size[0] * size[1]) if isinstance(size, tuple) else (None, size)
     x, whole = torch.randn(batch, n, width), SkipAt(width, r=r, grid=grid)
     parts: dict[str, nn.Module] = {
         "phi": whole,
@@ -53,7 +52,7 @@ def measure(batch: int, size: Any, width: int, r: float) -> dict[str, Any]:
         run = torch.compile(part, dynamic=False)
         want = copy.deepcopy(part).double()(x.double())
         off = float((run(x).double() - want).norm() / want.norm())
-        assert off < ROOM, f"{name} is off by {off}"
+        assert off < TOLERANCE, f"{name} is off by {off}"
         runs[name] = functools.partial(run, x)
     row = {"form": "skipat", "batch": batch, "n": n, "grid": grid, "width": width, "r": r}
     row |= timed(runs, 6.0)

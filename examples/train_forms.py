@@ -1,8 +1,9 @@
 """Trains a small ViT from scratch with each form: `python examples/train_forms.py [OUT]`.
 
-A user's own training loop over the compiled model: one optimiser holds the model's parameters and
-the plan's. Real scanned digits at 16 x 16, 797 to train on, 1000 never seen; labels are used here.
-About 80 minutes on a busy core; `--only NAME --seeds 1 --epochs 1` looks at one.
+It shows a user's own training loop over a compiled model: one optimiser holds the model's
+parameters and the plan's. The data are real scanned digits with their labels at 16 x 16 pixels,
+797 to train on and 1000 to judge. About 80 minutes on a busy core; `--only NAME --seeds 1
+--epochs 1` trains one case briefly.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MIDDLE = [f"blocks.{i}.attn" for i in range(2, DEPTH - 1)]
 
 @dataclass(frozen=True)
 class Case:
-    """One plan to train with: a form with its options at some sites, all by default."""
+    """One plan to train with: a form with its options, at all sites or at those named."""
 
     form: str = "softmax"
     options: dict[str, Any] = field(default_factory=dict)

@@ -13,8 +13,8 @@ from test_cli import run as command
 from test_tuner import TASKS, rows, settings
 
 from attnpass.errors import MeasureError, TaskError
+from attnpass.recover import LocalLoss
 from attnpass.recover.checkpoint import Checkpoint
-from attnpass.recover.losses import Local
 from attnpass.recover.trainer import Trainer
 from attnpass.store import Store
 from attnpass.task import load_task
@@ -265,11 +265,11 @@ def test_ctrl_c_ends_training_which_then_goes_on(tmp_path, monkeypatch):
         run.stopped = True
         with pytest.raises(KeyboardInterrupt):
             plans = {"hydra": run.bank._everywhere("hydra")}
-            run.bank._train(Local(run.capture, plans), 2.0, "hydra")
+            run.bank._train(LocalLoss(run.capture, plans), 2.0, "hydra")
         assert steps == [0] and len(list(tmp_path.glob("*.distil"))) == 1
         run.stopped = False
         plans = {"hydra": run.bank._everywhere("hydra")}
-        _, saved = run.bank._train(Local(run.capture, plans), 2.0, "hydra")
+        _, saved = run.bank._train(LocalLoss(run.capture, plans), 2.0, "hydra")
         assert list(tmp_path.glob("*.distil")), "kept until the result is stored"
         saved.remove()
     assert steps == [0, 1, 2] and not list(tmp_path.glob("*.distil"))

@@ -1,8 +1,8 @@
 """Closed-form calibration: the parameters with which a form comes nearest to softmax.
 
-Seconds, a few unlabelled batches, no gradients. Every site is fitted to the original model's own
-activations, so a fit does not depend on which other sites are converted.
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
+It takes seconds, a few unlabelled batches and no gradients. Every site is fitted to the original
+model's own activations, so a fit does not depend on which other sites are converted. The closed
+forms are in ``fit_gain``, ``fit_pointwise`` and ``fit_skipat``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from attnpass.batch import Batch, call, check_batches
 from attnpass.capture import Capture, buffers_kept
 from attnpass.forms import Hydra, Pointwise, SkipAt
 from attnpass.plan import Plan
-from attnpass.recover.fit_gain import _error, _fit_gain, _moments
-from attnpass.recover.fit_pointwise import _fit_pointwise
-from attnpass.recover.fit_skipat import _fit_skipat
-from attnpass.recover.observation import observe
-from attnpass.recover.samples import Block, MapSample, Observed, Sample
+from attnpass.recover.fit_gain import error_left, moments, update_gain
+from attnpass.recover.fit_pointwise import fit_pointwise
+from attnpass.recover.fit_skipat import fit_skipat
+from attnpass.recover.observation import Observed, observe
+from attnpass.recover.samples import BlockSample, MapSample, Sample
 
 
 def calibrate(
@@ -36,9 +36,11 @@ def calibrate(
 
     Args:
         model: the original model, in the mode in which it will run. It is not changed.
-        plan: of this model. inputs: batches, each the positional arguments of a call (a tuple)
-            or its named ones (a dict); up to ``ITEMS`` items are used, ``BLOCKS`` for skipat.
-            Frozen parameters stay. allow: what the caller accepts (``site.ALLOW``).
+        plan: of this model. Its frozen parameters stay as they are.
+        inputs: batches, each the positional arguments of a call (a tuple) or its named ones (a
+            dict); up to 32 items are used, 128 for skipat (``ITEMS`` and ``BLOCK_ITEMS`` of
+            ``attnpass.recover.observation``).
+        allow: what the caller accepts (``site.ALLOW``).
 
     Returns:
         Per converted site ``|form - softmax|^2 / |softmax|^2`` over the attention's output, over
@@ -55,7 +57,7 @@ def calibrate(
         capture = call(Capture(model, allow=allow).trace, batches[0])
         capture.use(plan, strict=True)
         blocks = any(e.form == "skipat" for e in plan.sites.values())
-        plan.measured = {}  # with other values
+        plan.measured = {}  # these numbers were measured with other values
         return fit_sites(capture, plan, observe(capture, batches, blocks=blocks))
 
 
@@ -69,34 +71,35 @@ def fit_sites(capture: Capture, plan: Plan, observed: Observed) -> dict[str, flo
         for site in capture.sites:
             samples = observed.samples.get(site.name, [])
             blocks = observed.blocks.get(site.name, [])
-            seen = [s.out.device for s in samples] + [z.device for z, _, _ in blocks]
-            module = plan.module(site, device=seen[0] if seen else None)
-            if module is not None:
-                errors[site.name] = fit(module, samples, blocks)
+            devices = [s.out.device for s in samples] + [x.device for x, _, _ in blocks]
+            form = plan.module(site, device=devices[0] if devices else None)
+            if form is not None:
+                errors[site.name] = fit(form, samples, blocks)
     return errors
 
 
 def fit(
-    module: nn.Module,
+    form: nn.Module,
     samples: Sequence[Sample | MapSample],
-    blocks: Sequence[Block] = (),
+    blocks: Sequence[BlockSample] = (),
 ) -> float:
-    """Fit one form's parameters to what softmax gave; returns the relative error left.
+    """Fit one form's parameters to the outputs of softmax; returns the relative error left.
 
-    Parameters that are frozen stay.
+    Frozen parameters stay as they are. NaN without samples (of blocks, for skipat).
     """
-    if isinstance(module, (forms.Softmax, forms.SoftmaxWeights)):
+    if isinstance(form, (forms.Softmax, forms.SoftmaxWeights)):
         return 0.0
-    # another graph may exchange more, or less, of the same attention
-    maps = isinstance(module, forms.Weights)
+    learns = any(p.requires_grad for p in form.parameters())
+    if isinstance(form, SkipAt):
+        return fit_skipat(form, blocks, learns) if blocks else math.nan
+    assert isinstance(form, (Pointwise, Hydra))
+    # in another graph more, or less, of the same attention may be exchanged
+    maps = isinstance(form, forms.Weights)
     samples = [s for s in samples if isinstance(s, MapSample) == maps]
-    learns = any(p.requires_grad for p in module.parameters())
-    if not (blocks if isinstance(module, SkipAt) else samples):
+    if not samples:
         return math.nan
-    if isinstance(module, SkipAt):
-        return _fit_skipat(module, blocks, learns)
-    if learns and isinstance(module, Pointwise) and module.b is not None:
-        _fit_pointwise(module, samples)
-    elif learns and isinstance(module, Hydra) and module.gain is not None:
-        _fit_gain(module.gain, *_moments(module, samples, (0, 2)))
-    return _error(module, samples)
+    if learns and isinstance(form, Pointwise) and form.b is not None:
+        fit_pointwise(form, samples)
+    elif learns and isinstance(form, Hydra) and form.gain is not None:
+        update_gain(form.gain, *moments(form, samples, (0, 2)))
+    return error_left(form, samples)

@@ -1,8 +1,6 @@
-"""Closed-form calibration: the parameters with which a form comes nearest to softmax.
+"""The gain of a form, by least squares, and the error that a fitted form leaves.
 
-Seconds, a few unlabelled batches, no gradients. Every site is fitted to the original model's own
-activations, so a fit does not depend on which other sites are converted.
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
+The same for pointwise forms (a gain per head) and Hydra (one per feature).
 """
 
 from __future__ import annotations
@@ -10,38 +8,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from attnpass.forms import Hydra, Pointwise
 from attnpass.recover.samples import MapSample, Sample
 
 
-def _moments(
-    module: nn.Module, samples: Sequence[Sample | MapSample], dims: tuple[int, ...]
+def moments(
+    form: Pointwise | Hydra, samples: Sequence[Sample | MapSample], dims: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """``sum out * form`` and ``sum form^2`` over ``dims`` of all samples, in float64."""
+    """``sum target * form`` and ``sum form^2`` over ``dims`` of all samples, in float64."""
     dot = power = samples[0].out.new_zeros((), dtype=torch.float64)
-    for s in samples:
-        y = s.run(module).double()
-        if s.rows is not None:
-            y = y * s.rows
-        dot = dot + (s.out.double() * y).nan_to_num().sum(dims)
+    for sample in samples:
+        y = sample.run(form).double()
+        if sample.rows is not None:
+            y = y * sample.rows
+        dot = dot + (sample.out.double() * y).nan_to_num().sum(dims)
         power = power + y.square().sum(dims)
     return dot, power
 
 
-def _fit_gain(gain: Tensor, dot: Tensor, power: Tensor) -> None:
-    """Least squares: the gain that brings the form nearest to the target."""
-    value = torch.where(power > 0, dot / power.clamp_min(1e-30), torch.ones_like(dot))
-    gain.copy_((gain.double() * value.reshape(gain.shape)).to(gain.dtype))
+def update_gain(gain: Tensor, dot: Tensor, power: Tensor) -> None:
+    """Multiply a gain by the factor that brings the form nearest to the target."""
+    factor = torch.where(power > 0, dot / power.clamp_min(1e-30), torch.ones_like(dot))
+    gain.copy_((gain.double() * factor.reshape(gain.shape)).to(gain.dtype))
 
 
-def _error(module: nn.Module, samples: Sequence[Sample | MapSample]) -> float:
-    """Squared error over squared output, fully masked (NaN) rows left out."""
-    left = right = 0.0
-    for s in samples:
-        y, out = s.run(module).double(), s.out.double().nan_to_num()
-        if s.rows is not None:
-            y, out = y * s.rows, out * s.rows
-        left += float((y - out).nan_to_num().square().sum())
-        right += float(out.square().sum())
-    return left / max(right, 1e-30)
+def error_left(form: Pointwise | Hydra, samples: Sequence[Sample | MapSample]) -> float:
+    """Squared error over squared target; rows without any key (NaN) and of padding left out."""
+    error = total = 0.0
+    for sample in samples:
+        y, target = sample.run(form).double(), sample.out.double().nan_to_num()
+        if sample.rows is not None:
+            y, target = y * sample.rows, target * sample.rows
+        error += float((y - target).nan_to_num().square().sum())
+        total += float(target.square().sum())
+    return error / max(total, 1e-30)

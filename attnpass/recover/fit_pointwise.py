@@ -1,8 +1,9 @@
-"""Closed-form calibration: the parameters with which a form comes nearest to softmax.
+"""Temperature, shift and gain of a pointwise form, fitted to the outputs of softmax.
 
-Seconds, a few unlabelled batches, no gradients. Every site is fitted to the original model's own
-activations, so a fit does not depend on which other sites are converted.
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
+Softmax divides every row by its sum, a pointwise form cannot. The shift t that gives a row a
+wanted mass, ``sum h(tau s - t) = mass``, is solved row by row and regressed on the row's query:
+``k0`` and ``b`` are the slope and the offset. Temperature and mass come from a small grid.
+Shapes: B batch, H query heads, G key/value heads, S keys, d head dim, n and m rows.
 """
 
 from __future__ import annotations
@@ -16,129 +17,141 @@ from torch import Tensor
 
 from attnpass.forms import Pointwise
 from attnpass.kernels.activations import H
-from attnpass.recover.fit_gain import _fit_gain, _moments
+from attnpass.recover.fit_gain import moments, update_gain
 from attnpass.recover.samples import MapSample, Sample
 
-TEMPERATURES = (-0.25, 0.0, 0.25)
+LOG_TEMPERATURES = (-0.25, 0.0, 0.25)
+"""Values of ``log_tau`` that are tried."""
 
-MASSES = ((2.0, 8.0, 32.0, 128.0, 512.0), (0.1, 0.3, 1.0, 2.0))
-"""What a row's weights may sum to before the gain: relu's family, sigmoid."""
+MASSES = {"sigmoid": (0.1, 0.3, 1.0, 2.0), "relu": (2.0, 8.0, 32.0, 128.0, 512.0)}
+"""Values that are tried for the sum of a row's weights before the gain, by form."""
 
-SHRINK = 1e-2
-"""Of the regression of shifts, relative to the queries' variance."""
+RIDGE = 1e-2
+"""Ridge of the regression of shifts, relative to the queries' variance."""
+
+BISECTIONS = 30
+"""Halvings of the interval in which a row's shift lies."""
 
 
-def _fit_pointwise(module: Pointwise, samples: Sequence[Sample | MapSample]) -> None:
-    """Per head tau and the rows' mass from a small grid with the least error; then g.
+def fit_pointwise(form: Pointwise, samples: Sequence[Sample | MapSample]) -> None:
+    """Fit per head the temperature and mass with the least error, and their shift and gain.
 
-    Softmax divides every row by its sum, these forms cannot. What a row would have to be shifted
-    by for its weights to have a given mass is regressed on its query: k0 and b.
+    Heads that share ``k0``, one key/value head, share temperature and mass.
     """
-    assert module.b is not None and module.gain is not None
-    taus = (0.0,) if module.log_tau is None else TEMPERATURES
-    groups = module.b.shape[0] if module.k0 is None else module.k0.shape[0]
-    least = module.b.new_full((groups,), math.inf, dtype=torch.float64)
-    kept: list[Tensor] = []
-    mean = None if module.k0 is None else _mean_key(samples)
-    for log_tau, mass in itertools.product(taus, MASSES[module.h == "sigmoid"]):
-        module.gain.fill_(1.0)
-        if module.log_tau is not None:
-            module.log_tau.fill_(log_tau)
-        _fit_shift(module, samples, mass, mean)
-        dot, power = _moments(module, samples, (0, 2, 3))
+    assert form.b is not None and form.gain is not None
+    log_taus = (0.0,) if form.log_tau is None else LOG_TEMPERATURES
+    groups = form.b.shape[0] if form.k0 is None else form.k0.shape[0]
+    least_error = form.b.new_full((groups,), math.inf, dtype=torch.float64)
+    best: list[Tensor] = []
+    mean = None if form.k0 is None else mean_key(samples)
+    masses = MASSES["sigmoid" if form.h == "sigmoid" else "relu"]
+    for log_tau, mass in itertools.product(log_taus, masses):
+        form.gain.fill_(1.0)
+        if form.log_tau is not None:
+            form.log_tau.fill_(log_tau)
+        fit_shift(form, samples, mass, mean)
+        dot, power = moments(form, samples, (0, 2, 3))
         # |y - g f|^2 at the best g is |y|^2 - dot^2 / power
         error = torch.where(power > 0, -dot * dot / power.clamp_min(1e-30), 0.0)
         error = error.view(groups, -1).sum(1)
-        _fit_gain(module.gain, dot, power)
-        found = [p.detach().clone() for p in module.parameters()]
-        better = (error < least) & torch.isfinite(error)
-        least = torch.where(better, error, least)
-        kept = [_where(better, new, old) for new, old in zip(found, kept or found, strict=True)]
-    for p, value in zip(module.parameters(), kept, strict=True):
+        update_gain(form.gain, dot, power)
+        values = [p.detach().clone() for p in form.parameters()]
+        better = (error < least_error) & torch.isfinite(error)
+        least_error = torch.where(better, error, least_error)
+        best = [
+            _where_better(better, new, old)
+            for new, old in zip(values, best or values, strict=True)
+        ]
+    for p, value in zip(form.parameters(), best, strict=True):
         p.copy_(value)
 
 
-def _where(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """``new`` in the groups of heads, or of key/value heads, that are ``better``."""
+def _where_better(better: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``new`` in the groups of heads, or of key/value heads, that are ``better``; else ``old``."""
     chosen = better.repeat_interleave(new.shape[0] // len(better))
     return torch.where(chosen.view(-1, *(1,) * (new.dim() - 1)), new, old)
 
 
-def _mean_key(samples: Sequence[Sample | MapSample]) -> Tensor:
-    """Per key/value head, over the keys that are not masked."""
-    known = (s for s in samples if isinstance(s, Sample))
-    sums, counts = zip(*(_key_sums(s) for s in known), strict=True)
+def mean_key(samples: Sequence[Sample | MapSample]) -> Tensor:
+    """Mean ``[G, d]`` of the keys that are no padding."""
+    with_keys = (s for s in samples if isinstance(s, Sample))
+    sums, counts = zip(*(_key_sums(s) for s in with_keys), strict=True)
     mean: Tensor = torch.stack(sums).sum(0) / torch.stack(counts).sum().clamp_min(1)
     return mean
 
 
-def _fit_shift(
-    module: Pointwise, samples: Sequence[Sample | MapSample], mass: float, mean: Tensor | None
+def _key_sums(sample: Sample) -> tuple[Tensor, Tensor]:
+    """Sum ``[G, d]`` of the keys that are no padding, and their number."""
+    k = sample.k.double()
+    if sample.padding is not None:
+        kept = sample.padding.expand(k.shape[0], -1, -1, -1)
+        weight = kept.transpose(-1, -2).double()  # [B, 1, S, 1]
+        return (k * weight).sum((0, 2)), weight.sum()
+    return k.sum((0, 2)), k.new_tensor(k.shape[0] * k.shape[2])
+
+
+def fit_shift(
+    form: Pointwise, samples: Sequence[Sample | MapSample], mass: float, mean: Tensor | None
 ) -> None:
-    """B and k0 by ridge regression of the shifts that give rows a mass, on their queries.
+    """Fit ``b`` and ``k0`` by ridge regression of the rows' shifts on their queries.
 
-    k0 starts from the ``mean`` key, which is the answer where logits of a row vary little.
+    ``k0`` starts from the ``mean`` key, the answer where the logits of a row vary little.
     """
-    assert module.b is not None
-    heads = module.b.shape[0]
-    if module.k0 is not None and mean is not None:
-        module.k0.copy_(mean.to(module.k0.dtype))
-    tau = 1.0 if module.log_tau is None else float(module.log_tau[0].exp())
-    rows: list[Tensor] = []  # [H, n, d + 2]: queries, shift, whether it counts
-    for s in samples:
-        rows += [x.transpose(0, 1).flatten(1, 2) for x in _shifts(module, s, tau, mass)]
-    found = torch.cat(rows, 1)
-    weight = found[..., -1:]
-    values = torch.where(weight > 0, found[..., :-1], 0.0)
-    middle = values.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
-    if module.k0 is not None:
-        groups = module.k0.shape[0]
-        centred = ((values - middle) * weight).view(groups, -1, values.shape[-1])
-        q, shift = centred[..., :-1], centred[..., -1:]
-        gram = q.transpose(1, 2) @ q
-        ridge = SHRINK * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-        gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
-        slope = torch.linalg.solve(gram, q.transpose(1, 2) @ shift).squeeze(-1)  # [G, d]
-        module.k0.add_((slope / (tau * module.scale)).to(module.k0.dtype))
+    assert form.b is not None
+    heads = form.b.shape[0]
+    if form.k0 is not None and mean is not None:
+        form.k0.copy_(mean.to(form.k0.dtype))
+    tau = 1.0 if form.log_tau is None else float(form.log_tau[0].exp())
+    rows: list[Tensor] = []  # [H, n, d + 2]: queries, shift, whether the row counts
+    for sample in samples:
+        rows += [x.transpose(0, 1).flatten(1, 2) for x in _shifts(form, sample, tau, mass)]
+    table = torch.cat(rows, 1)
+    weight = table[..., -1:]
+    values = torch.where(weight > 0, table[..., :-1], 0.0)
+    mean_row = values.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
+    if form.k0 is not None:
+        groups = form.k0.shape[0]
+        centred = ((values - mean_row) * weight).view(groups, -1, values.shape[-1])
+        slope = _ridge_slope(centred[..., :-1], centred[..., -1:])
+        form.k0.add_((slope / (tau * form.scale)).to(form.k0.dtype))
         slope = slope.repeat_interleave(heads // groups, 0)
-        middle[..., -1] -= (middle[..., :-1] * slope.unsqueeze(1)).sum(-1)
-    module.b.copy_(-middle[:, 0, -1].to(module.b.dtype))
+        mean_row[..., -1] -= (mean_row[..., :-1] * slope.unsqueeze(1)).sum(-1)
+    form.b.copy_(-mean_row[:, 0, -1].to(form.b.dtype))
 
 
-def _shifts(module: Pointwise, s: Sample | MapSample, tau: float, mass: float) -> Iterator[Tensor]:
-    """Of some rows the query, the shift and whether the row counts: ``[b, H, m, d + 2]``."""
-    h = H[module.h][0]
-    for q, x, length, rows in s.logits(module):
-        most = float(x.shape[-1] if isinstance(module.length, str) else module.length)
-        x, wanted = tau * x, mass * (length / most).pow(module.alpha)
-        if module.h == "sigmoid":
+def _ridge_slope(queries: Tensor, shifts: Tensor) -> Tensor:
+    """Slope ``[G, d]`` of shifts ``[G, n, 1]`` over queries ``[G, n, d]``, both centred."""
+    gram = queries.transpose(1, 2) @ queries
+    ridge = RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
+    gram.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
+    slope: Tensor = torch.linalg.solve(gram, queries.transpose(1, 2) @ shifts).squeeze(-1)
+    return slope
+
+
+def _shifts(
+    form: Pointwise, sample: Sample | MapSample, tau: float, mass: float
+) -> Iterator[Tensor]:
+    """Some rows, each with its query, its shift and whether it counts: ``[b, H, m, d + 2]``."""
+    h = H[form.h][0]
+    for queries, x, length, counts in sample.logit_rows(form):
+        longest = float(x.shape[-1] if isinstance(form.length, str) else form.length)
+        x, wanted = tau * x, mass * (length / longest).pow(form.alpha)
+        if form.h == "sigmoid":
             x, wanted = x - length.log(), torch.full_like(length, mass)
-        shift = _solve_shift(h, x, wanted)
-        counts = torch.isfinite(x).any(-1, keepdim=True)
-        if rows is not None:
-            counts = counts & rows
-        yield torch.cat([q.double(), shift.double(), counts.double()], -1)
+        shift = solve_shift(h, x, wanted)
+        sees_a_key = torch.isfinite(x).any(-1, keepdim=True)
+        counted = sees_a_key if counts is None else sees_a_key & counts
+        yield torch.cat([queries.double(), shift.double(), counted.double()], -1)
 
 
-def _solve_shift(h: Callable[[Tensor], Tensor], x: Tensor, mass: Tensor | float) -> Tensor:
+def solve_shift(h: Callable[[Tensor], Tensor], x: Tensor, mass: Tensor | float) -> Tensor:
     """``t [..., 1]`` with ``sum h(x - t) = mass`` over the finite ``x [..., S]``, by bisection."""
     finite = torch.isfinite(x)
     x = torch.where(finite, x, 0.0)
     low = x.amin(-1, keepdim=True) - mass - 1
     high = x.amax(-1, keepdim=True) + math.log1p(x.shape[-1] / 0.1)
-    for _ in range(30):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         over = torch.where(finite, h(x - middle), 0.0).sum(-1, keepdim=True) > mass
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
     return (low + high) / 2
-
-
-def _key_sums(s: Sample) -> tuple[Tensor, Tensor]:
-    """Sum of keys ``[G, d]`` and their number, over kept positions where the mask is padding."""
-    k = s.k.double()
-    if s.padding is not None:
-        weight = (
-            s.padding.expand(k.shape[0], -1, -1, -1).transpose(-1, -2).double()
-        )  # [B, 1, S, 1]
-        return (k * weight).sum((0, 2)), weight.sum()
-    return k.sum((0, 2)), k.new_tensor(k.shape[0] * k.shape[2])

@@ -1,4 +1,4 @@
-"""The loop of distillation: AdamW, warm-up and cosine, clipping, early stop, checkpoints."""
+"""The options of distillation."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from attnpass.errors import OptionError
 
 @dataclass(frozen=True)
 class DistilOptions:
-    """How to distil.
+    """How long distillation trains, which parameters learn, and how.
 
     Attributes:
-        budget: seconds for all stages. steps: optimiser steps for all stages instead, which makes
-            a run repeatable.
-        local: share of the local stage, 0 to 1; the rest is global. Pays where what is learnt
-            serves several plans, as in the tuner; for one plan global steps gave back more.
+        budget: seconds for all stages.
+        steps: number of optimiser steps for all stages, in place of the budget; it makes a run
+            repeatable.
+        local: share of the local stage, 0 to 1; the rest is global. The local stage pays where its
+            result serves several plans, as in the tuner. For one plan, global steps recover more.
         rank: of the deltas; ``None`` full, 0 none: only the forms' parameters learn.
         softmax: whether the projections of sites that stay softmax learn too, in the global stage
-            (an entry's option ``learns``); else their weights stay what they are.
-        rate: learning rate, relative to the size of what is changed and to the loss at the start.
+            (an entry's option ``learns``); else their weights do not change.
+        rate: learning rate, relative to the size of the parameter that it changes and to the
+            initial loss.
         outputs: what the model returns: ``logits`` (divergence of distributions) or ``features``
             (relative squared error).
-        autocast: whether products are in bfloat16 (``torch.autocast``), what learns stays as it
-            is; ``None`` where the device has instructions for it and the model is in float32.
+        autocast: whether products are in bfloat16 (``torch.autocast``); parameters keep their
+            dtype. ``None``: where the device has instructions for it and the model is in float32.
         seed: of the order of batches, of random inputs and of low-rank deltas.
 
     Raises:

@@ -1,12 +1,11 @@
-"""The loop of distillation: AdamW, warm-up and cosine, clipping, early stop, checkpoints."""
+"""The training loop of one stage: AdamW, gradients clipped per unit, checkpoints."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,131 +13,117 @@ from torch import Tensor
 from attnpass import environment
 from attnpass.batch import Batch
 from attnpass.errors import MeasureError
-from attnpass.recover.checkpoint import Checkpoint, Stage
-from attnpass.recover.losses import Global, Key, Local, judge
+from attnpass.recover.checkpoint import Checkpoint
+from attnpass.recover.evaluation import PER_STAGE, TIME_SHARE, Evaluation
+from attnpass.recover.objective import Objective
 from attnpass.recover.options import DistilOptions
+from attnpass.recover.schedule import Pace, batch_index, rate_factor
+from attnpass.recover.stage import Progress, Stage
+from attnpass.recover.stage_state import StageState
+from attnpass.recover.units import UnitKey
 from attnpass.seeds import seeded
 from attnpass.torch_internals import pytree
 
-Batches = Sequence[Batch]
+MIN_RATE_FACTOR, MAX_RATE_FACTOR = 0.01, 2.0
+"""A unit's learning rate is multiplied by its initial loss, clamped to these bounds, so that units
+that start close to the target take small steps."""
 
-Progress = Callable[[str, int, int, float], None]
-"""Told after every step: the stage, the step, how many there will be, the loss."""
+MAX_GRADIENT_NORM = 1.0
+"""Norm to which the gradients of a unit are clipped."""
 
-WARM_UP = 0.05
-"""Share of a stage's steps in which the rate rises."""
+WEIGHT_DECAY = 0.01
+"""AdamW's decay of matrices; vectors have none."""
 
-FORMS_FIRST = 0.15
-"""Share of the local stage in which the forms' parameters learn alone."""
+LOSS_SCALE = 2.0**16
+"""Factor on a float16 model's loss while gradients are taken; halved where they overflow."""
 
-LOOKS = 10
-"""How often a stage looks at the selection."""
-
-PATIENCE = 4
-"""Looks that end a stage: none of them better than the best or than the one before."""
-
-LOOKING = 0.02
-"""Share of a budget of time that one look may take; at least one batch is looked at."""
-
-LEAST = 0.01
-
-MOST = 2.0
-"""Bounds of a loss at the start, by which a unit's rate is multiplied: near the goal, small steps.
-"""
-
-CLIP = 1.0
-
-DECAY = 0.01
-
-SCALE = 2.0**16
-"""What a float16 model's loss is multiplied by for its gradients; halved where they overflow."""
-
-SAVE = 30.0
+SAVE_SECONDS = 30.0
 """Seconds between checkpoints."""
 
 
 class Trainer:
-    """Trains one stage; the best values, by the selection, end up in the parameters.
+    """Trains the units of one objective.
 
     Args:
-        share: of the options' steps or budget.
+        objective: what is trained. share: of the options' steps or budget, for this stage.
+        saved: the checkpoint to go on from and to write to.
+
+    Attributes:
+        done: the record of the stage.
+        units: the objective's. parameters: of all units, in the order of a checkpoint.
+        rate: learning rate before each parameter's size and the schedule.
+        scale: factor on the loss while gradients are taken (``LOSS_SCALE``).
+        last: per unit the loss of the last step.
+        evaluation: what the selection says.
     """
 
     def __init__(
         self,
-        objective: Local | Global,
+        objective: Objective,
         options: DistilOptions,
         share: float,
         saved: Checkpoint,
     ) -> None:
         self.objective, self.options, self.saved = objective, options, saved
-        self.rate = options.rate * objective.share
         self.units = objective.units
+        self.rate = options.rate * objective.share
         self.done = Stage(objective.name)
-        self.seconds = options.budget * share
+        timed, budget = options.steps is None, options.budget * share
         if options.steps is not None:
             self.done.total = max(round(options.steps * share), 1)
-        rows = [(key, *x) for key, unit in self.units.items() for x in unit.values]
-        self.parameters = [p for _, p, _, _ in rows]
+        self.pace = Pace(options.steps, budget)
+        self.evaluation = Evaluation(objective, TIME_SHARE * budget if timed else math.inf)
+        self.parameters = [p for unit in self.units.values() for p in unit.parameters]
         self.optimiser = torch.optim.AdamW(
             [
                 {
-                    "params": [p],
+                    "params": [t.parameter],
                     "unit": key,
-                    "size": size,
-                    "late": late,
-                    "weight_decay": DECAY if p.dim() > 1 else 0.0,
+                    "size": t.size,
+                    "delayed": t.delayed and objective.name == "local",
+                    "weight_decay": WEIGHT_DECAY if t.parameter.dim() > 1 else 0.0,
                 }
-                for key, p, size, late in rows
+                for key, unit in self.units.items()
+                for t in unit.trained
             ],
             lr=self.rate,
         )
-        self.best: dict[Key, float] = {}
-        self.values: dict[Key, list[Tensor]] = {}
-        self.last: dict[Key, float] = {}
-        self.stale = 0
-        self.scale = SCALE if torch.float16 in objective.dtypes else 1.0
-        self._first = 0.0
-        self._losses: list[float] = []
-        self._looked = self._watched = 0
-        self._clock, self._saved_at = time.monotonic(), -math.inf
+        self.last: dict[UnitKey, float] = {}
+        self.scale = LOSS_SCALE if torch.float16 in objective.dtypes else 1.0
+        self._step_losses: list[float] = []
+        self._evaluated_step = 0
+        self._saved_at = -math.inf
 
-    def run(self, inputs: Batches, selection: Batches, progress: Progress | None) -> Stage:
-        """All steps that are left; returns what was done.
+    def run(
+        self, inputs: Sequence[Batch], selection: Sequence[Batch], progress: Progress | None
+    ) -> Stage:
+        """Take all steps that are left; returns the record of the stage.
 
-        What ``progress`` raises ends the stage, which is saved first.
+        With a selection the parameters end up with the values that were best on it. An exception
+        of ``progress`` ends the stage, which is saved first.
 
         Raises:
             MeasureError: the loss is not finite, or no gradient reaches what learns.
         """
         with torch.enable_grad():
             if not self._resume():
-                self._look(selection)  # what learns starts from may be the best
+                self._evaluate(selection)  # the values at the start may be the best
             while not self._over():
                 loss = self._step(inputs)
-                self._tick()
-                if self._due():
-                    self._look(selection)
-                if time.monotonic() - self._saved_at > SAVE:
+                self.pace.count(self.done)
+                if self._evaluation_is_due():
+                    self._evaluate(selection)
+                if time.monotonic() - self._saved_at > SAVE_SECONDS:
                     self._save()
                 self._tell(progress, loss)
-            self._keep_best()
+        best = self.evaluation.best or self.last
+        self.done.best = {"|".join(key): loss for key, loss in best.items()}
+        self.evaluation.restore_best()
         self.saved.finished.append(self.done)
         return self.done
 
-    def _precision(self) -> AbstractContextManager[Any]:
-        kind = self.parameters[0].device.type
-        wanted = self.options.autocast
-        if wanted is None:
-            wanted = environment.narrow(kind) and self.objective.dtypes == {torch.float32}
-        if not wanted:
-            return nullcontext()
-        # a weight that was cast without gradients must not serve where there are some
-        return torch.autocast(kind, torch.bfloat16, cache_enabled=False)
-
-    def _seeded(self, step: int) -> AbstractContextManager[None]:
-        """Augmentation and dropout are the same in every run."""
-        return seeded(self.options.seed * 1_000_003 + step)
+    def _over(self) -> bool:
+        return self.evaluation.patience_is_over or self.pace.over(self.done)
 
     def _tell(self, progress: Progress | None, loss: float) -> None:
         if progress is None:
@@ -149,68 +134,44 @@ class Trainer:
             self._save()
             raise
 
-    def _over(self) -> bool:
-        if self.stale >= PATIENCE:
-            return True
-        if self.options.steps is not None:
-            return self.done.steps >= self.done.total
-        return self.done.seconds >= self.seconds
+    @contextmanager
+    def _conditions(self, number: int) -> Iterator[None]:
+        """Seed and precision of a forward pass: dropout and augmentation repeat in every run."""
+        with seeded(self.options.seed * 1_000_003 + number), self._precision():
+            yield
 
-    def _tick(self) -> None:
-        """Count time; without a number of steps, so many as the time will hold."""
-        now = time.monotonic()
-        self.done.seconds += now - self._clock
-        self._clock = now
-        if self.options.steps is None and self.done.steps:
-            # the first step captures the model: it says nothing of the others
-            if self.done.steps == 1 or not self._first:
-                self._first = self.done.seconds
-            each = (self.done.seconds - self._first) / max(self.done.steps - 1, 1)
-            left = (self.seconds - self.done.seconds) / (each or self._first)
-            self.done.total = self.done.steps + max(round(left), 0)
+    def _precision(self) -> AbstractContextManager[object]:
+        kind = self.parameters[0].device.type
+        wanted = self.options.autocast
+        if wanted is None:
+            wanted = environment.narrow(kind) and self.objective.dtypes == {torch.float32}
+        if not wanted:
+            return nullcontext()
+        # a weight that was cast without gradients must not serve where there are some
+        return torch.autocast(kind, torch.bfloat16, cache_enabled=False)
 
-    @property
-    def _progress(self) -> float:
-        """How much of the stage is over after the next step, 0 to 1."""
-        if self.options.steps is not None:
-            return (self.done.steps + 1) / self.done.total
-        if self.done.steps < 2:
-            return 0.0
-        each = (self.done.seconds - self._first) / (self.done.steps - 1)
-        left = max(self.seconds - self._first, 1e-9)
-        return min((self.done.seconds - self._first + each) / left, 1.0)
-
-    def _batch(self, inputs: Batches) -> Batch:
-        """The batch of this step: a new order in every epoch, the same in every run."""
-        epoch, at = divmod(self.done.steps, len(inputs))
-        generator = torch.Generator().manual_seed(self.options.seed * 7919 + epoch)
-        order = torch.randperm(len(inputs), generator=generator)
-        batch: Batch = pytree.tree_map(_plain, inputs[int(order[at])])
-        return batch
-
-    def _step(self, inputs: Batches) -> float:
-        """One optimiser step; returns the mean loss of the units."""
+    def _step(self, inputs: Sequence[Batch]) -> float:
+        """Take one step of the optimiser; returns the mean loss of the units."""
         losses = []
         self.optimiser.zero_grad()
-        with self._seeded(self.done.steps), self._precision():
-            for key, loss in self.objective.losses(self._batch(inputs)):
+        with self._conditions(self.done.steps):
+            number = batch_index(self.done.steps, len(inputs), self.options.seed)
+            batch: Batch = pytree.tree_map(_without_inference_mode, inputs[number])
+            for key, loss in self.objective.losses(batch):
                 losses.append(float(loss.detach()))
                 self.last[key] = losses[-1]
-                self._backward(key, loss)
+                self._add_gradients(key, loss)
         for unit in self.units.values():
-            torch.nn.utils.clip_grad_norm_(unit.parameters, CLIP)
-        for group in self.optimiser.param_groups:
-            if self.done.steps == 0:
-                group["size"] *= min(max(self.last.get(group["unit"], 1.0), LEAST), MOST)
-            factor = self._factor(late=group["late"] and self.done.name == "local")
-            group["lr"] = self.rate * group["size"] * factor
+            torch.nn.utils.clip_grad_norm_(unit.parameters, MAX_GRADIENT_NORM)
+        self._set_rates()
         self.optimiser.step()
         self.done.steps += 1
         mean = sum(losses) / max(len(losses), 1)
-        self._losses.append(mean)
+        self._step_losses.append(mean)
         return mean
 
-    def _backward(self, key: Key, loss: Tensor) -> None:
+    def _add_gradients(self, key: UnitKey, loss: Tensor) -> None:
+        """Add the gradients of one loss; a float16 loss that overflows only halves the scale."""
         where = f"at step {self.done.steps} of the {self.done.name} stage"
         if not math.isfinite(float(loss.detach())):
             raise MeasureError(
@@ -233,119 +194,87 @@ class Trainer:
                 g = g.contiguous() if self.scale == 1 else g / self.scale
                 p.grad = g if p.grad is None else p.grad + g
 
-    def _factor(self, late: bool) -> float:
-        """Warm-up, then cosine to 0; ``late`` ones start when the forms have learnt."""
-        at, start = self._progress, FORMS_FIRST if late else 0.0
-        warm = min(max((at - start) / WARM_UP, 0.0), 1.0)
-        return warm * 0.5 * (1 + math.cos(math.pi * at))
+    def _set_rates(self) -> None:
+        """Learning rates of the step that is due; its first losses rate the units."""
+        progress = self.pace.progress(self.done)
+        for group in self.optimiser.param_groups:
+            if self.done.steps == 0:
+                initial = self.last.get(group["unit"], 1.0)
+                group["size"] *= min(max(initial, MIN_RATE_FACTOR), MAX_RATE_FACTOR)
+            group["lr"] = self.rate * group["size"] * rate_factor(progress, group["delayed"])
 
-    def _due(self) -> bool:
-        """Whether a tenth of the stage has passed since the last look."""
-        due = (self.done.steps - self._looked) * LOOKS >= max(self.done.total, LOOKS)
-        return due or (self._over() and self._looked < self.done.steps)
+    def _evaluation_is_due(self) -> bool:
+        """Whether a tenth of the stage has passed since the last evaluation, or the stage ends."""
+        since = self.done.steps - self._evaluated_step
+        due = since * PER_STAGE >= max(self.done.total, PER_STAGE)
+        return due or (self._over() and since > 0)
 
-    def _look(self, selection: Batches) -> None:
-        """Losses on the selection; a unit's values are kept where they are its best."""
-        self._looked = self.done.steps
-        if self._losses:
-            self.done.losses.append(sum(self._losses) / len(self._losses))
-        self._losses.clear()
-        if not len(selection):
-            return
-        found: dict[Key, float] = {}
-        start, count = time.monotonic(), self._watched or len(selection)
-        for at in range(1, count + 1):
-            with self._seeded(at), self._precision():
-                judged = judge(self.objective, selection[at - 1])
-            for key, loss in judged.items():
-                found[key] = found.get(key, 0.0) + loss
-            late = time.monotonic() - start > LOOKING * self.seconds
-            if late and not self._watched and self.options.steps is None:
-                count = at
-                break
-        # the same batches at every look, else losses could not be compared
-        self._watched = count
-        found = {key: loss / count for key, loss in found.items()}
-        mean = sum(found.values()) / max(len(found), 1)
-        # a high rate may cost what the start had; while it comes back, nothing is stale
-        falls = bool(self.done.looks) and mean < self.done.looks[-1][1]
-        self.stale += not falls and 2 * self.done.steps >= self.done.total > 0
-        self.done.looks.append((self.done.steps, mean))
-        for key, loss in found.items():
-            if loss < self.best.get(key, math.inf):
-                self.stale, self.best[key] = 0, loss
-                self.values[key] = [p.detach().clone() for p in self.units[key].parameters]
-                self.done.kept["|".join(key)] = self.done.steps
-        self._tick()
-
-    def _keep_best(self) -> None:
-        self.done.best = {"|".join(k): x for k, x in (self.best or self.last).items()}
-        with torch.no_grad():
-            for key, values in self.values.items():
-                for p, value in zip(self.units[key].parameters, values, strict=True):
-                    p.copy_(value)
+    def _evaluate(self, selection: Sequence[Batch]) -> None:
+        """Record the training loss since the last time, then the loss on the selection."""
+        self._evaluated_step = self.done.steps
+        if self._step_losses:
+            self.done.losses.append(sum(self._step_losses) / len(self._step_losses))
+        self._step_losses.clear()
+        if len(selection):
+            self.evaluation.evaluate(selection, self.done, self._conditions)
+            self.pace.count(self.done)
 
     def _save(self) -> None:
         self._saved_at = time.monotonic()
-        state = self.optimiser.state
-        tensors: dict[str, Tensor] = {f"value|{i}": p for i, p in enumerate(self.parameters)}
-        for i, p in enumerate(self.parameters):
-            tensors |= {f"{k}|{i}": v for k, v in state[p].items()}
-        keys = list(self.units)
-        for key, values in self.values.items():
-            tensors |= {f"best|{keys.index(key)}|{i}": v for i, v in enumerate(values)}
-        self.saved.save(
-            {
-                "stage": self.done.as_dict(),
-                "best": [self.best.get(k) for k in keys],
-                "stale": self.stale,
-                "looked": self._looked,
-                "watched": self._watched,
-                "first": self._first,
-                "last": [self.last.get(k) for k in keys],
-                "losses": self._losses,
-                "scale": self.scale,
-                "sizes": [group["size"] for group in self.optimiser.param_groups],
-            },
-            tensors,
+        positions = {key: i for i, key in enumerate(self.units)}
+        state = StageState(
+            stage=self.done.as_dict(),
+            parameters=list(self.parameters),
+            optimiser=[self.optimiser.state[p] for p in self.parameters],
+            best=[self.evaluation.best.get(key) for key in self.units],
+            best_values={positions[key]: x for key, x in self.evaluation.values.items()},
+            last=[self.last.get(key) for key in self.units],
+            losses=self._step_losses,
+            stale=self.evaluation.stale,
+            looked=self._evaluated_step,
+            watched=self.evaluation.batches,
+            first=self.pace.first,
+            scale=self.scale,
+            sizes=[group["size"] for group in self.optimiser.param_groups],
         )
+        self.saved.save(state)
 
     def _resume(self) -> bool:
         """Go on from the checkpoint, where it stopped in this stage; returns whether it did."""
-        state, tensors = self.saved.state, self.saved.tensors
-        if not state or state["stage"]["name"] != self.done.name:
+        state = self.saved.interrupted
+        if state is None or state.stage["name"] != self.done.name:
             return False
-        self.done = Stage.of(state["stage"])
-        self.stale, self._looked = state["stale"], state["looked"]
-        self._watched, self._first = state["watched"], state["first"]
-        self._losses, self.scale = list(state["losses"]), state.get("scale", self.scale)
-        keys = list(self.units)
-        self.best, self.last = (
-            {k: x for k, x in zip(keys, state[name], strict=True) if x is not None}
-            for name in ("best", "last")
-        )
-        rows: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            kind, *at = name.split("|")
-            if kind != "best":
-                rows.setdefault(int(at[0]), {})[kind] = value
-        for key in self.best:
-            self.values[key] = [
-                tensors[f"best|{keys.index(key)}|{i}"].to(p.device)
-                for i, p in enumerate(self.units[key].parameters)
-            ]
-        for group, size in zip(self.optimiser.param_groups, state["sizes"], strict=True):
+        self.done = Stage.of(state.stage)
+        self._step_losses, self._evaluated_step = list(state.losses), state.looked
+        self.scale = self.scale if state.scale is None else state.scale
+        self.evaluation.stale, self.evaluation.batches = state.stale, state.watched
+        self.evaluation.best = _by_key(self.units, state.best)
+        self.last = _by_key(self.units, state.last)
+        for i, (key, unit) in enumerate(self.units.items()):
+            if key in self.evaluation.best:
+                self.evaluation.values[key] = [
+                    value.to(p.device)
+                    for p, value in zip(unit.parameters, state.best_values[i], strict=True)
+                ]
+        for group, size in zip(self.optimiser.param_groups, state.sizes, strict=True):
             group["size"] = size
         with torch.no_grad():
-            for i, p in enumerate(self.parameters):
-                p.copy_(rows[i].pop("value"))
+            rows = zip(self.parameters, state.parameters, state.optimiser, strict=True)
+            for p, value, moments in rows:
+                p.copy_(value)
                 self.optimiser.state[p] = {
-                    k: v if k == "step" else v.to(p.device) for k, v in rows[i].items()
+                    k: v if k == "step" else v.to(p.device) for k, v in moments.items()
                 }
-        self._clock = time.monotonic()
+        self.pace.first = state.first
+        self.pace.restart_clock()
         return True
 
 
-def _plain(x: Any) -> Any:
-    """A tensor that autograd can keep: those of inference mode are not."""
+def _by_key(keys: Iterable[UnitKey], values: Sequence[float | None]) -> dict[UnitKey, float]:
+    """The values of a checkpoint by unit, those that are there."""
+    return {key: x for key, x in zip(keys, values, strict=True) if x is not None}
+
+
+def _without_inference_mode(x: object) -> object:
+    """A leaf of a batch that autograd can keep: tensors of inference mode are copied."""
     return x.clone() if isinstance(x, Tensor) and x.is_inference() else x

@@ -15,7 +15,7 @@ from scipy import optimize, stats
 from torch import Tensor
 
 from attnpass.batch import call
-from attnpass.recover import LEAST
+from attnpass.recover import LOGIT_FLOOR
 from attnpass.task import Task, score_batch
 from attnpass.torch_internals import pytree
 
@@ -191,7 +191,7 @@ def divergence(
             new = first_tensor(call(run, task.validation[i][0])).double()
         if task.outputs == "logits" and old.dim() == 2 and old.shape[1] > 1:
             # classes that are ruled out by -inf have no divergence, not NaN
-            p, q = (x.log_softmax(-1).clamp_min(LEAST) for x in (old, new))
+            p, q = (x.log_softmax(-1).clamp_min(LOGIT_FLOOR) for x in (old, new))
             total += float((p.exp() * (p - q)).sum())
             weight += old.shape[0]
         else:

@@ -20,8 +20,9 @@ from attnpass.plan import Delta, Entry, Plan, assign
 from attnpass.recover import (
     Checkpoint,
     DistilOptions,
-    Global,
-    Local,
+    GlobalLoss,
+    LocalLoss,
+    Objective,
     Progress,
     Trainer,
     add_deltas,
@@ -158,7 +159,7 @@ class Bank:
             self.capture.use(plan)  # brings what was stored to the model's device
             add_deltas(self.capture, plan, self.options(1.0))
         self.capture.use(None)
-        objective = Local(self.capture, plans)
+        objective = LocalLoss(self.capture, plans)
         if objective.units:
             budget = self.settings.recover_budget * LOCAL
             stage, saved = self._train(objective, budget, " ".join(sorted(missing)))
@@ -205,8 +206,8 @@ class Bank:
         self.capture.use(better)  # to the model's device
         self.capture.use(None)
         add_deltas(self.capture, better, replace(self.options(1.0), softmax=True))
-        objective = Global(self.task.model, self.capture, better, self.task.outputs, ())
-        if not objective.unit.values:
+        objective = GlobalLoss(self.task.model, self.capture, better, self.task.outputs, ())
+        if not objective.unit.trained:
             return plan, {}
         budget = self.settings.recover_budget * (1 - LOCAL) * share
         value, saved = self._train(objective, budget, plan.hash)
@@ -243,7 +244,7 @@ class Bank:
         return tell
 
     def _train(
-        self, objective: Local | Global, budget: float, name: str
+        self, objective: Objective, budget: float, name: str
     ) -> tuple[dict[str, Any], Checkpoint]:
         """One stage with a checkpoint beside the database; the same command goes on from it.
 

@@ -1,0 +1,66 @@
+"""Samples: logits in blocks of few rows, few rows of a map, whatever the mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from recovery_problems import TINY
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import attnpass
+from attnpass import forms
+from attnpass.kernels.tile import Tile
+from attnpass.recover import samples
+from attnpass.recover.calibration import fit
+from attnpass.recover.samples import MapSample, Sample
+from attnpass.task import load_task
+
+
+@pytest.mark.parametrize(("form", "h"), [("sigmoid", None), ("relu", "relu")])
+def test_calibration_by_blocks_of_rows_is_the_same(form, h, monkeypatch):
+    task = load_task(TINY)
+    results = []
+    for rows in (10_000, 7):
+        monkeypatch.setattr(samples, "LOGIT_ROWS", rows)
+        plan = attnpass.Plan.create(task.model, *task.example, form=form)
+        attnpass.calibrate(task.model, plan, task.calibration)
+        results.append(plan.tensors())
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_calibration_holds_few_logits_at_a_time():
+    b, h, n, d = 4, 2, 2048, 4
+    q, k, v = torch.randn(3, b, h, n, d)
+    module = forms.Pointwise(h, h, d, h="sigmoid", tile=Tile(block_m=128, block_n=256))
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest = max(largest, out.numel())
+            return out
+
+    with torch.no_grad(), Watch():
+        fit(module, [Sample(q, k, v, None, None, v)])
+    assert largest <= b * h * samples.LOGIT_ROWS * n < b * h * n * n
+
+
+@torch.no_grad()
+def test_of_a_map_few_rows_are_held(monkeypatch):
+    monkeypatch.setattr(samples, "SHIFT_ROWS", 7)
+    room = 2 * 4 * 7 * 40
+    torch.manual_seed(0)
+    s, keep = torch.randn(6, 4, 40, 40), torch.rand(6, 1, 1, 40) > 0.3
+    for causal in (False, True):
+        held = MapSample.of(s, keep, causal, True, room)
+        assert held.logits.shape == (2, 4, 7, 40) and held.keep.shape == (2, 1, 7, 40)
+        assert torch.equal(held.logits, s[:2, :, ::6]) and held.logits.data_ptr() != s.data_ptr()
+        below = torch.ones(40, 40, dtype=torch.bool)
+        whole = keep[:2] & (below.tril() if causal else below)
+        assert torch.equal(held.keep, whole[:, :, ::6])
+        assert torch.equal(held.rows[:, 0, :, 0], keep[:2, 0, 0, ::6])
+    # between two sequences of one length a mask of keys says nothing of the queries
+    assert MapSample.of(s, keep, False, False, 1).rows is None

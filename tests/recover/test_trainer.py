@@ -1,0 +1,132 @@
+"""The training loop: precision, clipping, rates, and units that do not disturb each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from recovery_problems import Scripted, batches, data, model, planned, trained
+from torch import Tensor, nn
+
+import attnpass
+from attnpass import Capture, Plan
+from attnpass.errors import MeasureError
+from attnpass.recover.checkpoint import Checkpoint
+from attnpass.recover.distillation import add_deltas
+from attnpass.recover.global_loss import GlobalLoss
+from attnpass.recover.local_loss import LocalLoss
+from attnpass.recover.options import DistilOptions
+from attnpass.recover.trainer import LOSS_SCALE, Trainer
+from attnpass.recover.units import TrainedParameter, Unit
+
+
+# three trainings of real plans: bit by bit the same, alone or together
+@pytest.mark.slow
+def test_plans_learn_side_by_side_as_they_would_alone():
+    net, found = model(), []
+    for labels in (("sigmoid", "hydra"), ("sigmoid",), ("hydra",)):
+        plans = {form: planned(net, form) for form in labels}
+        capture = Capture(net).trace(data())
+        for plan in plans.values():
+            add_deltas(capture, plan, DistilOptions())
+        trainer = Trainer(
+            LocalLoss(capture, plans), DistilOptions(steps=6), 1.0, Checkpoint(None, "")
+        )
+        trainer.run(batches(), batches(1), None)
+        found.append({label: plan.hash for label, plan in plans.items()})
+    assert found[0] == found[1] | found[2]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "native", "dtype", "narrow"),
+    [
+        (True, False, torch.float32, True),
+        (False, True, torch.float32, False),
+        (None, True, torch.float32, True),
+        (None, True, torch.float16, False),
+    ],
+)
+def test_products_are_narrow_where_asked_for_or_native(wanted, native, dtype, narrow, monkeypatch):
+    monkeypatch.setattr("attnpass.environment.narrow", lambda device: native)
+    seen = []
+
+    class Products(Scripted):
+        def losses(self, batch):
+            seen.append((self.value @ self.value).dtype)
+            yield from super().losses(batch)
+
+    objective = Products([1.0 / (i + 1) for i in range(20)])
+    objective.dtypes = {dtype}
+    trained(objective, steps=10, autocast=wanted)
+    assert len(seen) == 21 and set(seen) == {torch.bfloat16 if narrow else torch.float32}
+    assert objective.value.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+
+
+def test_gradients_are_clipped_and_large_weights_decay():
+    trainer = trained(Scripted([]), selection=[], steps=1)
+    assert trainer.parameters[0].grad.norm() == pytest.approx(1.0)
+    group = trainer.optimiser.param_groups[0]
+    assert group["weight_decay"] == 0.01
+    vector = Scripted([])
+    vector.value = nn.Parameter(torch.zeros(3))
+    vector.units = {("", "a"): Unit([TrainedParameter(vector.value, 1.0, False)])}
+    group = trained(vector, selection=[], steps=1).optimiser.param_groups[0]
+    assert group["weight_decay"] == 0.0
+
+
+@pytest.mark.parametrize(("start", "factor"), [(1e-9, 0.01), (0.3, 0.3), (1.5, 1.5), (9.0, 2.0)])
+def test_rates_follow_the_loss_at_the_start(start, factor):
+    objective = Scripted([])
+    objective.start, objective.share = start, 0.5
+    trainer = trained(objective, selection=[], steps=4)
+    assert trainer.optimiser.param_groups[0]["size"] == pytest.approx(factor)
+    assert trainer.rate == 0.5 * DistilOptions.rate and GlobalLoss.share < LocalLoss.share == 1.0
+
+
+class _Half:
+    """A loss of a float16 product, times ``factor``."""
+
+    name, share, dtypes = "global", 1.0, frozenset({torch.float16})
+
+    def __init__(self, factor: float) -> None:
+        self.factor, self.weight = factor, nn.Parameter(torch.ones(4))
+        self.units = {("", ""): Unit([TrainedParameter(self.weight, 1.0, False)])}
+
+    def losses(self, batch):
+        (x,) = batch
+        yield ("", ""), (self.weight.half() * x).float().sum() * self.factor
+
+
+@pytest.mark.parametrize("factor", [1e-9, 0.5, 1e3])
+def test_gradients_of_a_float16_model_neither_vanish_nor_overflow(factor):
+    objective = _Half(factor)
+    trainer = Trainer(objective, DistilOptions(steps=40), 1.0, Checkpoint(None, ""))
+    for _ in range(40):
+        trainer._step([(torch.ones(4, dtype=torch.float16),)])
+    assert torch.isfinite(objective.weight).all() and bool((objective.weight < 1).all())
+    assert (trainer.scale < LOSS_SCALE) == (factor > 1)
+
+
+def test_the_scale_of_a_float16_model_goes_on(tmp_path):
+    file = tmp_path / "state"
+    first = Trainer(_Half(1e3), DistilOptions(steps=40), 1.0, Checkpoint(file, "it"))
+    for _ in range(20):
+        first._step([(torch.ones(4, dtype=torch.float16),)])
+    first._save()
+    second = Trainer(_Half(1e3), DistilOptions(steps=40), 1.0, Checkpoint(file, "it"))
+    assert second._resume() and second.scale == first.scale < LOSS_SCALE
+
+
+def test_a_forward_without_gradients_is_one_line():
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+
+        @torch.no_grad()
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    net = Encoder().eval()
+    plan = Plan.create(net, data(), form="sigmoid")
+    with pytest.raises(MeasureError, match=r"is its forward under torch.no_grad\(\)"):
+        attnpass.distil(net, plan, batches(), steps=4, local=0)

@@ -1,0 +1,26 @@
+"""The scripts of examples/ and benchmarks/ that tests use: ``from scripts import recovery``."""
+
+from __future__ import annotations
+
+import sys
+
+from house import ROOT
+
+sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
+
+import encoder_speed  # noqa: E402
+import minilm  # noqa: E402
+import recovery  # noqa: E402
+import skipat_phi  # noqa: E402
+import train_digits  # noqa: E402
+import train_forms  # noqa: E402
+
+__all__ = [
+    "ROOT",
+    "encoder_speed",
+    "minilm",
+    "recovery",
+    "skipat_phi",
+    "train_digits",
+    "train_forms",
+]
