@@ -1,69 +1,106 @@
-"""What is handed to the inner compiler: mode, patches, and inductor itself on a real model."""
-
-from __future__ import annotations
+"""Dynamo's graph re-traced: regions that are plain calls are opened, metadata is carried over."""
 
 import pytest
 import torch
-import torch._inductor.compile_fx as inductor
+from nested import (
+    BOUND,
+    Attention,
+    Nested,
+    autocast,
+    data,
+    error,
+    made,
+    one_backend,
+    plain,
+    recomputed,
+    results,
+)
 
 import attnpass
 from attnpass.tuner.digits import DigitsViT
 
 
-@pytest.mark.parametrize("how", ["argument", "option"])
-def test_mode_and_patches_reach_inductor(monkeypatch, how):
-    seen = []
-
-    def spy(gm, inputs, config_patches=None):
-        seen.append(config_patches)
-        return gm.forward
-
-    monkeypatch.setattr(inductor, "compile_fx", spy)
-    model = DigitsViT(dim=16, depth=1, heads=2).eval()
-    from attnpass.backend import attnpass_backend
-
-    options = {"form": "sigmoid", "inductor": {"epilogue_fusion": False}}
-    if how == "option":
-        fast = torch.compile(
-            model, backend="attnpass", options={**options, "mode": "max-autotune-no-cudagraphs"}
-        )
-    else:
-        # torch.compile refuses mode= beside options=: a caller of the backend may give both
-        def backend(gm, inputs):
-            mode = "max-autotune-no-cudagraphs"
-            return attnpass_backend(gm, inputs, mode=mode, options=options)
-
-        fast = torch.compile(model, backend=backend)
-    with torch.no_grad():
-        fast(torch.rand(2, 1, 32, 32))
-    expected = torch._inductor.list_mode_options("max-autotune-no-cudagraphs")
-    assert seen == [{**expected, "epilogue_fusion": False}]
-
-
-def test_mode_alone_reaches_inductor_where_nothing_is_rewritten(monkeypatch):
-    seen = []
-
-    def spy(gm, inputs, config_patches=None):
-        seen.append(config_patches)
-        return gm.forward
-
-    monkeypatch.setattr(inductor, "compile_fx", spy)
-    fast = torch.compile(torch.nn.Linear(4, 4), backend="attnpass", mode="max-autotune")
-    fast(torch.rand(2, 4))
-    assert seen == [torch._inductor.list_mode_options("max-autotune")]
-
-
-def test_inductor_gives_what_the_capture_gives():
-    model, images = DigitsViT(dim=16, depth=2, heads=2).eval(), torch.rand(2, 1, 32, 32)
-    plan = attnpass.Plan.create(model, images, form="hydra")
-    capture = attnpass.Capture(model).trace(images)
-    capture.use(plan)
-    fast = torch.compile(model, backend="attnpass", options={"plan": plan, "strict": True})
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+@pytest.mark.parametrize(
+    ("how", "cls"),
+    [(recomputed, Attention), (plain, Nested), (one_backend, Attention)],
+    ids=["checkpoint", "nested-region", "sdpa-kernel"],
+)
+def test_round_trip_and_a_form_inside(how, cls, inner):
+    model = made(how, cls)
+    x = data(model)
+    want = results(model, model, x)
+    options = {"inner": inner, "form": "softmax"}
+    assert (
+        error(results(model, torch.compile(model, backend="attnpass", options=options), x), want)
+        < BOUND
+    )
+    torch._dynamo.reset()
+    free = made(plain)  # the same weights, no region
+    options["form"] = "sigmoid"
+    formed = results(free, torch.compile(free, backend="attnpass", options=options), x)
+    torch._dynamo.reset()
     attnpass.reset_report()
-    with torch.no_grad():
-        out, want = fast(images), capture(images)
-    assert attnpass.compiled_report().plan == plan.hash
-    assert float((out - want).norm() / want.norm()) < 1e-5
+    got = results(model, torch.compile(model, backend="attnpass", options=options), x)
+    assert error(got, formed) < BOUND
+    assert error(got, want) > 1e-3
+    report = attnpass.compiled_report()
+    assert (len(report.sites), len(report.rewritten), report.declined) == (3, 3, [])
+
+
+def test_autocast_stays_in_force():
+    """Inside the region operands are bf16, outside they are not: the same with and without."""
+    model = made(autocast)
+    x = data(model)
+    want = results(model, model, x)
+    run = torch.compile(
+        model, backend="attnpass", options={"inner": "aot_eager", "form": "softmax"}
+    )
+    got = results(model, run, x)
+    assert got[0].dtype == want[0].dtype
+    assert error(got, want) < 3e-2  # bf16 inside
+
+
+def saved_by(call, x):
+    """Bytes that the forward pass keeps for the backward pass."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call(x)
+    return sum(kept.values())
+
+
+def _partitioned(gm, inputs):
+    """AOTAutograd with the partitioner that honours recomputation tags, no code generation."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch.compilers import nop
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    compiler = aot_autograd(
+        fw_compiler=nop, bw_compiler=nop, partition_fn=min_cut_rematerialization_partition
+    )
+    return compiler(gm, inputs)
+
+
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_checkpointed_attention_is_still_recomputed(form):
+    """The rewritten graph keeps no more for the backward pass than the checkpointed model."""
+    model = made(recomputed)
+    x = torch.randn(2, 64, 16, dtype=torch.float64, requires_grad=True)
+    options = {"inner": _partitioned, "form": form}
+    compiled = torch.compile(model, backend="attnpass", options=options)
+    checkpointed = saved_by(torch.compile(model, backend=_partitioned), x)
+    torch._dynamo.reset()
+    whole = made(plain)
+    everything = saved_by(torch.compile(whole, backend="aot_eager"), x)
+    torch._dynamo.reset()
+    got = saved_by(compiled, x)
+    assert got <= checkpointed * 1.01
+    assert got < everything / 2
 
 
 def aot_view(model, x, **options):

@@ -79,7 +79,7 @@ def test_matcher_is_off_where_it_would_misread(core, monkeypatch):
     on, report = handed(monkeypatch, core, form="sigmoid", sites=["root"])
     assert not on
     (notice,) = report.misread
-    assert notice.code == "INDUCTOR" and "test_handoff" in notice.source
+    assert notice.code == "INDUCTOR" and "test_inductor" in notice.source
     assert "inductor misreads" in notice.hint
 
 
