@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models minilm lint types tests test census fuzz demo bench clean
+.PHONY: setup models minilm lint types check tests test census fuzz examples demo bench clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -35,6 +35,11 @@ lint: .venv/ready
 
 types: .venv/ready
 	$(BIN)/mypy
+
+# in under three minutes: the tests of the rooms that changed, slow ones left out
+check: .venv/models lint types
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" \
+		$$($(BIN)/python tests/changed.py)
 
 tests: .venv/models .venv/minilm
 	$(BIN)/python -m pytest -q -n auto --dist worksteal

@@ -78,7 +78,9 @@ def test_rewrite_error_falls_back(monkeypatch):
     assert {d.code for d in attnpass.compiled_report().declined} == {"INTERNAL_ERROR"}
 
 
+@pytest.mark.slow
 def test_inductor_gives_what_the_capture_gives():
+    """The default inner compiler, on a real model: the tests beside it use eager ones."""
     model, images = DigitsViT(dim=16, depth=2, heads=2).eval(), torch.rand(2, 1, 32, 32)
     plan = attnpass.Plan.create(model, images, form="hydra")
     capture = attnpass.Capture(model).trace(images)

@@ -1,4 +1,8 @@
-"""Equivalent spellings give one record and pass the round trip; near misses are declined."""
+"""Equivalent spellings give one record and pass the round trip; near misses are declined.
+
+A sample; ``make fuzz`` runs ten thousand graphs. Beside the tests of single modules it shows that
+spellings may be combined at will.
+"""
 
 from dataclasses import replace
 
@@ -22,19 +26,22 @@ def examples(count):
     )
 
 
-@examples(250)
+@pytest.mark.slow
+@examples(100)
 @given(cases)
 def test_every_spelling(case):
     assert fuzz.check(case) == ""
 
 
-@examples(120)
+@pytest.mark.slow
+@examples(60)
 @given(misses)
 def test_every_near_miss(case):
     assert fuzz.check(case) == ""
 
 
-@examples(25)
+@pytest.mark.slow
+@examples(12)
 @given(st.one_of(cases, misses))
 def test_through_dynamo(case):
     assert fuzz.check(case, dynamo=True) == ""

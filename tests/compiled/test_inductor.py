@@ -99,6 +99,7 @@ def test_matcher_is_off_also_where_nothing_is_rewritten(monkeypatch):
     assert not on and len(report.misread) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("core", [columns, turned_keys], ids=lambda f: f.__name__)
 def test_compiled_look_alike_equals_eager(core):
     """Through inductor itself, which alone gets these wrong (torch 2.13)."""

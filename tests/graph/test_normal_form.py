@@ -1,5 +1,7 @@
 """Dynamo's graph re-traced: regions that are plain calls are opened, metadata is carried over."""
 
+import functools
+
 import pytest
 import torch
 from nested import (
@@ -20,6 +22,16 @@ import attnpass
 from attnpass.tuner.digits import DigitsViT
 
 
+@functools.cache
+def formed_outside(inner):
+    """Output and gradients with form sigmoid, of the same weights and data without any region."""
+    torch._dynamo.reset()
+    free = made(plain)
+    x = data(free)
+    options = {"inner": inner, "form": "sigmoid"}
+    return results(free, torch.compile(free, backend="attnpass", options=options), x)
+
+
 @pytest.mark.parametrize("inner", ["eager", "aot_eager"])
 @pytest.mark.parametrize(
     ("how", "cls"),
@@ -35,11 +47,9 @@ def test_round_trip_and_a_form_inside(how, cls, inner):
         error(results(model, torch.compile(model, backend="attnpass", options=options), x), want)
         < BOUND
     )
+    formed = formed_outside(inner)
     torch._dynamo.reset()
-    free = made(plain)  # the same weights, no region
     options["form"] = "sigmoid"
-    formed = results(free, torch.compile(free, backend="attnpass", options=options), x)
-    torch._dynamo.reset()
     attnpass.reset_report()
     got = results(model, torch.compile(model, backend="attnpass", options=options), x)
     assert error(got, formed) < BOUND
@@ -86,18 +96,29 @@ def _partitioned(gm, inputs):
     return compiler(gm, inputs)
 
 
+@functools.cache
+def kept_without_the_pass():
+    """Bytes that the checkpointed model keeps, and the model without checkpoints."""
+    x = torch.randn(2, 64, 16, dtype=torch.float64, requires_grad=True)
+    checkpointed = saved_by(torch.compile(made(recomputed), backend=_partitioned), x)
+    torch._dynamo.reset()
+    everything = saved_by(torch.compile(made(plain), backend="aot_eager"), x)
+    torch._dynamo.reset()
+    return checkpointed, everything
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["softmax", "sigmoid"])
 def test_checkpointed_attention_is_still_recomputed(form):
-    """The rewritten graph keeps no more for the backward pass than the checkpointed model."""
+    """The rewritten graph keeps no more for the backward pass than the checkpointed model.
+
+    Beside the tests of the normal form: AOTAutograd's own partitioner honours the tags.
+    """
+    checkpointed, everything = kept_without_the_pass()
     model = made(recomputed)
     x = torch.randn(2, 64, 16, dtype=torch.float64, requires_grad=True)
     options = {"inner": _partitioned, "form": form}
     compiled = torch.compile(model, backend="attnpass", options=options)
-    checkpointed = saved_by(torch.compile(model, backend=_partitioned), x)
-    torch._dynamo.reset()
-    whole = made(plain)
-    everything = saved_by(torch.compile(whole, backend="aot_eager"), x)
-    torch._dynamo.reset()
     got = saved_by(compiled, x)
     assert got <= checkpointed * 1.01
     assert got < everything / 2

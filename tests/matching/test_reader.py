@@ -1,5 +1,6 @@
 """One anchor read to a region: every spelling gives one site with the right record."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -19,8 +20,10 @@ import attnpass
 from attnpass import forms
 
 
-def only_site(case, sizes=DISTINCT, model=None):
-    report = attnpass.find_sites(model or case.model(sizes), *case.inputs(sizes))
+@functools.cache
+def only_site(case, sizes):
+    """The record of a case, captured once for all tests that look at it."""
+    report = attnpass.find_sites(case.model(sizes), *case.inputs(sizes))
     assert [str(d) for d in report.declined] == []
     assert len(report.sites) == 1
     return report.sites[0]
@@ -40,14 +43,15 @@ def test_record(case, sizes):
 @pytest.mark.parametrize("cases", [PLAIN, PADDING, CAUSALS], ids=["plain", "padding", "causal"])
 def test_equivalent_spellings_give_equal_records(cases):
     """All but the scale: where q comes scaled from outside, the logits are not scaled again."""
-    records = {case.name: replace(spelled(only_site(case)), scale=None) for case in cases}
+    sites = {case.name: only_site(case, DISTINCT) for case in cases}
+    records = {name: replace(spelled(site), scale=None) for name, site in sites.items()}
     first = records[cases[0].name]
     assert [name for name, record in records.items() if record != first] == []
 
 
 @pytest.mark.parametrize("case", PLAIN[:4], ids=str)
 def test_softmax_is_legal_and_located(case):
-    site = only_site(case)
+    site = only_site(case, DISTINCT)
     assert site.legal["softmax"] is None
     text = located(site.source)
     assert "softmax" in text

@@ -79,7 +79,7 @@ from models.spellings import (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """One spelling: how to build it, what it takes, the record that must come out.
 
