@@ -54,6 +54,13 @@ census: .venv/models
 fuzz: .venv/ready
 	cd tests && ../$(BIN)/python fuzz.py --graphs 10000 --seed 1 --write
 
+# the examples as they are written, at full size: an hour and a half; their tests run them small
+examples: .venv/minilm
+	mkdir -p build
+	$(BIN)/attnpass sites examples/minilm.py:task
+	$(BIN)/python examples/train_digits.py build/digits.safetensors
+	$(BIN)/python examples/train_forms.py build/forms.json
+
 demo: .venv/ready
 	$(BIN)/attnpass tune digits --effort quick --max-drop 0.02 --out demo
 

@@ -1,4 +1,8 @@
-"""The examples at small sizes: real weights read right, data disjoint, loops that train."""
+"""The examples at small sizes: real weights read right, data disjoint, loops that train.
+
+They show the library as its users call it, on published weights and real data; ``make examples``
+runs the examples at full size.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from test_cli import TINY
 import attnpass
 from attnpass.tuner.measure import accuracy
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
