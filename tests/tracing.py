@@ -12,9 +12,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from attnpass import forms
 from attnpass.graph import op_name
 from attnpass.graph.normal_form import tidy
-from attnpass.matching import Matches, match
 from attnpass.matching.axes import AxisTracer
 from attnpass.matching.factors import Axes
+from attnpass.matching.verdicts import Matches, match
 from attnpass.rewrite import rewrite
 from attnpass.site import AttentionSite
 

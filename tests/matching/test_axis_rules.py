@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import randn
 from tracing import axes_of
 
-from attnpass.graph import op_name
+from attnpass.graph import op_name, operators
 from attnpass.matching import axis_rules
 from attnpass.matching.factors import kinds
 
@@ -160,7 +160,7 @@ def test_rule(name, function, inputs, weights, expected):
 
 
 def test_every_operator_with_a_rule_has_a_case():
-    assert set(axis_rules._RULES) == {case[0] for case in CASES}
+    assert set(axis_rules.RULES) == {case[0] for case in CASES}
 
 
 SPLITS = {
@@ -188,7 +188,7 @@ def test_unbound_pieces_lose_the_axis():
 
 
 def test_every_operator_that_splits_has_a_case():
-    assert set(axis_rules._SPLITS) == {*SPLITS, "unbind"}
+    assert set(operators.SPLITS) == {*SPLITS, "unbind"}
 
 
 def test_both_results_of_a_maximum_have_the_axes_left():

@@ -3,7 +3,7 @@
 import pytest
 from tracing import shapes, traced
 
-from attnpass.matching import match
+from attnpass.matching.verdicts import match
 
 Q, K, V = shapes()
 

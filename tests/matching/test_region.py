@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from tracing import holders, only, proven, traced
 
-from attnpass.matching import match
+from attnpass.matching.verdicts import match
 
 MAKE = torch.Generator().manual_seed(1)
 X = torch.randn(2, 5, 8, generator=MAKE, dtype=torch.float64)

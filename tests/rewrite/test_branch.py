@@ -7,7 +7,7 @@ from torch import fx
 from tracing import holders, traced
 
 from attnpass import forms
-from attnpass.matching import match
+from attnpass.matching.verdicts import match
 from attnpass.rewrite import branch, rewrite
 
 MAKE = torch.Generator().manual_seed(1)
