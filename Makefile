@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models minilm lint types tests test census fuzz demo bench clean
+.PHONY: setup models minilm lint types check tests test census fuzz examples demo bench clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -36,6 +36,11 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
+# in under three minutes: the tests of the rooms that changed, slow ones left out
+check: .venv/models lint types
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" \
+		$$($(BIN)/python tests/changed.py)
+
 tests: .venv/models .venv/minilm
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
@@ -48,6 +53,13 @@ census: .venv/models
 # ten thousand random spellings of attention and of near misses
 fuzz: .venv/ready
 	cd tests && ../$(BIN)/python fuzz.py --graphs 10000 --seed 1 --write
+
+# the examples as they are written, at full size: an hour and a half; their tests run them small
+examples: .venv/minilm
+	mkdir -p build
+	$(BIN)/attnpass sites examples/minilm.py:task
+	$(BIN)/python examples/train_digits.py build/digits.safetensors
+	$(BIN)/python examples/train_forms.py build/forms.json
 
 demo: .venv/ready
 	$(BIN)/attnpass tune digits --effort quick --max-drop 0.02 --out demo

@@ -5,6 +5,7 @@ import os
 import tempfile
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("ATTNPASS_CHECK", "1")  # the pass verifies its graph after every stage
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, and so do their processes
 os.environ["ATTNPASS_DB"] = os.path.join(tempfile.mkdtemp(), "none.db")  # nothing is pinned
@@ -35,3 +36,13 @@ def fresh():
     yield
     torch._dynamo.reset()
     assert torch.is_grad_enabled()
+
+
+@pytest.fixture
+def warnings_(caplog):
+    caplog.set_level(logging.WARNING, logger="attnpass")
+
+    def read():
+        return [r.getMessage() for r in caplog.records if r.name == "attnpass"]
+
+    return read

@@ -7,6 +7,7 @@ picture; ``--write`` puts them into docs/architecture.md, which a test checks to
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +209,7 @@ def seen(own: str, other: str) -> str:
     return "kernels" if other in KERNELS and own not in KERNELS else other
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """What a file imports anywhere in it, as dotted names."""
     found = set()

@@ -1,4 +1,7 @@
-"""A sample of the corpus of real models against the golden census; ``make census`` runs it all."""
+"""A sample of the corpus of real models against the golden census; ``make census`` runs it all.
+
+The sample shows that whole models of every package still get the verdicts that were looked at.
+"""
 
 import json
 import warnings
@@ -11,6 +14,7 @@ ALL = list(specs())
 SAMPLE = [(spec, impl) for spec in ALL if spec.sample for impl in spec.impls]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the libraries, while their models are built
 @pytest.mark.parametrize(("spec", "impl"), SAMPLE, ids=lambda x: getattr(x, "name", x))
 def test_as_in_the_golden_census(spec, impl):
@@ -21,6 +25,7 @@ def test_as_in_the_golden_census(spec, impl):
     assert census.problems(spec, found) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["roberta", "bloom", "samvit_base_patch16", "checkpointed"])
 def test_gradients_of_the_round_trip(name):

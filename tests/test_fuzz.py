@@ -1,4 +1,8 @@
-"""Equivalent spellings give one record and pass the round trip; near misses are declined."""
+"""Equivalent spellings give one record and pass the round trip; near misses are declined.
+
+A sample; ``make fuzz`` runs ten thousand graphs. Beside the tests of single modules it shows that
+spellings may be combined at will.
+"""
 
 from dataclasses import replace
 
@@ -6,11 +10,12 @@ import fuzz
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from random_attention import cases as random_cases
 
-spellings = st.fixed_dictionaries({k: st.sampled_from(v) for k, v in fuzz.CHOICES.items()})
-cases = spellings.map(lambda chosen: fuzz.settle(dict(chosen), ""))
-misses = st.tuples(spellings, st.sampled_from(fuzz.MISSES)).map(
-    lambda pair: fuzz.settle(dict(pair[0]), pair[1])
+spellings = st.fixed_dictionaries({k: st.sampled_from(v) for k, v in random_cases.CHOICES.items()})
+cases = spellings.map(lambda chosen: random_cases.settle(dict(chosen), ""))
+misses = st.tuples(spellings, st.sampled_from(random_cases.MISSES)).map(
+    lambda pair: random_cases.settle(dict(pair[0]), pair[1])
 )
 
 
@@ -21,25 +26,28 @@ def examples(count):
     )
 
 
-@examples(250)
+@pytest.mark.slow
+@examples(100)
 @given(cases)
 def test_every_spelling(case):
     assert fuzz.check(case) == ""
 
 
-@examples(120)
+@pytest.mark.slow
+@examples(60)
 @given(misses)
 def test_every_near_miss(case):
     assert fuzz.check(case) == ""
 
 
-@examples(25)
+@pytest.mark.slow
+@examples(12)
 @given(st.one_of(cases, misses))
 def test_through_dynamo(case):
     assert fuzz.check(case, dynamo=True) == ""
 
 
-PLAIN = {k: v[0] for k, v in fuzz.CHOICES.items()} | {"source": "separate", "mask": "both"}
+PLAIN = {k: v[0] for k, v in random_cases.CHOICES.items()} | {"source": "separate", "mask": "both"}
 
 
 @pytest.mark.parametrize("what", ["scale", "mask", "bias"])
@@ -60,7 +68,7 @@ def test_the_check_can_fail(what, monkeypatch):
             found.logits.biases.clear()
         return found
 
-    case = fuzz.settle(PLAIN | ({"mask": "bias"} if what == "bias" else {}), "")
+    case = random_cases.settle(PLAIN | ({"mask": "bias"} if what == "bias" else {}), "")
     assert fuzz.check(case) == ""
     monkeypatch.setattr(verdicts, "read_region", wrong)
     assert fuzz.check(case) != ""

@@ -1,6 +1,7 @@
 """Real models with random weights and tiny sizes: every attention found, none else, and exact.
 
-transformers, timm and torch.nn are installed with the ``models`` extra (and timm by hand).
+transformers, timm and torch.nn are installed with the ``models`` extra (and timm by hand). These
+tests show that the spellings of the tests' own models are those of the libraries.
 """
 
 import warnings
@@ -11,6 +12,7 @@ import torch
 import attnpass
 from attnpass import forms
 
+pytestmark = pytest.mark.slow
 BOUND = 1e-5
 TEXT = {
     "vocab_size": 64,

@@ -79,7 +79,7 @@ def test_matcher_is_off_where_it_would_misread(core, monkeypatch):
     on, report = handed(monkeypatch, core, form="sigmoid", sites=["root"])
     assert not on
     (notice,) = report.misread
-    assert notice.code == "INDUCTOR" and "test_handoff" in notice.source
+    assert notice.code == "INDUCTOR" and "test_inductor" in notice.source
     assert "inductor misreads" in notice.hint
 
 
@@ -99,6 +99,7 @@ def test_matcher_is_off_also_where_nothing_is_rewritten(monkeypatch):
     assert not on and len(report.misread) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("core", [columns, turned_keys], ids=lambda f: f.__name__)
 def test_compiled_look_alike_equals_eager(core):
     """Through inductor itself, which alone gets these wrong (torch 2.13)."""

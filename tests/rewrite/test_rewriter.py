@@ -21,72 +21,14 @@ from models import (
     Attention,
     Stack,
 )
+from roundtrip import BOUND, cast, check, error, first, softmax_capture
 
 import attnpass
 from attnpass import forms
 
-BOUND = 1e-5
 SOME = [*PLAIN[::2], *PADDING[::3], *CAUSALS[::2], *OTHERS]
+
 MASKED = [c for c in POSITIVES if c.needs == "mask"]
-
-
-def first(out):
-    return out[0] if isinstance(out, tuple) else out
-
-
-def error(got, want):
-    """Largest difference over the largest value of ``want``."""
-    assert got.shape == want.shape
-    got, want = got.detach().double(), want.detach().double()
-    assert torch.equal(got.isnan(), want.isnan())
-    return ((got - want).nan_to_num().abs().max() / want.nan_to_num().abs().max()).item()
-
-
-def cast(inputs, dtype):
-    return tuple(
-        x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs
-    )
-
-
-def softmax_capture(model, inputs, **options):
-    """The model with every legal site as form ``softmax``, and the sites' names."""
-    capture = attnpass.Capture(model, **options)
-    capture.trace(*inputs)
-    modules = {
-        s.name: forms.build("softmax", s) for s in capture.sites if s.legal["softmax"] is None
-    }
-    capture.use_modules(modules)
-    return capture, modules
-
-
-def check(model, inputs, sites=1):
-    """Output and gradients against eager in float64; returns the number of sites rewritten."""
-    exact, wide = copy.deepcopy(model).double(), cast(inputs, torch.float64)
-    want = first(exact(*wide))
-    eager = first(model(*inputs))
-    capture, modules = softmax_capture(model, inputs)
-    if sites is not None:
-        assert len(modules) == sites
-    out = first(capture(*inputs))
-    assert out.dtype == eager.dtype
-    assert out.stride() == eager.stride()
-    assert error(out, want) <= max(BOUND, 2 * error(eager, want))
-    if not want.requires_grad:
-        assert not out.requires_grad
-        return len(modules)
-    weight = torch.linspace(0.5, 1.5, want.numel()).view(want.shape)
-    parameters = dict(model.named_parameters())
-    wanted = torch.autograd.grad(
-        (want * weight.double()).sum(), list(exact.parameters()), allow_unused=True
-    )
-    found = torch.autograd.grad((out * weight).sum(), list(parameters.values()), allow_unused=True)
-    largest = max(w.abs().max() for w in wanted if w is not None)
-    for name, got, ref in zip(parameters, found, wanted, strict=True):
-        ref = torch.zeros_like(parameters[name]) if ref is None else ref
-        got = torch.zeros_like(parameters[name]) if got is None else got
-        off = (got.double() - ref.double()).abs().max() / largest
-        assert off.item() <= BOUND, (name, off.item())
-    return len(modules)
 
 
 @pytest.mark.parametrize(
@@ -226,52 +168,6 @@ def test_attention_on_attention():
 def test_every_block_of_a_stack():
     model, x = Stack(3).eval(), torch.randn(2, 5, DISTINCT.D)
     check(model, (x,), sites=3)
-
-
-def test_same_site_with_another_mask_in_a_second_graph():
-    """One module, captured with and without a causal mask: each graph keeps its own."""
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.attn = Attention(
-                lambda q, k, v, m, mod: torch.nn.functional.scaled_dot_product_attention(
-                    q, k, v, is_causal=mod.causal
-                )
-            )
-
-        def forward(self, x, causal):
-            self.attn.causal = causal
-            return self.attn(x)
-
-    model, x = Model().eval(), torch.randn(2, 5, DISTINCT.D)
-    capture = attnpass.Capture(model)
-    with torch.no_grad():
-        capture.trace(x, False)
-        capture.trace(x, True)
-        plan = capture.plan(
-            {s.name: attnpass.plan.Entry("sigmoid", {}, s.fits()) for s in capture.sites}
-        )
-        capture.use(plan)
-        changed = x.clone()
-        changed[:, -1] += 1
-        one, two = capture(x, True), capture(changed, True)
-    assert torch.equal(one[:, :-1], two[:, :-1]), "a causal graph sees the future"
-
-
-def test_training_capture_does_not_drop_in_evaluation():
-    from models import dropped
-
-    model, x = Attention(dropped).train(), torch.randn(2, 5, DISTINCT.D)
-    capture = attnpass.Capture(model).trace(x)
-    plan = capture.plan(
-        {s.name: attnpass.plan.Entry("softmax", {}, s.fits()) for s in capture.sites}
-    )
-    plan.round_trip = True
-    assert len(capture.use(plan)) == 1
-    model.eval()
-    with torch.no_grad():
-        assert error(capture(x), model(x)) <= BOUND
 
 
 def test_autocast():

@@ -1,0 +1,1 @@
+"""Random attentions and near misses for ``fuzz.py``: record, module, independent reference."""
