@@ -16,7 +16,8 @@ from models.cases import located
 from tracing import proven, shapes, traced
 
 import attnpass
-from attnpass.matching import legality, match
+from attnpass.matching import legality
+from attnpass.matching.verdicts import match
 
 
 @pytest.mark.parametrize("sizes", [DISTINCT, EQUAL], ids=["distinct", "equal"])
