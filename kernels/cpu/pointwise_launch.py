@@ -6,14 +6,15 @@ C chunks of keys.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from attnpass.kernels import torch_tiled
 from attnpass.kernels.activations import EXACT, H
-from attnpass.kernels.call import PointwiseCall, PointwiseGradients
+from attnpass.kernels.call import PointwiseCall, PointwiseGradients, Sizes
 from attnpass.kernels.cpu.launch import refusal, run_kernel, unit_rows
 from attnpass.kernels.shapes import heads_last, without_positions
 
@@ -27,11 +28,11 @@ def _spelled(call: PointwiseCall) -> PointwiseCall:
     return replace(call, h=EXACT[call.h]) if call.h in EXACT else call
 
 
-def _numbers(call: PointwiseCall) -> list[int]:
+def _numbers(call: PointwiseCall, sizes: Sizes) -> list[int]:
     """The numbers with which a problem begins; a column block is a multiple of two vectors."""
     tile = call.tile
     blocks = (tile.block_m, -(-tile.block_n // 32) * 32, tile.heads)
-    return [*call.sizes, *blocks, _NUMBERS[call.h], call.causal]
+    return [*sizes, *blocks, _NUMBERS[call.h], call.causal]
 
 
 def _inputs(call: PointwiseCall) -> list[Tensor | None]:
@@ -51,7 +52,7 @@ def pointwise(call: PointwiseCall) -> Tensor:
     call = _spelled(call)
     if not refusal("pointwise", call.q, call.k, call.v, call.bias):
         out = heads_last(call.q, call.v.shape[3])
-        numbers = (*_numbers(call), call.scale)
+        numbers = (*_numbers(call, call.sizes), call.scale)
         if run_kernel("pointwise", "pointwise", numbers, (*_inputs(call), out)):
             return out
     return torch_tiled.pointwise(call)
@@ -73,16 +74,16 @@ def _backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseG
     # threads share the keys: each would add to a bias that all keys share
     shared = needs_bias and call.bias is not None and call.bias.shape[-1] == 1 < call.k.shape[2]
     if not shared and not refusal("pointwise_backward", call.q, call.k, call.v, call.bias):
-        results = _Results.empty(call, needs_bias)
-        numbers = (*_numbers(call), results.chunks, needs_bias, call.scale)
-        tensors = (*_inputs(call), unit_rows(grad), *results.arrays(call))
+        sizes = call.sizes
+        results = _results(call, sizes, needs_bias)
+        numbers = (*_numbers(call, sizes), results.q.shape[0], needs_bias, call.scale)
+        tensors = (*_inputs(call), unit_rows(grad), *results.arrays(sizes))
         if run_kernel("pointwise_backward", "pointwise_backward", numbers, tensors):
             return results.gradients(call)
     return torch_tiled.pointwise_backward(grad, call, needs_bias)
 
 
-@dataclass(frozen=True)
-class _Results:
+class _Results(NamedTuple):
     """The arrays that the backward kernel writes.
 
     Sums over keys are kept apart per chunk of keys, so that the same number of threads gives the
@@ -98,38 +99,9 @@ class _Results:
     offset: Tensor | None
     gain: Tensor | None
 
-    @property
-    def chunks(self) -> int:
-        """C."""
-        return self.q.shape[0]
-
-    @classmethod
-    def empty(cls, call: PointwiseCall, needs_bias: bool) -> _Results:
-        """The arrays before the kernel runs: zero where it adds, not initialised elsewhere."""
-        b, h, g, t, s, d, _ = call.sizes
-        threads, blocks = torch.get_num_threads(), -(-s // call.tile.block_n)
-        chunks = max(1, min(blocks, threads if needs_bias else -(-threads // max(1, b * g))))
-        k, v = (
-            torch.empty_like(x, memory_format=torch.contiguous_format) for x in (call.k, call.v)
-        )
-        offset, gain = (
-            None if x is None else torch.empty((chunks, b, h, t, 1), dtype=torch.float32)
-            for x in (call.offset, call.gain)
-        )
-        needed = call.bias if needs_bias else None
-        return cls(
-            q=torch.empty((chunks, b, h, t, d), dtype=torch.float32),
-            k=k,
-            v=v,
-            bias=None if needed is None else torch.zeros(needed.shape, dtype=torch.float32),
-            tau=None if call.tau is None else torch.zeros((chunks, b, h), dtype=torch.float32),
-            offset=offset,
-            gain=gain,
-        )
-
-    def arrays(self, call: PointwiseCall) -> list[Tensor | None]:
+    def arrays(self, sizes: Sizes) -> list[Tensor | None]:
         """The arrays with four axes, of sums per chunk the first: the kernel finds the others."""
-        b, h, _, t, s, _, _ = call.sizes
+        b, h, _, t, s, _, _ = sizes
         bias = None if self.bias is None else self.bias.expand(b, h, t, s)
         tau = None if self.tau is None else self.tau[0].view(b, h, 1, 1)
         rows = [None if x is None else x[0] for x in (self.offset, self.gain)]
@@ -137,7 +109,7 @@ class _Results:
 
     def gradients(self, call: PointwiseCall) -> PointwiseGradients:
         """The sums over chunks in the shapes and dtypes of the inputs."""
-        q = self.q[0] if self.chunks == 1 else self.q.sum(0)
+        q = self.q[0] if self.q.shape[0] == 1 else self.q.sum(0)
         tau = None if self.tau is None else self.tau.sum((0, 1))
         offset, gain = (None if x is None else x.sum(0) for x in (self.offset, self.gain))
         return PointwiseGradients(
@@ -149,6 +121,28 @@ class _Results:
             _like(offset, call.offset),
             _like(gain, call.gain),
         )
+
+
+def _results(call: PointwiseCall, sizes: Sizes, needs_bias: bool) -> _Results:
+    """The arrays before the kernel runs: zero where it adds, not initialised elsewhere."""
+    b, h, g, t, s, d, _ = sizes
+    threads, blocks = torch.get_num_threads(), -(-s // call.tile.block_n)
+    chunks = max(1, min(blocks, threads if needs_bias else -(-threads // max(1, b * g))))
+    k, v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (call.k, call.v))
+    offset, gain = (
+        None if x is None else torch.empty((chunks, b, h, t, 1), dtype=torch.float32)
+        for x in (call.offset, call.gain)
+    )
+    needed = call.bias if needs_bias else None
+    return _Results(
+        q=torch.empty((chunks, b, h, t, d), dtype=torch.float32),
+        k=k,
+        v=v,
+        bias=None if needed is None else torch.zeros(needed.shape, dtype=torch.float32),
+        tau=None if call.tau is None else torch.zeros((chunks, b, h), dtype=torch.float32),
+        offset=offset,
+        gain=gain,
+    )
 
 
 def _like(x: Tensor | None, given: Tensor | None) -> Tensor | None:
