@@ -5,7 +5,7 @@ Shapes: B batch, H heads, T queries, S keys, d head dim, C chunks of tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,7 @@ TOKENS = 64
 """A chunk of fewer tokens is not worth a thread."""
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """The numbers and arrays that both directions of one call share."""
 
     numbers: tuple[float, ...]
