@@ -10,6 +10,7 @@ import random
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 from attnpass.kernels import reference
@@ -138,9 +139,9 @@ def compare(tensors, grad, rest, dtype, out, found, more=None):
         assert far(getattr(found, name), gradient) <= 6 * ALLOWED[dtype], name
 
 
-@pytest.mark.skipif(
-    not pointwise_triton_launch.triton.knobs.runtime.interpret, reason="tensors of a CPU"
-)
+# slow: up to ten seconds a call under the interpreter
+@pytest.mark.slow
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="tensors of a CPU")
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 @pytest.mark.parametrize("seed", range(30))
 def test_random_calls_of_triton(seed):
