@@ -155,7 +155,8 @@ class Pointwise(nn.Module):
             return torch.full((1, 1, 1, 1), value, dtype=torch.float32, device=q.device)
         if self.length == "keys" or (keep is None and not self.causal):
             one = torch.ones((1, 1, 1, 1), dtype=torch.float32, device=q.device)
-            return one * torch.sym_max(s, 1)  # type: ignore[no-any-return]
+            counted: Tensor = one * torch.sym_max(s, 1)
+            return counted
         if keep is None:
             rows = torch.arange(1, t + 1, device=q.device, dtype=torch.float32)
             return rows.clamp_max(s).clamp_min(1.0).view(1, 1, -1, 1)
