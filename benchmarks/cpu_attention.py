@@ -27,6 +27,8 @@ from torch import Tensor
 
 from attnpass import environment, fingerprint
 from attnpass.kernels import ops, reference
+from attnpass.kernels.call import HydraCall
+from attnpass.kernels.cpu import hydra_launch
 from attnpass.kernels.cpu import launch as cpu
 from attnpass.kernels.select import default_tile
 from attnpass.tuner.measure.latency import floor, interleave, ratio
@@ -272,24 +274,23 @@ def part_hydra() -> list[dict[str, Any]]:
     for n, count in ((197, 6), (1024, 12), (4096, 4), (4096, 12), (16384, 12)):
         for dtype in DTYPES:
             q, k, v = heads(1, n, count, d, dtype)
-            gain, tile = torch.ones(1, count, 1, d), default_tile("cpu", d).as_list()
+            gain, tile = torch.ones(1, count, 1, d), default_tile("cpu", d)
 
             def hydra(causal: bool = False, a=(q, k, v), gain=gain, tile=tile) -> Tensor:
-                return cpu.hydra(*a, None, gain, causal, 1e-6, tile)
+                return hydra_launch.hydra(HydraCall(*a, None, gain, causal, 1e-6, tile))
 
             want = reference.hydra(q, k, v, None, gain, causal=False, eps=1e-6)
             error = float((hydra().double() - want).norm() / want.norm())
             assert error <= ALLOWED[dtype], error
-            numbers, inputs, sums = cpu._hydra(q, k, v, None, gain, False, 1e-6)
-            out, partial = torch.empty_like(q), sums()
+            problem = hydra_launch.problem(HydraCall(q, k, v, None, gain, False, 1e-6, tile))
+            out, partial = torch.empty_like(q), problem.sums()
             source = torch.randn(2 * q.numel()).to(q.dtype)
             target = torch.empty_like(source)
-            arrays = (*inputs, out, partial, *[None] * 6)
             runs: Runs = {
                 # as many bytes as hydra must move: three reads, one write
                 "copy": lambda t=target, s=source: t.copy_(s),
-                "hydra, output given": lambda n=numbers, a=arrays: cpu._call(
-                    "hydra", "hydra", n, a
+                "hydra, output given": lambda p=problem, o=out, s=partial: hydra_launch.write(
+                    p, o, s
                 ),
                 "clone": lambda s=source: s.clone(),
                 "hydra": hydra,
@@ -343,7 +344,8 @@ def one(which: str, n: int) -> dict[str, float]:
         if name == "eager":
             return (q @ k.transpose(-1, -2) * 0.125).softmax(-1) @ v
         if name == "hydra":
-            return cpu.hydra(q, k, v, None, None, False, 1e-6, default_tile("cpu", 64).as_list())
+            call = HydraCall(q, k, v, None, None, False, 1e-6, default_tile("cpu", 64))
+            return hydra_launch.hydra(call)
         out = fused(q, k, v, "sigmoid", causal="causal" in which)
         return torch.autograd.grad(out.sum(), (q, k, v)) if grad else out
 

@@ -12,7 +12,7 @@ for part in "${@:-tests}"; do
     if [ "$part" = tests ]; then
         workers=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 8" || true)
         # shellcheck disable=SC2086
-        python3 -m pytest -q -p no:cacheprovider $workers tests/test_triton.py tests/test_triton_compile.py
+        python3 -m pytest -q -p no:cacheprovider $workers tests/kernels/gpu tests/benchmarks/test_gpu_compile.py
     else
         python3 benchmarks/gpu_kernels.py "$out/gpu_$part.json" "$part"
     fi

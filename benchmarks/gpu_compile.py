@@ -25,9 +25,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from attnpass import environment, fingerprint
-from attnpass.kernels.gpu import hydra_triton_launch
+from attnpass.kernels.call import HydraCall, PointwiseCall
+from attnpass.kernels.gpu import (
+    hydra_triton_launch,
+    pointwise_backward_triton_launch,
+    pointwise_triton_launch,
+)
 from attnpass.kernels.gpu import limits as gpu
-from attnpass.kernels.gpu import pointwise_triton_launch as triton_launch
 from attnpass.kernels.tile import Tile
 
 PTX = {
@@ -109,11 +113,12 @@ def pointwise(sm: int, d: int, dtype: torch.dtype, h: str, **more: Any) -> list[
     rows = []
     for direction in more.get("directions", ("forward", "backward")):
         tile = more.get("tile") or gpu.default(d, d, dtype.itemsize, direction, sm)
+        call = PointwiseCall(*given, tile)
         with offline(sm) as found:
             if direction == "forward":
-                triton_launch.pointwise(*given, tile.as_list())
+                pointwise_triton_launch.pointwise(call)
             else:
-                triton_launch.pointwise_backward(grad, *given, tile.as_list(), False)
+                pointwise_backward_triton_launch.pointwise_backward(grad, call, False)
         about = {
             "tile": tile.as_dict(),
             "estimated shared": gpu.shared_bytes(tile, d, d, dtype.itemsize, direction, sm),
@@ -126,10 +131,11 @@ def pointwise(sm: int, d: int, dtype: torch.dtype, h: str, **more: Any) -> list[
 def hydra(sm: int, d: int, dtype: torch.dtype, count: int, causal: bool) -> list[dict[str, Any]]:
     """Resources of all four kernels."""
     q, k, v, grad = heads(1024, d, dtype, count)
-    gain, tile = torch.empty(1, count, 1, d), Tile().as_list()
+    gain = torch.empty(1, count, 1, d)
+    call = HydraCall(q, k, v, None, gain, causal, 1e-6, Tile())
     with offline(sm) as found:
-        hydra_triton_launch.hydra(q, k, v, None, gain, causal, 1e-6, tile)
-        hydra_triton_launch.hydra_backward(grad, q, k, v, None, gain, causal, 1e-6, tile)
+        hydra_triton_launch.hydra(call)
+        hydra_triton_launch.hydra_backward(grad, call)
     return [resources(x) for x in {x.hash: x for x in found}.values()]
 
 

@@ -27,8 +27,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnpass import environment, fingerprint, forms
 from attnpass.kernels import ops, reference
-from attnpass.kernels.gpu import hydra_triton_launch
-from attnpass.kernels.gpu import pointwise_triton_launch as triton_launch
+from attnpass.kernels.call import HydraCall, PointwiseCall
+from attnpass.kernels.gpu import hydra_triton_launch, pointwise_triton_launch
 from attnpass.kernels.select import default_tile
 from attnpass.kernels.tile import Tile
 from attnpass.tuner.measure.latency import events, floor, interleave, ratio
@@ -95,7 +95,8 @@ def tiles(d: int) -> list[Tile]:
 def ours(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Callable[[], Tensor]:
     """The kernel with the terms that a form has."""
     given = (q, k, v, None, None, None, *terms(q, k.shape[2], h), q.shape[3] ** -0.5, h, causal)
-    return functools.partial(triton_launch.pointwise, *given, tiles(q.shape[3])[0].as_list())
+    call = PointwiseCall(*given, tiles(q.shape[3])[0])
+    return functools.partial(pointwise_triton_launch.pointwise, call)
 
 
 def trained(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Callable[[], Tensor]:
@@ -239,9 +240,9 @@ def part_hydra() -> Iterator[dict[str, Any]]:
         for causal in (False, True):
             q, k, v = heads(1, n, count, 16 if TINY else 64)
             gain, tile = torch.ones(1, count, 1, q.shape[3], device=DEVICE), Tile()
-            given = (q, k, v, None, gain, causal, 1e-6, tile.as_list())
+            call = HydraCall(q, k, v, None, gain, causal, 1e-6, tile)
             want = reference.hydra(q, k, v, None, gain, causal=causal, eps=1e-6)
-            error = float((hydra_triton_launch.hydra(*given).double() - want).norm() / want.norm())
+            error = float((hydra_triton_launch.hydra(call).double() - want).norm() / want.norm())
             if not error <= ALLOWED["bfloat16"]:
                 raise SystemExit(f"hydra {n} causal={causal}: relative error {error:.2g}")
             source = torch.randn(2 * q.numel(), device=DEVICE).to(DTYPE)
@@ -251,8 +252,8 @@ def part_hydra() -> Iterator[dict[str, Any]]:
             )
             runs: Runs = {
                 "copy": functools.partial(target.copy_, source),
-                "hydra": functools.partial(hydra_triton_launch.hydra, *given),
-                "hydra backward": functools.partial(hydra_triton_launch.hydra_backward, q, *given),
+                "hydra": functools.partial(hydra_triton_launch.hydra, call),
+                "hydra backward": functools.partial(hydra_triton_launch.hydra_backward, q, call),
             }
             if not TINY:
                 plain = Tile("aten")

@@ -1,29 +1,32 @@
-"""The operators ``attnpass::pointwise`` and ``attnpass::hydra``: schema, fake, autograd.
+"""The operators ``attnpass::pointwise`` and ``attnpass::hydra``: schemas, fakes and autograd.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim. The tile is an
-argument; implementations are imported when an operator is called, never at import.
+Compiled graphs and caches hold the schemas: names, order and defaults of the arguments must not
+change. Behind the schema every function takes a ``PointwiseCall`` or a ``HydraCall``.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, dv value dim.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional, Protocol
 
 import torch
 from torch import Tensor
 
-from attnpass.kernels.gpu import limits
+from attnpass.kernels import dispatch
+from attnpass.kernels.call import HydraCall, PointwiseCall
 from attnpass.kernels.shapes import heads_last
+from attnpass.kernels.tile import Tile
 
 
-def _run(name: str, q: Tensor, *args: Any) -> Any:
-    """The function ``name`` of the module that computes on the device of ``q``."""
-    if q.device.type == "cuda" and limits.capability() >= limits.LEAST:
-        family = name.removesuffix("_backward")
-        launch = import_module(f"attnpass.kernels.gpu.{family}_triton_launch")
-        with torch.cuda.device_of(q):  # kernels start on the current device
-            return getattr(launch, name)(*args)
-    return getattr(import_module("attnpass.kernels.cpu.launch"), name)(*args)
+def _filled(q: Tensor, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+    """The gradients as an operator returns them: an empty tensor for none."""
+    return [q.new_empty(0) if x is None else x for x in gradients]
+
+
+def _fakes(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of q, k and v without values."""
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
 
 
 @torch.library.custom_op("attnpass::pointwise", mutates_args=())
@@ -47,31 +50,37 @@ def pointwise(
 ) -> Tensor:
     """``gain sum_s keep h(tau (scale q.k + bias) + offset) v``, ``[B, H, T, dv]`` (2409.04431).
 
+    Differentiable in q, k, v, bias, tau, offset and gain. The arguments are those of
+    ``PointwiseCall``, but for the tiles.
+
     Args:
-        q: ``[B, H, T, d]``; ``k`` is ``[B, G, S, d]`` and ``v`` ``[B, G, S, dv]``.
-        k: keys. v: values.
-        bias: float, broadcastable to ``[B, H, T, S]``; -inf masks.
-        keep: bool, broadcastable likewise; masked after ``h``.
-        tau: ``[H]`` float32 temperature > 0.
-        offset, gain: float32, broadcastable to ``[B, H, T, 1]``.
-        scale: factor on the logits.
-        h: one of ``reference.H_FUNCTIONS``, or ``sigmoid_tanh``: on a GPU the hardware's tanh,
-            quicker and wrong by up to 2^-12 of 1, which is all of a weight of 1/4096.
-        causal: keep only s <= t. tile, grad_tile: ``Tile.as_list()`` of each direction.
-        slopes: ``[H]`` float32; ALiBi: ``- slope |t - s|`` is added to the bias (2108.12409). A
-            constant: it gets no gradient.
-        lengths: ``[B]`` int; only the first ``lengths[b]`` keys of an item are kept.
-        window: keep only ``|t - s| < window``; 0: all.
+        q: queries ``[B, H, T, d]``.
+        k: keys ``[B, G, S, d]``.
+        v: values ``[B, G, S, dv]``.
+        bias: float, broadcastable to ``[B, H, T, S]``; -inf masks the position.
+        keep: bool, broadcastable to ``[B, H, T, S]``; applied after ``h``.
+        tau: temperature > 0, float32 ``[H]``.
+        offset: float32, broadcastable to ``[B, H, T, 1]``.
+        gain: float32, broadcastable to ``[B, H, T, 1]``.
+        scale: factor on the products of queries and keys.
+        h: a key of ``activations.H``, or ``sigmoid_tanh``: on a GPU the hardware's tanh, quicker,
+            and wrong by up to 2^-12 of 1, which is as much as a whole weight of 1/4096.
+        causal: whether only the keys s <= t are kept.
+        tile: ``Tile.as_list()`` of the forward.
+        grad_tile: ``Tile.as_list()`` of the backward.
+        slopes: float32 ``[H]``; ``- slope |t - s|`` is added to the bias (ALiBi, 2108.12409).
+        lengths: int ``[B]``; only the first ``lengths[b]`` keys of an item are kept.
+        window: only the keys with ``|t - s| < window`` are kept; 0 keeps all.
+
+    Raises:
+        ValueError: a tile with a size below 1.
     """
-    return _run(  # type: ignore[no-any-return]
-        *("pointwise", q),
-        *(q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile),
-        *(slopes, lengths, window),
-    )
+    given = (q, k, v, bias, keep, tau, offset, gain, scale, h, causal)
+    return dispatch.pointwise(PointwiseCall(*given, Tile.from_list(tile), slopes, lengths, window))
 
 
 @pointwise.register_fake
-def _(q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, grad_tile, *rest):  # type: ignore[no-untyped-def]
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
     return heads_last(q, v.shape[3])
 
 
@@ -95,38 +104,98 @@ def pointwise_backward(
     lengths: Optional[Tensor] = None,
     window: int = 0,
 ) -> list[Tensor]:
-    """Gradients of q, k, v, bias, tau, offset, gain; an empty tensor where there is none."""
-    return _run(  # type: ignore[no-any-return]
-        *("pointwise_backward", q),
-        *(grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, needs_bias),
-        *(slopes, lengths, window),
-    )
+    """The gradients of q, k, v, bias, tau, offset and gain; an empty tensor where there is none.
+
+    The arguments are those of ``pointwise``, after ``grad [B, H, T, dv]``; ``needs_bias``: whether
+    the bias gets its gradient.
+    """
+    given = (q, k, v, bias, keep, tau, offset, gain, scale, h, causal)
+    call = PointwiseCall(*given, Tile.from_list(tile), slopes, lengths, window)
+    return _filled(q, dispatch.pointwise_backward(grad, call, needs_bias))
 
 
 @pointwise_backward.register_fake
-def _(grad, q, k, v, bias, keep, tau, offset, gain, scale, h, causal, tile, needs_bias, *rest):  # type: ignore[no-untyped-def]
-    like = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    tau: Tensor | None,
+    offset: Tensor | None,
+    gain: Tensor | None,
+    scale: float,
+    h: str,
+    causal: bool,
+    tile: list[int],
+    needs_bias: bool,
+    *rest: object,
+) -> list[Tensor]:
     others = [bias if needs_bias else None, tau, offset, gain]
-    return like + [q.new_empty(0) if x is None else x.new_empty(x.shape) for x in others]
+    terms = [None if x is None else x.new_empty(x.shape) for x in others]
+    return [*_fakes((q, k, v)), *_filled(q, terms)]
 
 
-def _save_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:8], *inputs[13:15])
-    ctx.rest, ctx.window = (*inputs[8:11], inputs[12]), inputs[15]
+class _PointwiseArguments(NamedTuple):
+    """The arguments of ``attnpass::pointwise`` in the order of its schema."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None
+    keep: Tensor | None
+    tau: Tensor | None
+    offset: Tensor | None
+    gain: Tensor | None
+    scale: float
+    h: str
+    causal: bool
+    tile: list[int]
+    grad_tile: list[int]
+    slopes: Tensor | None
+    lengths: Tensor | None
+    window: int
 
 
-def _pointwise_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors[:8]
-    needs_bias = bool(ctx.needs_input_grad[3])
+class _Saved(Protocol):
+    """What autograd keeps for a backward."""
+
+    saved_tensors: tuple[Tensor | None, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
+class _PointwiseSaved(_Saved, Protocol):
+    options: tuple[float, str, bool, list[int]]
+    window: int
+
+
+def _save_pointwise(ctx: _PointwiseSaved, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x = _PointwiseArguments(*inputs)
+    terms = (x.bias, x.keep, x.tau, x.offset, x.gain)
+    ctx.save_for_backward(x.q, x.k, x.v, *terms, x.slopes, x.lengths)
+    ctx.options, ctx.window = (x.scale, x.h, x.causal, x.grad_tile), x.window
+
+
+def _pointwise_grad(ctx: _PointwiseSaved, grad: Tensor) -> tuple[Tensor | None, ...]:
+    *inputs, slopes, lengths = ctx.saved_tensors
+    _, _, _, _, _, tau, offset, gain = inputs
+    needs_bias = bool(ctx.needs_input_grad[_PointwiseArguments._fields.index("bias")])
     dq, dk, dv, dbias, dtau, doffset, dgain = torch.ops.attnpass.pointwise_backward(
-        grad, *saved, *ctx.rest, needs_bias, *ctx.saved_tensors[8:], ctx.window
+        grad, *inputs, *ctx.options, needs_bias, slopes, lengths, ctx.window
     )
-    rest = (dtau, doffset, dgain)
-    return (
-        *(dq, dk, dv, dbias if needs_bias else None, None),
-        *(x if y is not None else None for x, y in zip(rest, saved[5:], strict=True)),
-        *[None] * 8,
-    )
+    found = {
+        "q": dq,
+        "k": dk,
+        "v": dv,
+        "bias": dbias if needs_bias else None,
+        "tau": None if tau is None else dtau,
+        "offset": None if offset is None else doffset,
+        "gain": None if gain is None else dgain,
+    }
+    return tuple(found.get(name) for name in _PointwiseArguments._fields)
 
 
 pointwise.register_autograd(_pointwise_grad, setup_context=_save_pointwise)
@@ -145,17 +214,26 @@ def hydra(
 ) -> Tensor:
     """Hydra attention ``gain q^ * sum_s (k^ * v)``, ``[B, H, T, d]`` (2209.07484).
 
+    Differentiable in q, k, v and gain.
+
     Args:
-        q: ``[B, H, T, d]``; ``k``, ``v`` ``[B, H, S, d]`` (repeat grouped heads first).
-        k: keys. v: values. keep: bool ``[B|1, 1, 1, S]``. gain: float32 ``[1, H, 1, d]``.
-        causal: cumulative sum (T = S).
-        eps: floor of the squared norm over all H*d features. tile: ``Tile.as_list()``.
+        q: queries ``[B, H, T, d]``.
+        k: keys ``[B, H, S, d]``; repeat grouped heads first.
+        v: values ``[B, H, S, d]``.
+        keep: bool ``[B|1, 1, 1, S]``.
+        gain: float32 ``[1, H, 1, d]``.
+        causal: whether the sum runs over s <= t alone, which needs T = S.
+        eps: floor of the squared norm over all H * d features.
+        tile: ``Tile.as_list()`` of both directions.
+
+    Raises:
+        ValueError: a tile with a size below 1.
     """
-    return _run("hydra", q, q, k, v, keep, gain, causal, eps, tile)  # type: ignore[no-any-return]
+    return dispatch.hydra(HydraCall(q, k, v, keep, gain, causal, eps, Tile.from_list(tile)))
 
 
 @hydra.register_fake
-def _(q, k, v, keep, gain, causal, eps, tile):  # type: ignore[no-untyped-def]
+def _(q: Tensor, *rest: object) -> Tensor:
     return heads_last(q, q.shape[3])
 
 
@@ -171,25 +249,42 @@ def hydra_backward(
     eps: float,
     tile: list[int],
 ) -> list[Tensor]:
-    """Gradients of q, k, v, gain; an empty tensor where there is none."""
-    return _run("hydra_backward", q, grad, q, k, v, keep, gain, causal, eps, tile)  # type: ignore[no-any-return]
+    """The gradients of q, k, v and gain; an empty tensor where there is none.
+
+    The arguments are those of ``hydra``, after ``grad [B, H, T, d]``.
+    """
+    call = HydraCall(q, k, v, keep, gain, causal, eps, Tile.from_list(tile))
+    return _filled(q, dispatch.hydra_backward(grad, call))
 
 
 @hydra_backward.register_fake
-def _(grad, q, k, v, keep, gain, causal, eps, tile):  # type: ignore[no-untyped-def]
-    like = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
-    return [*like, q.new_empty(0) if gain is None else gain.new_empty(gain.shape)]
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor | None,
+    gain: Tensor | None,
+    *rest: object,
+) -> list[Tensor]:
+    dgain = None if gain is None else gain.new_empty(gain.shape)
+    return [*_fakes((q, k, v)), *_filled(q, [dgain])]
 
 
-def _save_hydra(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.rest = inputs[5:]
+class _HydraSaved(_Saved, Protocol):
+    options: tuple[bool, float, list[int]]
 
 
-def _hydra_grad(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
-    dq, dk, dv, dgain = torch.ops.attnpass.hydra_backward(grad, *saved, *ctx.rest)
-    return dq, dk, dv, None, None if saved[4] is None else dgain, None, None, None
+def _save_hydra(ctx: _HydraSaved, inputs: tuple[Any, ...], output: Tensor) -> None:
+    q, k, v, keep, gain, causal, eps, tile = inputs
+    ctx.save_for_backward(q, k, v, keep, gain)
+    ctx.options = (causal, eps, tile)
+
+
+def _hydra_grad(ctx: _HydraSaved, grad: Tensor) -> tuple[Tensor | None, ...]:
+    q, k, v, keep, gain = ctx.saved_tensors
+    dq, dk, dv, dgain = torch.ops.attnpass.hydra_backward(grad, q, k, v, keep, gain, *ctx.options)
+    return dq, dk, dv, None, None if gain is None else dgain, None, None, None
 
 
 hydra.register_autograd(_hydra_grad, setup_context=_save_hydra)

@@ -1,17 +1,19 @@
-"""The oracle: every form as an einsum in float64, written to be read. No fast path imports it.
+"""The oracle: every form as an einsum in float64, written to be read.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
+No fast path imports this module, and it imports no other of ours: its list of functions h is its
+own on purpose. Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-H_FUNCTIONS = {
+H_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
     "relu2": lambda x: torch.relu(x) ** 2,
@@ -20,6 +22,7 @@ H_FUNCTIONS = {
     "identity": lambda x: x,
     "relu6": F.relu6,
 }
+"""Every h of the pointwise family (2309.08586)."""
 
 
 def grouped(x: Tensor, heads: int) -> Tensor:
@@ -47,7 +50,7 @@ def softmax(
     causal: bool,
     fill: float,
 ) -> Tensor:
-    """Softmax attention, masked logits set to ``fill``."""
+    """Softmax attention ``[B, H, T, dv]`` in float64, masked logits set to ``fill``."""
     k, v = grouped(k, q.shape[1]), grouped(v, q.shape[1])
     s = torch.einsum("bhtd,bhsd->bhts", q.double(), k.double()) * scale
     s = s if bias is None else s + bias.double()
@@ -70,7 +73,10 @@ def pointwise(
     h: str,
     causal: bool,
 ) -> Tensor:
-    """``gain sum_s keep h(tau (scale q.k + bias) + offset) v`` (2409.04431, 2309.08586)."""
+    """``gain sum_s keep h(tau (scale q.k + bias) + offset) v`` (2409.04431, 2309.08586).
+
+    ``[B, H, T, dv]`` in float64; the arguments are those of ``call.PointwiseCall``.
+    """
     k, v = grouped(k, q.shape[1]), grouped(v, q.shape[1])
     s = torch.einsum("bhtd,bhsd->bhts", q.double(), k.double()) * scale
     s = s if bias is None else s + bias.double().masked_fill(bias == -math.inf, 0.0)
@@ -94,7 +100,10 @@ def hydra(
     causal: bool,
     eps: float,
 ) -> Tensor:
-    """Hydra attention (2209.07484) with the norm over all heads' features, ``[B, H, T, d]``."""
+    """Hydra attention (2209.07484) with the norm over all heads' features.
+
+    ``[B, H, T, d]`` in float64; the arguments are those of ``call.HydraCall``.
+    """
     k, v = grouped(k, q.shape[1]), grouped(v, q.shape[1])
     q, k, v = q.double(), k.double(), v.double()
 

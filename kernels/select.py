@@ -1,4 +1,9 @@
-"""Which implementation serves a call: plain ATen left to the compiler, or the fused operator."""
+"""Which tile runs: plain ATen, left to the compiler, or the fused operator and its block sizes.
+
+A tile that was given or measured wins; the thresholds for all other calls come from
+``benchmarks/cpu_selection.py``. Shapes: B batch, H query heads, G key/value heads, T queries,
+S keys, d head dim.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnpass.kernels.cpu import launch
 from attnpass.kernels.gpu import limits
 from attnpass.kernels.tile import IMPLEMENTATIONS, Tile
 from attnpass.torch_internals import statically_known_true
 
 ATEN_SCORES = 1024 * 1024
-"""Up to so many scores per head the compiler's own fusion beats the tiled plain torch path."""
+"""Up to this many scores T * S per head the compiler's own fusion beats the tiled plain torch."""
 
 ATEN_SMALL = 32 * 32
-"""The same against the C++ kernel: there the cost of a call decides."""
+"""The same threshold against the C++ kernel, where the fixed cost of a call decides."""
 
 HYDRA_TOKENS = 128
-"""From so many tokens on the C++ kernel of causal hydra beats what a compiler makes of cumsum."""
+"""From this many tokens on the C++ kernel of causal hydra beats the cumsum of a compiler."""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernel(name: str) -> bool:
-    """Whether the C++ kernel ``name`` runs here; compiles it if it was not yet."""
-    from attnpass.kernels.cpu import launch
-
+    """Whether the C++ kernel ``name`` runs here; the first question compiles the kernel."""
     return launch.refusal(name) is None
 
 
 def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
     """The tile that runs for ``q [B, H, T, d]`` and ``k [B, G, S, d]``.
 
-    The first given tile that is sound wins. Plain ATen rounds the logits to the input dtype, so
-    it serves float32 and float64 alone.
+    The first of ``tiles`` that is sound wins. Plain ATen rounds the logits to the input dtype, so
+    that it is sound for float32 and float64 alone.
     """
     wide = q.dtype in (torch.float32, torch.float64)
     for tile in tiles:
@@ -51,9 +55,10 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
 def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:
     """The tile of hydra for ``q [B, H, T, d]``.
 
-    On a CPU plain ATen, which the compiler fuses with what is around it, but for causal sums:
-    there the C++ kernel reads less. On a GPU the kernel wherever there is more than a few tokens:
-    it reads every input once, plain ATen k and q twice (counted, not measured).
+    A given ``tile`` wins. A CPU runs plain ATen, which the compiler fuses with the operations
+    around it, but for causal sums, where the C++ kernel reads less memory. A GPU runs the kernel
+    from ``HYDRA_TOKENS`` on: it reads every input once, plain ATen reads k and q twice (counted,
+    not measured).
     """
     if tile is not None:
         return tile
@@ -69,14 +74,14 @@ def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:
 def default_tile(
     device: str, head_dim: int, direction: str = "forward", dtype: torch.dtype = torch.float32
 ) -> Tile:
-    """The tile used where nothing was measured."""
+    """The fused tile where nothing was measured, for ``device`` ``cpu`` or ``cuda``."""
     if device == "cpu":
         return Tile(block_m=128 if direction == "forward" else 256, block_n=256)
     return limits.default(head_dim, head_dim, dtype.itemsize, direction, limits.capability())
 
 
 def space(device: str) -> dict[str, tuple[Any, ...]]:
-    """What a search may choose per parameter of a tile on ``device`` (``cpu`` or ``cuda``)."""
+    """The values of each parameter of a tile that a search tries on ``cpu`` or ``cuda``."""
     if device == "cpu":
         return {
             "implementation": IMPLEMENTATIONS,

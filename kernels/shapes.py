@@ -1,4 +1,4 @@
-"""Layouts and masks that every implementation of an attention operator shares.
+"""Layouts, masks and grouped heads, as all implementations of the operators share them.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
 """
@@ -6,13 +6,19 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from attnpass.kernels.call import PointwiseCall
+
 
 def heads_last(q: Tensor, dv: int) -> Tensor:
-    """An empty ``[B, H, T, dv]``, laid out as the output projection reads it: [B, T, H, dv]."""
+    """An uninitialised ``[B, H, T, dv]`` in the memory order ``[B, T, H, dv]``.
+
+    The output projection reads the heads of a token side by side.
+    """
     b, heads, t, _ = q.shape
     return q.new_empty((b, t, heads, dv)).transpose(1, 2)
 
@@ -25,25 +31,24 @@ def repeated(x: Tensor, heads: int) -> Tensor:
     return x.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2)
 
 
-def lowered(
-    q: Tensor,
-    k: Tensor,
-    bias: Tensor | None,
-    keep: Tensor | None,
-    causal: bool,
-    slopes: Tensor | None,
-    lengths: Tensor | None,
-    window: int,
-) -> tuple[Tensor | None, Tensor | None]:
-    """A bias and a mask that stand for slopes, lengths and window too; see ``ops.pointwise``."""
-    t = torch.arange(q.shape[2], device=q.device).view(-1, 1)
-    s = torch.arange(k.shape[2], device=q.device)
-    masks = [] if keep is None else [keep]
-    if lengths is not None:
-        masks.append(s < lengths.view(-1, 1, 1, 1))
-    if window:
-        masks.append(t - s < window if causal else (t - s).abs() < window)
-    if slopes is not None:
-        far = slopes.float().view(-1, 1, 1) * -(t - s).abs()
-        bias = far if bias is None else bias.float() + far
-    return bias, functools.reduce(torch.logical_and, masks) if masks else None
+def causal_mask(q: Tensor, k: Tensor) -> Tensor:
+    """The positions s <= t as bool ``[T, S]``."""
+    t = torch.arange(q.shape[2], device=q.device).unsqueeze(1)
+    return torch.arange(k.shape[2], device=q.device) <= t
+
+
+def without_positions(call: PointwiseCall) -> PointwiseCall:
+    """The same call with slopes, lengths and window written as a bias and a mask."""
+    t = torch.arange(call.q.shape[2], device=call.q.device).view(-1, 1)
+    s = torch.arange(call.k.shape[2], device=call.q.device)
+    bias, masks = call.bias, [] if call.keep is None else [call.keep]
+    if call.lengths is not None:
+        masks.append(s < call.lengths.view(-1, 1, 1, 1))
+    if call.window:
+        near = t - s if call.causal else (t - s).abs()
+        masks.append(near < call.window)
+    if call.slopes is not None:
+        alibi = call.slopes.float().view(-1, 1, 1) * -(t - s).abs()
+        bias = alibi if bias is None else bias.float() + alibi
+    keep = functools.reduce(torch.logical_and, masks) if masks else None
+    return replace(call, bias=bias, keep=keep, slopes=None, lengths=None, window=0)

@@ -1,11 +1,12 @@
-"""Tile: the launch parameters of a kernel, its defaults, the legal candidates, what was measured.
+"""The launch parameters of a kernel, and the classes of calls for which tiles are measured.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass
 
 from torch import Tensor
@@ -24,11 +25,14 @@ class Tile:
             the inner compiler fuses).
         block_m: query rows per block.
         block_n: key columns per block.
-        heads: heads per task (CPU only): how many share one thread's turn.
         warps: warps per program (GPU only).
         stages: software pipeline stages (GPU only).
-        descriptors: keys and values by the tensor memory accelerator (GPU from sm90 on).
-        persistent: as many programs as the GPU has multiprocessors (GPU only).
+        heads: heads that one thread takes in a row (CPU only).
+        descriptors: 1 loads keys and values by the tensor memory accelerator (GPU from sm90 on).
+        persistent: 1 starts as many programs as the GPU has multiprocessors (GPU only).
+
+    Raises:
+        ValueError: an unknown implementation, a size below 1 or a switch other than 0 and 1.
     """
 
     implementation: str = "fused"
@@ -53,22 +57,43 @@ class Tile:
                 raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
 
     def as_list(self) -> list[int]:
-        """All but the implementation, in order: how an operator takes the tile."""
+        """All fields but the implementation, in order: how an operator takes the tile."""
         return list(astuple(self)[1:])
+
+    @staticmethod
+    def from_list(numbers: Sequence[int]) -> Tile:
+        """The fused tile of ``as_list()``; fields that a shorter list lacks have their defaults.
+
+        Raises:
+            ValueError: as ``Tile`` does.
+        """
+        return _fused(*numbers)
 
     def as_dict(self) -> dict[str, int | str]:
         """The tile as plain JSON types."""
         return asdict(self)
 
 
+@functools.lru_cache(1024)
+def _fused(*numbers: int) -> Tile:
+    """The fused tile of these numbers; an operator asks for the same few at every call."""
+    return Tile("fused", *numbers)
+
+
 @dataclass(frozen=True)
 class ShapeClass:
-    """Calls that share a tile: counts rounded up to powers of two, the rest as it is.
+    """Calls that share a measured tile: counts are rounded up to powers of two.
 
     Attributes:
-        direction: ``forward`` or ``backward``. h: the pointwise function.
-        heads: batch times heads. queries: T. keys: S. head_dim: d. value_dim: of the values.
-        dtype: of q. causal: whether only s <= t is kept.
+        direction: ``forward`` or ``backward``.
+        h: the pointwise function.
+        heads: batch times heads, rounded up.
+        queries: T, rounded up.
+        keys: S, rounded up.
+        head_dim: d.
+        value_dim: head dim of the values.
+        dtype: of the queries, for example ``float32``.
+        causal: whether only the keys s <= t are kept.
         mask: ``none``, ``columns`` (the same for every query) or ``rows``.
     """
 
@@ -102,7 +127,10 @@ class ShapeClass:
         causal: bool,
         direction: str = "forward",
     ) -> ShapeClass | None:
-        """The class of a call; None where a size has no known value."""
+        """The class of a call with ``q [B, H, T, d]``, ``k [B, G, S, d]``, ``v [B, G, S, dv]``.
+
+        ``bias`` and ``keep`` broadcast to ``[B, H, T, S]``. None where a size has no known value.
+        """
         sizes = [hint(n) for n in (q.shape[0] * q.shape[1], q.shape[2], k.shape[2])]
         if any(n is None for n in sizes):
             return None
@@ -111,8 +139,8 @@ class ShapeClass:
         mask = "rows" if by_row else "none" if bias is None and keep is None else "columns"
         heads, queries, keys = (1 << max(0, (n or 1) - 1).bit_length() for n in sizes)
         dtype = str(q.dtype).removeprefix("torch.")
-        given = (heads, queries, keys, int(q.shape[3]), int(v.shape[3]))
-        return cls(direction, h, *given, dtype, causal, mask)
+        dims = (int(q.shape[3]), int(v.shape[3]))
+        return cls(direction, h, heads, queries, keys, *dims, dtype, causal, mask)
 
 
 Tiles = Mapping[str, Tile]

@@ -1,7 +1,8 @@
-"""Plain torch, on any device: tiled over query rows and key columns, O(n) memory.
+"""The operators in plain torch, on any device: tiled over queries and keys, O(n) memory.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim; r = H / G.
-Logits, h and sums are float32 (float64 for float64 inputs) whatever the input dtype.
+Logits, h and sums are float32 (float64 for float64 inputs) whatever the input dtype. A call's
+slopes, lengths and window must have been written as a bias and a mask before.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, dv value dim.
 """
 
 from __future__ import annotations
@@ -13,10 +14,17 @@ import torch
 from torch import Tensor
 
 from attnpass.kernels.activations import H
+from attnpass.kernels.call import (
+    HydraCall,
+    HydraGradients,
+    PointwiseCall,
+    PointwiseGradients,
+)
 from attnpass.kernels.shapes import heads_last, repeated
 
 
 def _wide(x: Tensor) -> Tensor:
+    """``x`` in the dtype of logits and sums."""
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -27,47 +35,37 @@ def _cut(x: Tensor, rows: slice, columns: slice) -> Tensor:
     return x if x.shape[3] == 1 else x[:, :, :, columns]
 
 
-def _sum_to(x: Tensor, shape: torch.Size) -> Tensor:
-    """``x`` summed over the dimensions that ``shape`` broadcasts."""
-    return x.sum_to_size(shape)
-
-
-def _blocks(t: int, s: int, causal: bool, tile: list[int]) -> Iterator[tuple[slice, list[slice]]]:
-    """Row blocks with the column blocks that hold at least one kept position."""
-    for i in range(0, t, tile[0]):
-        rows = slice(i, min(i + tile[0], t))
-        end = min(s, rows.stop) if causal else s
-        yield rows, [slice(j, min(j + tile[1], s)) for j in range(0, end, tile[1])]
+def _blocks(call: PointwiseCall) -> Iterator[tuple[slice, list[slice]]]:
+    """Blocks of rows, each with the blocks of columns that hold at least one kept position."""
+    t, s, m, n = call.q.shape[2], call.k.shape[2], call.tile.block_m, call.tile.block_n
+    for i in range(0, t, m):
+        rows = slice(i, min(i + m, t))
+        end = min(s, rows.stop) if call.causal else s
+        yield rows, [slice(j, min(j + n, s)) for j in range(0, end, n)]
 
 
 class _Scores:
-    """Logits before tau and offset, then after, and the kept positions, of one block."""
+    """The wide inputs of a call, heads repeated, and the logits of any block of it."""
 
-    def __init__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        bias: Tensor | None,
-        keep: Tensor | None,
-        tau: Tensor | None,
-        offset: Tensor | None,
-        scale: float,
-        causal: bool,
-    ) -> None:
-        self.q, self.k, self.bias, self.keep = q, k, bias, keep
-        self.tau = None if tau is None else _wide(tau).view(1, -1, 1, 1)
-        self.offset = None if offset is None else _wide(offset)
-        self.scale, self.causal = scale, causal
+    def __init__(self, call: PointwiseCall) -> None:
+        heads = call.q.shape[1]
+        self.q = _wide(call.q)
+        self.k, self.v = (_wide(repeated(x, heads)) for x in (call.k, call.v))
+        self.tau = None if call.tau is None else _wide(call.tau).view(1, -1, 1, 1)
+        self.offset = None if call.offset is None else _wide(call.offset)
+        self.call = call
 
-    def __call__(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        raw = self.q[:, :, rows] @ self.k[:, :, columns].transpose(-1, -2) * self.scale
-        mask = None if self.keep is None else _cut(self.keep, rows, columns)
-        if self.bias is not None:
-            bias = _wide(_cut(self.bias, rows, columns))
+    def block(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The logits before tau and offset, the logits after, and the kept positions."""
+        call = self.call
+        raw = self.q[:, :, rows] @ self.k[:, :, columns].transpose(-1, -2) * call.scale
+        mask = None if call.keep is None else _cut(call.keep, rows, columns)
+        if call.bias is not None:
+            bias = _wide(_cut(call.bias, rows, columns))
             finite = bias != -math.inf
             raw = raw + bias.where(finite, torch.zeros((), dtype=bias.dtype))
             mask = finite if mask is None else mask & finite
-        if self.causal:
+        if call.causal:
             t = torch.arange(rows.start, rows.stop, device=raw.device).view(-1, 1)
             below = torch.arange(columns.start, columns.stop, device=raw.device) <= t
             mask = below if mask is None else mask & below
@@ -77,186 +75,166 @@ class _Scores:
         return raw, s, mask
 
 
-def pointwise(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    keep: Tensor | None,
-    tau: Tensor | None,
-    offset: Tensor | None,
-    gain: Tensor | None,
-    scale: float,
-    h: str,
-    causal: bool,
-    tile: list[int],
-) -> Tensor:
-    """``[B, H, T, dv]``; see ``ops.pointwise``."""
-    wide_q, wide_k, wide_v = (
-        _wide(q),
-        _wide(repeated(k, q.shape[1])),
-        _wide(repeated(v, q.shape[1])),
-    )
-    scores = _Scores(wide_q, wide_k, bias, keep, tau, offset, scale, causal)
-    out = heads_last(q, v.shape[3])
-    for rows, columns in _blocks(q.shape[2], k.shape[2], causal, tile):
-        total = wide_v.new_zeros((*q.shape[:2], rows.stop - rows.start, v.shape[3]))
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """``x``, 0 where ``mask`` is false."""
+    return x if mask is None else x.masked_fill(~mask, 0.0)
+
+
+def pointwise(call: PointwiseCall) -> Tensor:
+    """``[B, H, T, dv]`` in the dtype of the queries; see ``PointwiseCall``."""
+    scores, value = _Scores(call), H[call.h].value
+    out = heads_last(call.q, call.v.shape[3])
+    for rows, columns in _blocks(call):
+        total = scores.v.new_zeros((*call.q.shape[:2], rows.stop - rows.start, call.v.shape[3]))
         for column in columns:
-            _, s, mask = scores(rows, column)
-            p = H[h][0](s)
-            total += (p if mask is None else p.masked_fill(~mask, 0.0)) @ wide_v[:, :, column]
-        out[:, :, rows] = (total if gain is None else total * _cut(gain, rows, rows)).to(q.dtype)
+            _, s, mask = scores.block(rows, column)
+            total += _masked(value(s), mask) @ scores.v[:, :, column]
+        total = total if call.gain is None else total * _cut(call.gain, rows, rows)
+        out[:, :, rows] = total.to(call.q.dtype)
     return out
 
 
-def pointwise_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    keep: Tensor | None,
-    tau: Tensor | None,
-    offset: Tensor | None,
-    gain: Tensor | None,
-    scale: float,
-    h: str,
-    causal: bool,
-    tile: list[int],
-    needs_bias: bool,
-) -> list[Tensor]:
-    """Gradients of q, k, v, bias, tau, offset, gain by recomputation of every block."""
-    heads, g = q.shape[1], _wide(grad)
-    wide_q, wide_k, wide_v = _wide(q), _wide(repeated(k, heads)), _wide(repeated(v, heads))
-    scores = _Scores(wide_q, wide_k, bias, keep, tau, offset, scale, causal)
-    dq, dk, dv = (
-        torch.zeros_like(x, memory_format=torch.contiguous_format)
-        for x in (wide_q, wide_k, wide_v)
+def _zero_sums(scores: _Scores, dtype: torch.dtype, needs_bias: bool) -> PointwiseGradients:
+    """Where blocks add to: gradients in ``dtype``, those of keys and values per query head."""
+    call = scores.call
+
+    def zeros(x: Tensor) -> Tensor:
+        return torch.zeros_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+    def zeros_of(x: Tensor | None) -> Tensor | None:
+        return None if x is None else zeros(x)
+
+    return PointwiseGradients(
+        zeros(scores.q),
+        zeros(scores.k),
+        zeros(scores.v),
+        zeros_of(call.bias if needs_bias else None),
+        zeros_of(call.tau),
+        zeros_of(call.offset),
+        zeros_of(call.gain),
     )
-    dbias = (
-        torch.zeros_like(bias, dtype=g.dtype, memory_format=torch.contiguous_format)
-        if bias is not None and needs_bias
-        else None
+
+
+def _finished(sums: PointwiseGradients, call: PointwiseCall) -> PointwiseGradients:
+    """The sums in the dtypes of the inputs, query heads of one group put together."""
+    group = call.q.shape[1] // call.k.shape[1]
+    k, v = (x.unflatten(1, (-1, group)).sum(2) for x in (sums.k, sums.v))
+    return PointwiseGradients(
+        sums.q.to(call.q.dtype),
+        k.to(call.k.dtype),
+        v.to(call.v.dtype),
+        _as(sums.bias, call.bias),
+        _as(sums.tau, call.tau),
+        _as(sums.offset, call.offset),
+        _as(sums.gain, call.gain),
     )
-    dtau = None if tau is None else torch.zeros_like(tau, dtype=g.dtype)
-    doffset, dgain = (
-        None
-        if x is None
-        else torch.zeros_like(x, dtype=g.dtype, memory_format=torch.contiguous_format)
-        for x in (offset, gain)
-    )
-    value, slope = H[h]
-    for rows, columns in _blocks(q.shape[2], k.shape[2], causal, tile):
+
+
+def _as(x: Tensor | None, like: Tensor | None) -> Tensor | None:
+    """``x`` in the dtype of ``like``; None without either."""
+    return None if x is None or like is None else x.to(like.dtype)
+
+
+def _add(total: Tensor | None, block: Tensor, rows: slice, columns: slice) -> None:
+    """Add a block ``[B, H, rows, columns]`` to a gradient, summed over what this broadcasts."""
+    if total is not None:
+        part = _cut(total, rows, columns)
+        part += block.sum_to_size(part.shape)
+
+
+def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseGradients:
+    """The gradients for ``grad [B, H, T, dv]``, by recomputation of every block of weights."""
+    grad, scores = _wide(grad), _Scores(call)
+    sums = _zero_sums(scores, grad.dtype, needs_bias)
+    for rows, columns in _blocks(call):
         for column in columns:
-            raw, s, mask = scores(rows, column)
-            p = value(s) if mask is None else value(s).masked_fill(~mask, 0.0)
-            dp = g[:, :, rows] @ wide_v[:, :, column].transpose(-1, -2)
-            dp = dp if mask is None else dp.masked_fill(~mask, 0.0)
-            if dgain is not None:
-                part = _cut(dgain, rows, column)
-                part += _sum_to(p * dp, part.shape)
-            scaled = g[:, :, rows] if gain is None else g[:, :, rows] * _cut(gain, rows, column)
-            dv[:, :, column] += p.transpose(-1, -2) @ scaled
-            ds = dp * slope(s)
-            ds = ds if gain is None else ds * _cut(gain, rows, column)
-            ds = ds if mask is None else ds.masked_fill(~mask, 0.0)
-            if dtau is not None:
-                dtau += (ds * raw).sum((0, 2, 3))
-            if doffset is not None:
-                part = _cut(doffset, rows, column)
-                part += _sum_to(ds, part.shape)
-            ds = ds if scores.tau is None else ds * scores.tau
-            if dbias is not None:
-                part = _cut(dbias, rows, column)
-                part += _sum_to(ds, part.shape)
-            dq[:, :, rows] += ds @ wide_k[:, :, column] * scale
-            dk[:, :, column] += ds.transpose(-1, -2) @ wide_q[:, :, rows] * scale
-    group = heads // k.shape[1]
-    dk, dv = (x.unflatten(1, (-1, group)).sum(2) for x in (dk, dv))
-    rest = [(dbias, bias), (dtau, tau), (doffset, offset), (dgain, gain)]
-    return [
-        dq.to(q.dtype),
-        dk.to(k.dtype),
-        dv.to(v.dtype),
-        *(q.new_empty(0) if d is None or x is None else d.to(x.dtype) for d, x in rest),
-    ]
+            _add_block(sums, scores, grad, rows, column)
+    return _finished(sums, call)
 
 
-def hydra(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keep: Tensor | None,
-    gain: Tensor | None,
-    causal: bool,
-    eps: float,
-    tile: list[int],
-) -> Tensor:
-    """``[B, H, T, d]``; see ``ops.hydra``. Row blocks bound the float32 copies."""
+def _add_block(
+    sums: PointwiseGradients, scores: _Scores, grad: Tensor, rows: slice, column: slice
+) -> None:
+    """Add what one block of scores contributes to every gradient."""
+    call, h = scores.call, H[scores.call.h]
+    raw, s, mask = scores.block(rows, column)
+    p = _masked(h.value(s), mask)
+    g = grad[:, :, rows]
+    dp = _masked(g @ scores.v[:, :, column].transpose(-1, -2), mask)
+    if sums.gain is not None:
+        _add(sums.gain, p * dp, rows, column)
+    gain = None if call.gain is None else _cut(call.gain, rows, column)
+    sums.v[:, :, column].add_(p.transpose(-1, -2) @ (g if gain is None else g * gain))
+    ds = dp * h.slope(s)
+    ds = _masked(ds if gain is None else ds * gain, mask)
+    if sums.tau is not None:
+        sums.tau.add_((ds * raw).sum((0, 2, 3)))
+    _add(sums.offset, ds, rows, column)
+    ds = ds if scores.tau is None else ds * scores.tau
+    _add(sums.bias, ds, rows, column)
+    sums.q[:, :, rows].add_(ds @ scores.k[:, :, column] * call.scale)
+    sums.k[:, :, column].add_(ds.transpose(-1, -2) @ scores.q[:, :, rows] * call.scale)
+
+
+def hydra(call: HydraCall) -> Tensor:
+    """``[B, H, T, d]`` in the dtype of the queries; blocks of rows bound the float32 copies."""
+    q, k, v, keep, step = call.q, call.k, call.v, call.keep, call.tile.block_m
     b, heads, t, d = q.shape
     out = heads_last(q, d)
-    total = torch.zeros((b, heads, 1, d), dtype=_wide(q[:, :, :0]).dtype)
+    total = q.new_zeros((b, heads, 1, d), dtype=_wide(q[:, :, :0]).dtype)
 
     def unit(x: Tensor) -> Tensor:
-        x = _wide(x)
-        return x * (x * x).sum((1, 3), keepdim=True).clamp_min(eps).rsqrt()
+        return _unit(_wide(x), call.eps)[0]
 
     def products(rows: slice) -> Tensor:
         kv = unit(k[:, :, rows]) * _wide(v[:, :, rows])
         return kv if keep is None else kv * _cut(keep, slice(0, 1), rows).transpose(-1, -2)
 
-    if not causal:
-        for i in range(0, k.shape[2], tile[0]):
-            total += products(slice(i, i + tile[0])).sum(2, keepdim=True)
-    for i in range(0, t, tile[0]):
-        rows = slice(i, i + tile[0])
-        if causal:
+    if not call.causal:
+        for i in range(0, k.shape[2], step):
+            total += products(slice(i, i + step)).sum(2, keepdim=True)
+    for i in range(0, t, step):
+        rows = slice(i, i + step)
+        if call.causal:
             running = total + products(rows).cumsum(2)
             total = running[:, :, -1:]
         else:
             running = total
         x = unit(q[:, :, rows]) * running
-        out[:, :, rows] = (x if gain is None else x * gain).to(q.dtype)
+        out[:, :, rows] = (x if call.gain is None else x * call.gain).to(q.dtype)
     return out
 
 
 def _unit(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """``x`` over its norm across heads and features, and the reciprocal norm ``[B, 1, T, 1]``."""
+    """Tokens over their norm, the reciprocal norms and whether these exceed the floor.
+
+    The norm runs over heads and features: the last two are ``[B, 1, T, 1]``.
+    """
     square = (x * x).sum((1, 3), keepdim=True)
     r = square.clamp_min(eps).rsqrt()
     return x * r, r, square >= eps
 
 
 def _unit_grad(grad: Tensor, unit: Tensor, r: Tensor, above: Tensor) -> Tensor:
-    """Gradient through ``_unit``; below the floor the norm is a constant."""
+    """The gradient through ``_unit``; below the floor the norm is a constant."""
     radial = (grad * unit).sum((1, 3), keepdim=True)
     return (grad - unit * radial * above) * r
 
 
-def hydra_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keep: Tensor | None,
-    gain: Tensor | None,
-    causal: bool,
-    eps: float,
-    tile: list[int],
-) -> list[Tensor]:
-    """Gradients of q, k, v, gain; see ``ops.hydra_backward``."""
-    (qn, rq, fq), (kn, rk, fk) = (_unit(_wide(x), eps) for x in (q, k))
+def hydra_backward(grad: Tensor, call: HydraCall) -> HydraGradients:
+    """The gradients for ``grad [B, H, T, d]``; see ``HydraCall``."""
+    q, k, v, keep, gain = call.q, call.k, call.v, call.keep, call.gain
+    (qn, rq, fq), (kn, rk, fk) = (_unit(_wide(x), call.eps) for x in (q, k))
     weight = kn if keep is None else kn * keep.transpose(-1, -2)
     kv = weight * _wide(v)
-    total = kv.cumsum(2) if causal else kv.sum(2, keepdim=True)
-    g = _wide(grad)
-    dgain = q.new_empty(0)
+    total = kv.cumsum(2) if call.causal else kv.sum(2, keepdim=True)
+    g, dgain = _wide(grad), None
     if gain is not None:
         dgain = (g * qn * total).sum((0, 2), keepdim=True).to(gain.dtype)
         g = g * gain
     dtotal = g * qn
-    dkv = dtotal.flip(2).cumsum(2).flip(2) if causal else dtotal.sum(2, keepdim=True)
+    dkv = dtotal.flip(2).cumsum(2).flip(2) if call.causal else dtotal.sum(2, keepdim=True)
     dkn = dkv * _wide(v) if keep is None else dkv * _wide(v) * keep.transpose(-1, -2)
     dq = _unit_grad(g * total, qn, rq, fq)
     dk = _unit_grad(dkn, kn, rk, fk)
-    return [dq.to(q.dtype), dk.to(k.dtype), (dkv * weight).to(v.dtype), dgain]
+    return HydraGradients(dq.to(q.dtype), dk.to(k.dtype), (dkv * weight).to(v.dtype), dgain)

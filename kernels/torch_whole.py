@@ -1,6 +1,7 @@
 """The forms as plain differentiable torch operations, which the inner compiler fuses.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
+They hold whole score matrices and leave gradients to autograd: no registered operator is called.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, dv value dim.
 """
 
 from __future__ import annotations
@@ -11,58 +12,43 @@ import torch
 from torch import Tensor
 
 from attnpass.kernels.activations import H
-from attnpass.kernels.shapes import repeated
+from attnpass.kernels.call import HydraCall, PointwiseCall
+from attnpass.kernels.shapes import causal_mask, repeated
 
 
-def pointwise(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    keep: Tensor | None,
-    tau: Tensor | None,
-    offset: Tensor | None,
-    gain: Tensor | None,
-    scale: float,
-    h: str,
-    causal: bool,
-) -> Tensor:
-    """``[B, H, T, dv]``; see ``ops.pointwise``. Holds the ``[B, H, T, S]`` weights."""
-    heads = q.shape[1]
-    s = (q @ repeated(k, heads).transpose(-1, -2)) * scale  # [B, H, T, S]
+def pointwise(call: PointwiseCall) -> Tensor:
+    """``[B, H, T, dv]`` in the dtype of the values; holds the ``[B, H, T, S]`` weights.
+
+    Logits are rounded to the dtype of the queries. Slopes, lengths and a window are not supported:
+    no form has them.
+    """
+    q, bias, keep, heads = call.q, call.bias, call.keep, call.q.shape[1]
+    s = (q @ repeated(call.k, heads).transpose(-1, -2)) * call.scale  # [B, H, T, S]
     if bias is not None:
         finite = bias != -math.inf
         keep = finite if keep is None else keep & finite
         s = s + bias.masked_fill(~finite, 0.0)
-    s = s if tau is None else s * tau.view(1, -1, 1, 1)
-    s = s if offset is None else s + offset
-    p = H[h][0](s)
-    if causal:
-        t = torch.arange(q.shape[2], device=q.device).unsqueeze(1)
-        below = torch.arange(k.shape[2], device=q.device) <= t
+    s = s if call.tau is None else s * call.tau.view(1, -1, 1, 1)
+    s = s if call.offset is None else s + call.offset
+    p = H[call.h].value(s)
+    if call.causal:
+        below = causal_mask(q, call.k)
         keep = below if keep is None else keep & below
     p = p if keep is None else p.masked_fill(~keep, 0.0)
-    out = p.to(v.dtype) @ repeated(v, heads)
-    return out if gain is None else (out * gain).to(v.dtype)
+    out = p.to(call.v.dtype) @ repeated(call.v, heads)
+    return out if call.gain is None else (out * call.gain).to(call.v.dtype)
 
 
-def hydra(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keep: Tensor | None,
-    gain: Tensor | None,
-    causal: bool,
-    eps: float,
-) -> Tensor:
-    """``[B, H, T, d]``; see ``ops.hydra``."""
+def hydra(call: HydraCall) -> Tensor:
+    """``[B, H, T, d]`` in the dtype of the values; takes grouped keys and values, too."""
+    heads, keep = call.q.shape[1], call.keep
 
     def unit(x: Tensor) -> Tensor:
         x = x if x.dtype == torch.float64 else x.float()
-        return x * (x * x).sum((1, 3), keepdim=True).clamp_min(eps).rsqrt()
+        return x * (x * x).sum((1, 3), keepdim=True).clamp_min(call.eps).rsqrt()
 
-    kv = unit(repeated(k, q.shape[1])) * repeated(v, q.shape[1])
+    kv = unit(repeated(call.k, heads)) * repeated(call.v, heads)
     if keep is not None:
         kv = kv.masked_fill(~keep.transpose(-1, -2), 0.0)
-    out = unit(q) * (kv.cumsum(2) if causal else kv.sum(2, keepdim=True))
-    return (out if gain is None else out * gain).to(v.dtype)
+    out = unit(call.q) * (kv.cumsum(2) if call.causal else kv.sum(2, keepdim=True))
+    return (out if call.gain is None else out * call.gain).to(call.v.dtype)

@@ -124,21 +124,27 @@ Plan.create and Plan.bind take a model, and only a capture can read one."""
 KERNELS: dict[str, dict[str, str]] = {
     "kernels.tile": {},
     "kernels.activations": {},
-    "kernels.shapes": {},
     "kernels.reference": {},
+    "kernels.call": {"kernels.tile": "a call says with which tile it runs"},
+    "kernels.shapes": {"kernels.call": "writes a call's positions as a bias and a mask"},
     "kernels.torch_tiled": {
         "kernels.activations": "the functions h and their slopes",
+        "kernels.call": "takes a call",
         "kernels.shapes": "the layout of results",
     },
     "kernels.torch_whole": {
         "kernels.activations": "the functions h",
-        "kernels.shapes": "grouped heads repeated",
+        "kernels.call": "takes a call",
+        "kernels.shapes": "grouped heads repeated, the causal mask",
     },
     "kernels.cpu": {
+        "kernels.activations": "the C++ kernels number the functions h by their order",
+        "kernels.call": "takes a call",
         "kernels.shapes": "the layout of results",
         "kernels.torch_tiled": "plain torch serves the calls that the C++ kernels refuse",
     },
     "kernels.gpu": {
+        "kernels.call": "takes a call",
         "kernels.shapes": "the layout of results",
         "kernels.tile": "what a tile needs of a GPU",
     },
@@ -147,9 +153,16 @@ KERNELS: dict[str, dict[str, str]] = {
         "kernels.gpu": "whether the Triton kernels run here, and their default tiles",
         "kernels.tile": "yields a tile",
     },
+    "kernels.dispatch": {
+        "kernels.call": "hands a call on",
+        "kernels.cpu": "the C++ kernels",
+        "kernels.gpu": "the Triton kernels, and whether they run here",
+    },
     "kernels.ops": {
-        "kernels.gpu": "whether the Triton kernels run here",
+        "kernels.call": "builds a call from an operator's flat arguments",
+        "kernels.dispatch": "runs the call on its device",
         "kernels.shapes": "the layout of results",
+        "kernels.tile": "reads the tile from an operator's list of numbers",
     },
 }
 """The rooms of the numeric side, and which of each other they may import. They import nothing else

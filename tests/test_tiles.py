@@ -14,7 +14,7 @@ from torch import nn
 from attnpass import environment
 from attnpass.errors import MeasureError, OptionError
 from attnpass.kernels import reference
-from attnpass.kernels.cpu import launch as cpu
+from attnpass.kernels.cpu import pointwise_launch
 from attnpass.kernels.gpu import limits as gpu
 from attnpass.kernels.select import default_tile
 from attnpass.kernels.tile import ShapeClass, Tile
@@ -276,22 +276,6 @@ def test_a_tile_that_takes_the_gpu_down_is_noted_and_not_tried_again(
     assert outcomes[str(dead[0])] == "crashed"
 
 
-@pytest.mark.parametrize("sm", [80, 86, 89, 90, 100, 120])
-@pytest.mark.parametrize("d", [1, 16, 64, 80, 128, 256])
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("size", [2, 4])
-def test_every_default_tile_of_a_gpu_fits(sm, d, direction, size):
-    tile = gpu.default(d, d, size, direction, sm)
-    assert gpu.refusal(tile, d, d, size, direction, sm) is None
-    assert tile.descriptors == (sm in (90, 100) and size == 2)
-
-
-def test_larger_tiles_where_there_is_room():
-    chosen = [gpu.default(d, d, 2, "forward", 90) for d in (64, 128, 256)]
-    assert [t.block_m * t.block_n for t in chosen] == [128 * 128, 128 * 128, 128 * 64]
-    assert gpu.refusal(Tile(descriptors=1), 64, 64, 2, "forward", 80) is not None
-
-
 def test_plain_aten_is_a_candidate_for_float32_forward_alone(monkeypatch):
     def has(**change):
         shape = replace(SMALL, **change)
@@ -381,12 +365,12 @@ def tile_that_runs(monkeypatch):
     """A function of options: the tile with which a compiled model calls the kernel, its output."""
     seen = []
 
-    def spy(*args):
-        seen.append(args[11])
-        return right(*args)
+    def spy(call):
+        seen.append(call.tile.as_list())
+        return right(call)
 
-    right = cpu.pointwise
-    monkeypatch.setattr(cpu, "pointwise", spy)
+    right = pointwise_launch.pointwise
+    monkeypatch.setattr(pointwise_launch, "pointwise", spy)
 
     def compiled(**options):
         seen.clear()

@@ -1,9 +1,4 @@
-"""The attention forms as small modules, usable without any compiler.
-
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
-All take ``forward(q [B,H,T,d], k [B,G,S,d], v [B,G,S,dv], bias, keep)`` and return
-``[B,H,T,dv]``, but SkipAt, which maps a block output ``[B,T,D]`` to the next.
-"""
+"""The forms by name: the options of each, and the module that a form puts at a site."""
 
 from __future__ import annotations
 
@@ -13,9 +8,10 @@ from torch import nn
 
 from attnpass.errors import OptionError
 from attnpass.forms.hydra import Hydra
-from attnpass.forms.pointwise import RELU_FAMILY, Pointwise, Weights
+from attnpass.forms.pointwise import Pointwise, Weights
 from attnpass.forms.skipat import SkipAt
 from attnpass.forms.softmax import Softmax, SoftmaxWeights
+from attnpass.kernels.activations import RELU_FAMILY
 from attnpass.kernels.tile import Tiles
 from attnpass.site import FORMS, AttentionSite
 
@@ -26,14 +22,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "hydra": {},
     "skipat": {"r": 0.0, "kernel": 5},
 }
-"""Per form the options it takes and their defaults.
+"""The options of each form, with their defaults.
 
-``L`` None: decided by the site's mask. ``learns``: softmax whose projections may have deltas.
+``L``: the length of ``Pointwise``; None lets the site's mask decide. ``learns``: whether the
+projections of a softmax site may have weight deltas.
 """
 
 
 def check_names(form: str, options: dict[str, Any]) -> None:
-    """Raise OptionError unless ``form`` exists and has all of ``options``."""
+    """Check the names alone.
+
+    Raises:
+        OptionError: an unknown form, or an option that the form does not have.
+    """
     if form not in FORMS:
         raise OptionError(f"expected a form of {', '.join(FORMS)}, got {form!r}")
     unknown = sorted(set(options) - set(OPTIONS[form]))
@@ -43,7 +44,11 @@ def check_names(form: str, options: dict[str, Any]) -> None:
 
 
 def check_options(form: str, options: dict[str, Any]) -> None:
-    """Raise OptionError unless ``form`` exists and takes all of ``options`` with their values."""
+    """Check names and values, as ``build`` does, without a site.
+
+    Raises:
+        OptionError: an unknown form or option, or a value out of range.
+    """
     check_names(form, options)
     if form == "softmax" and not isinstance(options.get("learns", False), bool):
         raise OptionError(f"expected learns to be true or false, got {options['learns']!r}")
@@ -66,7 +71,7 @@ def check_options(form: str, options: dict[str, Any]) -> None:
 
 
 def default_length(site: AttentionSite) -> str:
-    """``visible`` where a causal or padding mask is proven, else ``keys``."""
+    """The option ``L`` of a site: ``visible`` for a causal or padding mask, else ``keys``."""
     return "visible" if site.mask & {"causal", "padding"} else "keys"
 
 
@@ -78,10 +83,17 @@ def build(
     trainable: bool = True,
     tiles: Tiles | None = None,
 ) -> nn.Module:
-    """The module of ``form`` for ``site``, parameters at their start.
+    """The module of ``form`` for ``site``, its parameters at their start.
+
+    Args:
+        form: a name of ``site.FORMS``.
+        site: the attention whose sizes, scale and masks the module takes.
+        options: of the form; options that are left out have the defaults of ``OPTIONS``.
+        trainable: whether the module has parameters; without them it uses constants.
+        tiles: measured launch parameters of the kernels.
 
     Raises:
-        OptionError: unknown form or option, or a value out of range.
+        OptionError: an unknown form or option, or a value out of range.
     """
     given = dict(options or {})
     check_options(form, given)

@@ -1,8 +1,6 @@
-"""The attention forms as small modules, usable without any compiler.
+"""Hydra attention as a module: linear in the number of tokens.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
-All take ``forward(q [B,H,T,d], k [B,G,S,d], v [B,G,S,dv], bias, keep)`` and return
-``[B,H,T,dv]``, but SkipAt, which maps a block output ``[B,T,D]`` to the next.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
 """
 
 from __future__ import annotations
@@ -11,18 +9,23 @@ import torch
 from torch import Tensor, nn
 
 from attnpass.errors import OptionError
-from attnpass.kernels import torch_whole as aten
+from attnpass.kernels import torch_whole
+from attnpass.kernels.call import HydraCall
 from attnpass.kernels.select import choose_hydra
 from attnpass.kernels.tile import Tile
 
 
 class Hydra(nn.Module):
-    """``g * q^ * sum_t (k^_t * v_t)`` over all D = H d features (2209.07484), O(T D).
+    """``gain q^ * sum_s (k^ * v)`` over all H d features (2209.07484), O(T H d).
+
+    ``x^`` is a token's row of all features over its norm.
 
     Args:
-        heads: H. head_dim: d. causal: cumulative sum over t instead of the sum (T = S).
+        heads: H.
+        head_dim: d.
+        causal: whether the sum runs over s <= t alone, which needs T = S.
         eps: floor of the squared norms, so that a zero vector gives 0.
-        trainable: whether ``gain [D]`` exists (else the constant 1).
+        trainable: whether the parameter ``gain [H d]`` exists; without it the gain is 1.
         tile: launch parameters; ``None`` lets ``kernels.select`` choose.
     """
 
@@ -49,7 +52,9 @@ class Hydra(nn.Module):
         bias: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """``[B, H, T, d]``; ``keep`` bool ``[B|1, 1, 1, S]``; a bias cannot be expressed.
+        """``[B, H, T, d]`` from ``q [B, H, T, d]`` and ``k``, ``v`` ``[B, G, S, d]``.
+
+        ``keep`` is bool ``[B|1, 1, 1, S]``; ``bias`` is there because all forms share a signature.
 
         Raises:
             OptionError: a bias, or a mask that depends on the query, was given.
@@ -63,11 +68,11 @@ class Hydra(nn.Module):
         gain = None if self.gain is None else self.gain.view(1, self.heads, 1, self.head_dim)
         tile = choose_hydra(q, self.causal, self.tile)
         if tile.implementation == "aten":
-            out = aten.hydra(q, k, v, keep, gain, self.causal, self.eps)
-        else:
-            from attnpass.kernels import ops
+            return torch_whole.hydra(HydraCall(q, k, v, keep, gain, self.causal, self.eps, tile))
+        # registers the operators, which takes time: when a module first needs them
+        from attnpass.kernels import ops
 
-            group = self.heads // k.shape[1]
-            k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
-            out = ops.hydra(q, k, v, keep, gain, self.causal, self.eps, tile.as_list())
+        group = self.heads // k.shape[1]
+        k, v = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (k, v))
+        out: Tensor = ops.hydra(q, k, v, keep, gain, self.causal, self.eps, tile.as_list())
         return out

@@ -1,8 +1,6 @@
-"""The attention forms as small modules, usable without any compiler.
+"""Attention with a pointwise function h in the place of softmax, as modules.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
-All take ``forward(q [B,H,T,d], k [B,G,S,d], v [B,G,S,dv], bias, keep)`` and return
-``[B,H,T,dv]``, but SkipAt, which maps a block output ``[B,T,D]`` to the next.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, dv value dim.
 """
 
 from __future__ import annotations
@@ -13,20 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from attnpass.errors import OptionError
-from attnpass.forms.causal import _below
-from attnpass.kernels import torch_whole as aten
+from attnpass.kernels import torch_whole
 from attnpass.kernels.activations import H
+from attnpass.kernels.call import PointwiseCall
 from attnpass.kernels.select import choose, default_tile
+from attnpass.kernels.shapes import causal_mask
 from attnpass.kernels.tile import ShapeClass, Tile, Tiles
 
-RELU_FAMILY = ("relu", "relu2", "gelu", "softplus", "identity", "relu6")
-"""The h of form ``relu`` (2309.08586); ``sigmoid`` is the seventh, with its own form."""
-
 HOMOGENEOUS = ("relu", "relu2", "identity")
-"""h for which a temperature is redundant with the gain."""
+"""The h with ``h(tau x) = tau^n h(x)``: the gain makes a temperature redundant."""
 
 LENGTHS = ("keys", "visible")
-"""What L may count besides a number: all keys, or the keys this row may attend to."""
+"""The names of a length L that is counted: all keys, or the keys that a row may attend to."""
 
 
 class Pointwise(nn.Module):
@@ -37,19 +33,24 @@ class Pointwise(nn.Module):
     ``gain [H]``, ``k0 [G, d]``; otherwise the constants 0, 0, 1, 0.
 
     Args:
-        heads: H. kv_heads: G. head_dim: d.
-        h: one of ``sigmoid`` and ``RELU_FAMILY``.
-        scale: factor on the logits. causal: keep only s <= t.
-        length: what L counts: ``keys``, ``visible`` (kept keys of the row) or a number.
-        alpha: the power of L; unused by sigmoid.
-        approximate: ``tanh``: sigmoid by a GPU's own tanh, quicker and coarse (docs/kernels.md).
+        heads: H.
+        kv_heads: G.
+        head_dim: d.
+        h: a key of ``kernels.activations.H``.
+        scale: factor on the products of queries and keys; ``None`` stands for ``d^-1/2``.
+        causal: whether only the keys s <= t are kept.
+        length: L: ``keys`` counts S, ``visible`` the kept keys of a row; or a number > 0.
+        alpha: the power of L; sigmoid does not use it.
+        approximate: ``tanh`` computes sigmoid by a GPU's own tanh, quicker and coarse
+            (docs/kernels.md).
         trainable: whether the parameters exist.
-        centred: whether ``k0`` is among them.
-        tile: launch parameters of both directions; ``None``: as measured, else the default.
+        centred: whether ``k0`` is among the parameters.
+        tile: launch parameters of both directions; ``None`` takes the measured ones, else the
+            defaults.
         tiles: measured launch parameters.
 
     Raises:
-        OptionError: unknown ``h`` or ``length``.
+        OptionError: an unknown ``h``, ``length`` or ``approximate``, or an infinite ``alpha``.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class Pointwise(nn.Module):
         tiles: Tiles | None = None,
     ) -> None:
         super().__init__()
-        if h != "sigmoid" and h not in RELU_FAMILY:
-            raise OptionError(f"expected h in {('sigmoid', *RELU_FAMILY)}, got {h!r}")
+        if h not in H:
+            raise OptionError(f"expected h in {tuple(H)}, got {h!r}")
         if length not in LENGTHS and not (isinstance(length, (int, float)) and length > 0):
             raise OptionError(
                 f"expected L to be 'keys', 'visible' or a number > 0, got {length!r}"
@@ -100,21 +101,25 @@ class Pointwise(nn.Module):
         bias: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """``[B, H, T, dv]``; ``bias`` float and ``keep`` bool broadcast to ``[B, H, T, S]``."""
+        """``[B, H, T, dv]`` from ``q [B, H, T, d]``, ``k [B, G, S, d]`` and ``v [B, G, S, dv]``.
+
+        ``bias`` is float and ``keep`` bool; both broadcast to ``[B, H, T, S]``.
+        """
         if self.k0 is not None:
             k = k - self.k0.to(k.dtype).unsqueeze(1)  # [G, 1, d]
         tau, offset, gain = self._terms(self._length(q, k, keep))
         tile = choose(q, k, self.tile, self._measured("forward", q, k, v, bias, keep))
+        terms = (bias, keep, tau, offset, gain, self.scale)
         if tile.implementation == "aten":
-            terms = (bias, keep, tau, offset, gain, self.scale, self.h, self.causal)
-            return aten.pointwise(q, k, v, *terms)
+            return torch_whole.pointwise(PointwiseCall(q, k, v, *terms, self.h, self.causal, tile))
+        # registers the operators, which takes time: when a module first needs them
         from attnpass.kernels import ops
 
         grad = self.tile or self._measured("backward", q, k, v, bias, keep)
         grad = grad or default_tile(q.device.type, q.shape[3], "backward", q.dtype)
         h = "sigmoid_tanh" if self.approximate == "tanh" else self.h
-        rest = (self.scale, h, self.causal, tile.as_list(), grad.as_list())
-        out: Tensor = ops.pointwise(q, k, v, bias, keep, tau, offset, gain, *rest)
+        tiles = (tile.as_list(), grad.as_list())
+        out: Tensor = ops.pointwise(q, k, v, *terms, h, self.causal, *tiles)
         return out
 
     def _measured(
@@ -126,14 +131,14 @@ class Pointwise(nn.Module):
         bias: Tensor | None,
         keep: Tensor | None,
     ) -> Tile | None:
-        """The tile that was measured for calls like this one."""
+        """The tile that was measured for the class of this call; None where none was."""
         if not self.tiles:
             return None
         kind = ShapeClass.of(q, k, v, bias, keep, self.h, self.causal, direction)
         return self.tiles.get(str(kind))
 
     def _terms(self, length: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Tau ``[H]``, then offset and gain that broadcast to ``[B, H, T, 1]``, from L."""
+        """Tau ``[H]``, then offset and gain ``[.., 1]`` per row, from the rows' length L."""
         tau = None if self.log_tau is None else self.log_tau.exp()
         offset = None if self.b is None else self.b.view(1, -1, 1, 1)
         gain = None if self.gain is None else self.gain.view(1, -1, 1, 1)
@@ -143,36 +148,40 @@ class Pointwise(nn.Module):
         return tau, offset, power if gain is None else gain * power
 
     def _length(self, q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
-        """L as float32, broadcastable to ``[B, H, T, 1]``, at least 1."""
+        """L of every row: float32, broadcastable to ``[B, H, T, 1]``, at least 1 where counted."""
         t, s = q.shape[2], k.shape[2]
         if isinstance(self.length, (int, float)):
             value = float(self.length)
             return torch.full((1, 1, 1, 1), value, dtype=torch.float32, device=q.device)
         if self.length == "keys" or (keep is None and not self.causal):
             one = torch.ones((1, 1, 1, 1), dtype=torch.float32, device=q.device)
-            return one * torch.sym_max(s, 1)  # type: ignore[no-any-return]
+            counted: Tensor = one * torch.sym_max(s, 1)
+            return counted
         if keep is None:
             rows = torch.arange(1, t + 1, device=q.device, dtype=torch.float32)
             return rows.clamp_max(s).clamp_min(1.0).view(1, 1, -1, 1)
-        count = (keep & _below(q, k)) if self.causal else keep.expand(*keep.shape[:-1], s)
+        count = (keep & causal_mask(q, k)) if self.causal else keep.expand(*keep.shape[:-1], s)
         return count.sum(-1, keepdim=True, dtype=torch.float32).clamp_min(1.0)
 
 
 class Weights(Pointwise):
-    """The same on given logits, in place of softmax alone; its weights do not sum to 1."""
+    """The weights ``g L^-a h(tau s + b)`` of given logits, in the place of softmax alone.
+
+    Other than softmax's, the weights of a row do not sum to 1.
+    """
 
     def forward(  # type: ignore[override]
         self, s: Tensor, keep: Tensor | None = None
     ) -> Tensor:
-        """Weights ``[B, H, T, S]`` of logits likewise, masked ones set to -inf or a fill.
+        """Weights ``[B, H, T, S]`` of logits ``s [B, H, T, S]``, in at least float32.
 
-        In at least float32.
+        Masked logits are -inf, or a fill that ``keep`` tells apart.
         """
         tau, offset, gain = self._terms(self._length(s, s.transpose(2, 3), keep))
         dead = s == -math.inf if keep is None else (s == -math.inf) | ~keep
         if self.causal:
-            dead = dead | ~_below(s, s.transpose(2, 3))
+            dead = dead | ~causal_mask(s, s.transpose(2, 3))
         x = s.masked_fill(dead, 0.0).to(torch.promote_types(s.dtype, torch.float32))
         x = x if tau is None else x * tau.view(1, -1, 1, 1)
-        p = H[self.h][0](x if offset is None else x + offset).masked_fill(dead, 0.0)
+        p = H[self.h].value(x if offset is None else x + offset).masked_fill(dead, 0.0)
         return p if gain is None else p * gain

@@ -1,13 +1,9 @@
-"""The attention forms as small modules, usable without any compiler.
+"""SkipAt: the attention of a block replaced by a transformation of the previous block's output.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
-All take ``forward(q [B,H,T,d], k [B,G,S,d], v [B,G,S,dv], bias, keep)`` and return
-``[B,H,T,dv]``, but SkipAt, which maps a block output ``[B,T,D]`` to the next.
+Shapes: B batch, T tokens, N tokens after the prefix, D width, rD hidden width.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +21,16 @@ class SkipAt(nn.Module):
     causal, and the ECA mean is then the running mean over tokens <= t.
 
     Args:
-        width: D. r: expansion, 0, 0.5, 1, 2. kernel: odd size of the convolution.
+        width: D.
+        r: hidden width over D; 0 makes Phi the identity, the paper uses 2.
+        kernel: odd size of the convolution, in tokens or patches.
         grid: rows and columns of patch tokens; ``None`` for a sequence.
-        prefix: tokens before the patch tokens, which pass unchanged.
-        causal: no row may see a later one.
-        seed: of the random start of Phi, so that a start is reproducible.
+        prefix: number of tokens before the patch tokens, which pass unchanged.
+        causal: whether no token may see a later one; a causal site is a sequence in any case.
+        seed: of Phi's random start, so that a start is reproducible.
 
     Raises:
-        OptionError: ``r`` < 0 or an even ``kernel``.
+        OptionError: ``r`` < 0, or a ``kernel`` that is not a positive odd number.
     """
 
     def __init__(
@@ -61,13 +59,16 @@ class SkipAt(nn.Module):
             return
         with seeded(seed):
             self.up = nn.Linear(width, self.hidden)
-            conv: Any = nn.Conv1d if self.grid is None else nn.Conv2d
+            conv: type[nn.Conv1d | nn.Conv2d] = nn.Conv1d if self.grid is None else nn.Conv2d
             self.conv = conv(self.hidden, self.hidden, kernel, groups=self.hidden)
             self.down = nn.Linear(self.hidden, width)
             self.eca = nn.Conv1d(1, 1, 3, padding=1, bias=False)
 
     def forward(self, z: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The next block output ``[B, T, D]``; ``keep`` bool ``[B|1, 1, 1, T]``."""
+        """The block output ``[B, T, D]`` from that of the previous block, ``z``.
+
+        ``keep`` is bool ``[B|1, 1, 1, T]``; tokens that are not kept reach no other token.
+        """
         if self.hidden == 0:
             return z
         x, mask = z, None if keep is None else keep[:, 0, 0, :, None]  # [B, T, 1]
@@ -79,19 +80,20 @@ class SkipAt(nn.Module):
         return torch.cat([z[:, : self.prefix], x], dim=1) if self.prefix else x
 
     def _features(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """What the last linear reads, ``[B, N, rD]``."""
+        """The input of the last linear layer, ``[B, N, rD]``."""
         return F.gelu(self._mixed(x, mask))
 
     def _mixed(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """What the convolution gives, ``[B, N, rD]``."""
+        """The output of the convolution, ``[B, N, rD]``."""
         x = F.gelu(linear_as(self.up, x))
         x = x if mask is None else x * mask
+        assert self.conv.bias is not None
         weight, bias = (p.to(x.dtype) for p in (self.conv.weight, self.conv.bias))
         if self.grid is not None:
             rows = x.transpose(1, 2).unflatten(2, self.grid)
             rows = F.conv2d(rows, weight, bias, padding="same", groups=self.hidden)
             return rows.flatten(2).transpose(1, 2)
-        # as shifted sums, so that nothing is transposed
+        # the convolution as a sum of shifted tokens, so that nothing is transposed
         after = 0 if self.causal else self.kernel // 2
         padded = _in_memory(F.pad(x, (0, 0, self.kernel - 1 - after, after)))
         taps = _in_memory(weight[:, 0].T.contiguous())
@@ -115,7 +117,7 @@ class SkipAt(nn.Module):
 
 
 def _in_memory(x: Tensor) -> Tensor:
-    """``x``, which inductor then stores instead of computing it anew at every use."""
+    """``x`` behind a view that makes inductor store ``x`` instead of computing it at every use."""
     return x.as_strided(x.shape, x.stride())
 
 

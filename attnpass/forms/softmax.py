@@ -1,8 +1,6 @@
-"""The attention forms as small modules, usable without any compiler.
+"""Softmax attention as a module, and softmax alone: the lossless forms.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
-All take ``forward(q [B,H,T,d], k [B,G,S,d], v [B,G,S,dv], bias, keep)`` and return
-``[B,H,T,dv]``, but SkipAt, which maps a block output ``[B,T,D]`` to the next.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, dv value dim.
 """
 
 from __future__ import annotations
@@ -13,19 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnpass.forms.causal import _below
+from attnpass.kernels.shapes import causal_mask
 
 
 class Softmax(nn.Module):
     """``softmax(scale q k^T + bias) v`` as ``scaled_dot_product_attention``.
 
     Args:
-        scale: factor on the logits.
-        causal: keep only s <= t.
-        fill: what the model sets masked logits to; ``None`` for boolean masks. It decides rows
-            without any kept key: finite gives the mean of v, -inf NaN, ``None`` 0.
-        added: the fill is added to the logits instead of set.
-        dropout: drop probability on the weights, applied as given.
+        scale: factor on the products of queries and keys.
+        causal: whether only the keys s <= t are kept.
+        fill: the value of masked logits in the original model; ``None`` for boolean masks. It
+            decides the result of rows without any kept key: the mean of v for a finite fill, NaN
+            for -inf, 0 for ``None``.
+        added: whether the model adds the fill to the logits instead of setting them.
+        dropout: drop probability of the weights, also when the module is in evaluation mode.
     """
 
     def __init__(
@@ -49,10 +48,13 @@ class Softmax(nn.Module):
         bias: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """``[B, H, T, dv]``; ``bias`` float and ``keep`` bool broadcast to ``[B, H, T, S]``."""
+        """``[B, H, T, dv]`` from ``q [B, H, T, d]``, ``k [B, G, S, d]`` and ``v [B, G, S, dv]``.
+
+        ``bias`` is float and ``keep`` bool; both broadcast to ``[B, H, T, S]``.
+        """
         causal = self.causal
         if causal and (keep is not None or bias is not None):
-            below = _below(q, k)
+            below = causal_mask(q, k)
             keep, causal = below if keep is None else keep & below, False
         if bias is not None:
             bias = bias.view((1,) * (4 - bias.dim()) + bias.shape)
@@ -64,7 +66,7 @@ class Softmax(nn.Module):
             if keep is not None:
                 fill = -math.inf if self.fill is None else self.fill
                 if math.isfinite(fill):
-                    # the least number swallows whatever it is added to: the logit is set
+                    # adding the least number of the dtype gives that number: the logit is set
                     least = torch.finfo(q.dtype).min
                     fill = max(fill, least) if self.added else least
                 mask = torch.where(keep, mask, fill)
@@ -84,8 +86,14 @@ class Softmax(nn.Module):
 
 
 class SoftmaxWeights(nn.Module):
-    """Softmax itself in its own place: proves that the place was read correctly."""
+    """Softmax in the place of the model's softmax alone, its logits and values left as they are.
+
+    Converting a site to this module changes nothing, which proves that the site was read well.
+    """
 
     def forward(self, s: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Weights ``[B, H, T, S]`` of logits likewise; in at least float32."""
+        """Weights ``[B, H, T, S]`` of logits ``s [B, H, T, S]``, in at least float32.
+
+        The logits are masked already; ``keep`` exists for the signature of ``Weights``.
+        """
         return s.to(torch.promote_types(s.dtype, torch.float32)).softmax(-1)

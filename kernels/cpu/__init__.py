@@ -1,10 +1,11 @@
 """The attention operators in C++ for CPUs, compiled when first used.
 
-``launch`` calls them with strides; what they refuse, plain torch operations compute.
+``launch`` holds the compiled library and says why it cannot serve a call; ``pointwise_launch`` and
+``hydra_launch`` run one call of an operator, by the library or by plain torch operations.
 """
 
 from __future__ import annotations
 
-from attnpass.kernels.cpu import launch
+from attnpass.kernels.cpu import hydra_launch, launch, pointwise_launch
 
-__all__ = ["launch"]
+__all__ = ["hydra_launch", "launch", "pointwise_launch"]

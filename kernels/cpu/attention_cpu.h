@@ -1,4 +1,4 @@
-// What the CPU kernels share: strided arrays, vectors of 16 floats, h, packing, masks.
+// Shared by the CPU kernels: strided arrays, vectors of 16 floats, h, packing, masks.
 // Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head dim, DV value dim.
 // Logits, h and sums are float32; products read float32 or, from bfloat16 inputs, bfloat16.
 #include <ATen/Parallel.h>
@@ -57,7 +57,8 @@ struct Buffer {
 
 constexpr int64_t MUCH = 1 << 20;  // entries
 
-// f(scratch): what threads keep between calls, or, where `much` would be kept, one of its own.
+// Calls f(scratch) with memory that the thread keeps between calls or, for `much` memory, with
+// memory that is freed after the call.
 template <class Scratch, class F>
 void with_scratch(bool much, F f) {
   if (much) {
@@ -69,7 +70,7 @@ void with_scratch(bool much, F f) {
   }
 }
 
-// --- vectors ------------------------------------------------------------------------------
+// Vectors.
 
 using Vec = __m512;
 using Lanes = __mmask16;
@@ -111,7 +112,7 @@ inline void set(Half* x, Lanes on, Vec v) {
   _mm256_mask_storeu_epi16(x, on, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-// --- h and its slope ----------------------------------------------------------------------
+// The functions h and their slopes.
 
 // 2^t: relative error 1e-7 (Exact) or 1e-4, which bfloat16 rounds away. inf and 0 at the ends.
 template <bool Exact>
@@ -201,7 +202,8 @@ struct Softplus {
   }
 };
 
-// The function of a numbered h; the order is that of cpp.H. `Mul` is what products read.
+// The function of a numbered h; the order is that of H in activations.py. `Mul` is the type that
+// products read.
 template <template <class, class> class F, class Mul, class Pointer>
 Pointer of(int64_t h) {
   constexpr bool exact = std::is_same_v<Mul, float>;
@@ -212,7 +214,7 @@ Pointer of(int64_t h) {
   return table[h];
 }
 
-// --- products -----------------------------------------------------------------------------
+// Products.
 
 // How many rows of B one packed row holds: bfloat16 products read pairs.
 template <class Mul>
@@ -283,7 +285,7 @@ inline void paired(const BFloat16* x, int64_t ld, int64_t n, int64_t d, BFloat16
   }
 }
 
-// --- masks --------------------------------------------------------------------------------
+// Masks.
 
 // 16 entries of a row, `step` apart.
 template <class E>
@@ -333,8 +335,8 @@ constexpr bool NATIVE_BFLOAT16 = true;
 constexpr bool NATIVE_BFLOAT16 = false;
 #endif
 
-// 0; 1 where the library refuses (oneDNN switched off): the caller takes another path; 2 where
-// the caller's struct is of another size.
+// Returns 0; 1 where oneDNN, switched off, throws: the caller then takes another path; 2 where the
+// caller's struct has another size.
 template <class P, class F>
 int guarded(const P* problem, size_t size, F run) {
   if (size != sizeof(P)) return 2;

@@ -1,6 +1,7 @@
 // Hydra: out = gain * q^ * sum_s (k^ * v), x^ = x over its norm across all heads' features.
-// Bandwidth is all: k and v are read once (twice where causal chunks need the sums before them),
-// then q. A task is one chunk of tokens of one batch item; sums are kept per chunk.
+// Memory bandwidth limits the speed: k and v are read once (twice where causal chunks need the
+// sums before them), then q. A task is one chunk of tokens of one batch item; sums are kept per
+// chunk.
 
 namespace attnpass {
 

@@ -1,7 +1,7 @@
 // Backward of the pointwise family: the weights are computed again from q and k, transposed
 // ([keys, queries]), so that every product reads rows as they lie in memory.
-// A task is one group of heads and every `chunks`-th block of keys; what several tasks add to
-// (dq, sums over keys) is kept apart per chunk, so that the result does not depend on timing.
+// A task is one group of heads and every `chunks`-th block of keys. Sums that several tasks add to
+// (dq, sums over keys) lie apart per chunk, so that the result does not depend on timing.
 
 namespace attnpass {
 
@@ -9,10 +9,10 @@ struct Backward {
   int64_t b, h, g, t, s, d, dv, block_m, block_n, heads, function, causal, chunks, serial;
   double scale;
   Array q, k, v, bias, keep, tau, offset, gain;
-  Array grad, dq, dk, dv_, dbias, dtau, doffset, dgain;  // dq [C, B, H, T, D] and so on: see cpu.py
+  Array grad, dq, dk, dv_, dbias, dtau, doffset, dgain;  // per chunk: see pointwise_launch.py
 };
 
-// One tile [n keys, m queries] of scores and of grad.v, and what becomes of it.
+// One tile [n keys, m queries] of scores and of grad.v, and the results computed from both.
 template <class Mul>
 struct Tile {
   int64_t n, m, width, diagonal;  // query c sees key r where c >= r + diagonal

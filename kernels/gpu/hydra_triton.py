@@ -1,9 +1,9 @@
-"""Triton kernels of Hydra attention: one pass over k and v, one over q; forward and backward.
+"""The Triton kernels of Hydra attention, forward and backward: a pass over k and v, one over q.
 
-Shapes: B batch, H heads, T queries, S keys, D head dim. The norm runs over all H*D features of a
-token, so that a program holds whole tokens: ``rows`` of them at a time, ``steps`` times, which
-makes a chunk. Sums over tokens are made per chunk and put together between the kernels; a causal
-chunk starts from the sum of those before it (the backward: after it).
+The norm runs over all H*D features of a token, so that a program holds whole tokens: ``rows`` of
+them at a time, ``steps`` times, which makes a chunk. Each kernel sums tokens per chunk; between
+the kernels the sums are put together, and a causal chunk starts from the sum of the chunks before
+it (in the backward: after it). Shapes: B batch, H heads, T queries, S keys, D head dim.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ import triton.language as tl
 
 
 class Form(NamedTuple):
-    """What one kernel is compiled for: a constant of every function here.
+    """The constants that one kernel is compiled for, ``F`` in every function here.
 
-    ``features``: H * D, padded to ``block``; ``d``: of a head. ``rows``: tokens at a time. The
-    others: which terms there are.
+    Attributes:
+        features: H * D, padded to ``block``.
+        d: features of a head.
+        rows: tokens that a program holds at a time.
+        causal: whether the sum runs over s <= t alone.
+        keep: whether there is a mask.
+        gain: whether there is a gain.
     """
 
     features: int
@@ -40,7 +45,7 @@ def _where(x, st, b, start, F: tl.constexpr):
 
 @triton.jit
 def _inside(start, N, F: tl.constexpr):
-    """Which entries of such a block exist."""
+    """The entries of such a block that exist."""
     i, f = start + tl.arange(0, F.rows), tl.arange(0, F.block)
     return (i < N)[:, None] & (f < F.features)[None, :]
 
@@ -54,13 +59,14 @@ def _load(x, st, b, start, N, F: tl.constexpr):
 
 @triton.jit
 def _store(x, st, b, start, N, value, F: tl.constexpr):
+    """Writes a block of tokens in the dtype of ``x``."""
     at = _where(x, st, b, start, F)
     tl.store(at, value.to(x.dtype.element_ty), mask=_inside(start, N, F))
 
 
 @triton.jit
 def _unit(x, eps):
-    """Every row of ``x`` over its norm; the reciprocal norms; whether they are no constant."""
+    """Every row of ``x`` over its norm, the reciprocal norms, and which norms exceed the floor."""
     square = tl.sum(x * x, axis=1)[:, None]
     r = tl.rsqrt(tl.maximum(square, eps))
     return x * r, r, square >= eps
@@ -150,7 +156,7 @@ def hydra_apply(
     eps,
     F: tl.constexpr,
 ):
-    """``out = gain q^ * total``; ``before`` is the total, or what precedes a causal chunk."""
+    """``out = gain q^ * total``; ``before`` is the total, or the sum before a causal chunk."""
     b, chunk = tl.program_id(0), tl.program_id(1)
     before_chunk = _features(before, b, chunk, before_st, F)
     g = 1.0
@@ -237,7 +243,7 @@ def hydra_keys(
     eps,
     F: tl.constexpr,
 ):
-    """Dk and dv; ``after`` is the sum of ``q^ * grad``, or what follows a causal chunk."""
+    """Dk and dv; ``after`` is the sum of ``q^ * grad``, or that sum after a causal chunk."""
     b, chunk = tl.program_id(0), tl.program_id(1)
     after_chunk = _features(after, b, chunk, after_st, F)
     g = 1.0

@@ -1,6 +1,6 @@
-"""Launches the Triton kernels of hydra: padded features, chunks of tokens, their starts.
+"""Launches the Triton kernels of hydra: padded features, chunks of tokens, sums before a chunk.
 
-Shapes: B batch, H query heads, T queries, S keys, d head dim.
+Shapes: B batch, H heads, T queries, S keys, d head dim, C chunks of tokens.
 """
 
 from __future__ import annotations
@@ -8,7 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnpass.kernels.gpu import hydra_triton
+from attnpass.kernels.call import HydraCall, HydraGradients
+from attnpass.kernels.gpu.hydra_triton import (
+    Form,
+    hydra_apply,
+    hydra_keys,
+    hydra_queries,
+    hydra_sums,
+)
 from attnpass.kernels.gpu.launch import Strides, block_count, constant, programs, spread
 from attnpass.kernels.gpu.limits import power
 from attnpass.kernels.shapes import heads_last
@@ -17,28 +24,26 @@ from attnpass.kernels.shapes import heads_last
 class _Tokens:
     """The arguments that every kernel of one call of hydra shares."""
 
-    def __init__(
-        self, q: Tensor, k: Tensor, keep: Tensor | None, gain: Tensor | None, warps: int
-    ) -> None:
-        (b, heads, _, d), s = q.shape, k.shape[2]
+    def __init__(self, call: HydraCall) -> None:
+        (b, heads, _, d), s = call.q.shape, call.k.shape[2]
         self.b, self.features = b, heads * d
         block = power(self.features)
-        # what a token's features leave of the registers of the program
-        rows = max(2, 1024 * warps // block)
-        warps = max(warps, min(16, rows * block // 2048))
+        # as many tokens as their features fit the registers of the program, two at least
+        rows = max(2, 1024 * call.tile.warps // block)
+        warps = max(call.tile.warps, min(16, rows * block // 2048))
         self.options = {"num_warps": warps, "enable_fp_fusion": True}
-        flags = None if keep is None else keep.view(torch.uint8)
+        flags = None if call.keep is None else call.keep.view(torch.uint8)
         self.keep, self.keep_st = spread(flags, (b, 1, 1, s))
-        self.gain = None if gain is None else gain.float().contiguous()
-        self.device = q.device
-        self.form = hydra_triton.Form(
+        self.gain = None if call.gain is None else call.gain.float().contiguous()
+        self.eps, self.causal = call.eps, call.causal
+        self.form = Form(
             features=self.features,
             block=block,
             d=d,
             rows=rows,
             causal=False,
-            keep=keep is not None,
-            gain=gain is not None,
+            keep=call.keep is not None,
+            gain=call.gain is not None,
         )
 
     def grid(self, x: Tensor) -> tuple[tuple[int, int], int]:
@@ -47,100 +52,83 @@ class _Tokens:
         steps = max(1, blocks * self.b // (4 * programs(x)))
         return (self.b, block_count(blocks, steps)), steps
 
-    def sums(self, x: Tensor, y: Tensor, eps: float, *, keys: bool) -> Tensor:
-        """``[B, chunks, H * D]``: the sum of ``x^ * y`` per chunk."""
-        grid, steps = self.grid(x)
-        out = torch.empty(
-            (self.b, grid[1], self.features), dtype=torch.float32, device=self.device
-        )
+    def empty_sums(self, x: Tensor) -> Tensor:
+        """Memory for one sum per chunk of the tokens of ``x``: ``[B, C, H * d]`` in float32."""
+        shape = (self.b, self.grid(x)[0][1], self.features)
+        return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+    def sums(self, x: Tensor, y: Tensor, *, keys: bool) -> Tensor:
+        """``[B, C, H * d]``: the sum of ``x^ * y`` per chunk, of kept tokens if these are keys."""
+        (grid, steps), out = self.grid(x), self.empty_sums(x)
         keep = self.keep if keys else None
         strides = (x.stride(), y.stride(), self.keep_st)
-        hydra_triton.hydra_sums[grid](
-            *(x, y, keep, out, *strides, x.shape[2], steps, eps),
+        hydra_sums[grid](
+            *(x, y, keep, out, *strides, x.shape[2], steps, self.eps),
             constant(self.form),
             keys and self.form.keep,
             **self.options,
         )
         return out
 
+    def starts(self, sums: Tensor, reverse: bool = False) -> tuple[Tensor, Strides]:
+        """The sum that each chunk starts from: all tokens, or those before (after) the chunk."""
+        if not self.causal:
+            total = sums.sum(1, keepdim=True)
+            return total, (total.stride(0), 0)
+        zero = torch.zeros_like(sums[:, :1])
+        if reverse:
+            out = torch.cat([sums[:, 1:].flip(1).cumsum(1).flip(1), zero], 1)
+        else:
+            out = torch.cat([zero, sums[:, :-1].cumsum(1)], 1)
+        return out, out.stride()[:2]
 
-def _starts(sums: Tensor, causal: bool, reverse: bool = False) -> tuple[Tensor, Strides]:
-    """What each chunk starts from: everything, or the sum of those before (after) it."""
-    if not causal:
-        total = sums.sum(1, keepdim=True)
-        return total, (total.stride(0), 0)
-    zero = torch.zeros_like(sums[:, :1])
-    if reverse:
-        out = torch.cat([sums[:, 1:].flip(1).cumsum(1).flip(1), zero], 1)
-    else:
-        out = torch.cat([zero, sums[:, :-1].cumsum(1)], 1)
-    return out, out.stride()[:2]
 
-
-def hydra(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keep: Tensor | None,
-    gain: Tensor | None,
-    causal: bool,
-    eps: float,
-    tile: list[int],
-) -> Tensor:
-    """``[B, H, T, d]``; see ``ops.hydra``."""
+def hydra(call: HydraCall) -> Tensor:
+    """``[B, H, T, d]``; see ``HydraCall``."""
+    q, k, v = call.q, call.k, call.v
     out = heads_last(q, q.shape[3])
     if out.numel() == 0:
         return out
-    call = _Tokens(q, k, keep, gain, tile[2])
-    before, before_st = _starts(call.sums(k, v, eps, keys=True), causal)
-    grid, steps = call.grid(q)
-    strides = (q.stride(), k.stride(), v.stride(), call.keep_st, before_st, out.stride())
-    hydra_triton.hydra_apply[grid](
-        *(q, k, v, call.keep, call.gain, before, out, *strides, q.shape[2], steps, eps),
-        constant(call.form._replace(causal=causal)),
-        **call.options,
+    tokens = _Tokens(call)
+    before, before_st = tokens.starts(tokens.sums(k, v, keys=True))
+    grid, steps = tokens.grid(q)
+    strides = (q.stride(), k.stride(), v.stride(), tokens.keep_st, before_st, out.stride())
+    hydra_apply[grid](
+        *(q, k, v, tokens.keep, tokens.gain, before, out, *strides, q.shape[2], steps, call.eps),
+        constant(tokens.form._replace(causal=call.causal)),
+        **tokens.options,
     )
     return out
 
 
-def hydra_backward(
-    grad: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    keep: Tensor | None,
-    gain: Tensor | None,
-    causal: bool,
-    eps: float,
-    tile: list[int],
-) -> list[Tensor]:
-    """Gradients of q, k, v, gain; see ``ops.hydra_backward``."""
+def hydra_backward(grad: Tensor, call: HydraCall) -> HydraGradients:
+    """The gradients for ``grad [B, H, T, d]``; see ``HydraCall``."""
+    q, k, v, gain = call.q, call.k, call.v, call.gain
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     if 0 in q.shape or k.shape[2] == 0:
-        zeros = [torch.zeros_like(x) for x in (dq, dk, dv)]
-        return [*zeros, q.new_empty(0) if gain is None else torch.zeros_like(gain)]
-    call = _Tokens(q, k, keep, gain, tile[2])
-    form = call.form._replace(causal=causal)
-    before, before_st = _starts(call.sums(k, v, eps, keys=True), causal)
-    after, after_st = _starts(call.sums(q, grad, eps, keys=False), causal, reverse=True)
-    inputs = (grad, q, k, v, call.keep, call.gain)
-    strides = (grad.stride(), q.stride(), k.stride(), v.stride(), call.keep_st)
-    grid, steps = call.grid(q)
-    dgain = None
-    if gain is not None:
-        dgain = torch.empty((call.b, grid[1], call.features), dtype=torch.float32, device=q.device)
-    hydra_triton.hydra_queries[grid](
-        *(*inputs, before, dq, dgain, *strides, before_st, dq.stride(), q.shape[2], steps, eps),
-        constant(form),
-        **call.options,
+        dgain = None if gain is None else torch.zeros_like(gain)
+        return HydraGradients(dq.zero_(), dk.zero_(), dv.zero_(), dgain)
+    tokens = _Tokens(call)
+    form = constant(tokens.form._replace(causal=call.causal))
+    before, before_st = tokens.starts(tokens.sums(k, v, keys=True))
+    after, after_st = tokens.starts(tokens.sums(q, grad, keys=False), reverse=True)
+    inputs = (grad, q, k, v, tokens.keep, tokens.gain)
+    strides = (grad.stride(), q.stride(), k.stride(), v.stride(), tokens.keep_st)
+    dgain = None if gain is None else tokens.empty_sums(q)
+    grid, steps = tokens.grid(q)
+    ends = (q.shape[2], steps, call.eps)
+    hydra_queries[grid](
+        *(*inputs, before, dq, dgain, *strides, before_st, dq.stride(), *ends),
+        form,
+        **tokens.options,
     )
-    grid, steps = call.grid(k)
-    outputs = (dk.stride(), dv.stride())
-    hydra_triton.hydra_keys[grid](
-        *(*inputs, after, dk, dv, *strides, after_st, *outputs, k.shape[2], steps, eps),
-        constant(form),
-        **call.options,
+    grid, steps = tokens.grid(k)
+    ends = (k.shape[2], steps, call.eps)
+    hydra_keys[grid](
+        *(*inputs, after, dk, dv, *strides, after_st, dk.stride(), dv.stride(), *ends),
+        form,
+        **tokens.options,
     )
     if dgain is None or gain is None:
-        return [dq, dk, dv, q.new_empty(0)]
-    return [dq, dk, dv, dgain.sum((0, 1)).view(gain.shape).to(gain.dtype)]
+        return HydraGradients(dq, dk, dv, None)
+    return HydraGradients(dq, dk, dv, dgain.sum((0, 1)).view(gain.shape).to(gain.dtype))

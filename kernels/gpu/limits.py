@@ -1,8 +1,8 @@
-"""What an NVIDIA GPU offers a program and what a tile needs of it, before anything is compiled.
+"""The resources of an NVIDIA GPU, estimates of the needs of a tile, and the default tiles.
 
-The estimates follow what the compiler made of the kernels for sm80 and sm90
-(``benchmarks/gpu_compile.py``): shared memory to the kilobyte, registers roughly.
-Shapes: D head dim, DV value dim, padded to powers of two.
+Nothing is compiled here: the estimates follow the compiled kernels of sm80 and sm90
+(``benchmarks/gpu_compile.py``), for shared memory to the kilobyte, for registers roughly.
+Shapes: d head dim, dv value dim, both padded to powers of two; size: bytes of an entry.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ import torch
 from attnpass.kernels.tile import Tile
 
 LEAST = 80
-"""The least compute capability that the Triton kernels serve; below, plain torch does."""
+"""The least compute capability that the Triton kernels serve; older GPUs run plain torch."""
 
 SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99}
 """KiB of shared memory that one program may have, per compute capability."""
 
 TMA = (90, 100, 103, 110)
-"""Where keys and values can come by the tensor memory accelerator to asynchronous matrix units."""
+"""The compute capabilities with a tensor memory accelerator and asynchronous matrix units."""
 
 REST = 2048
-"""Bytes of shared memory for barriers and vectors, at most."""
+"""Bytes of shared memory that barriers and vectors take at most."""
 
 REGISTERS = {2: 224, 4: 64}
-"""Of the 255 of a thread: what sums and scores may take, per bytes of an entry.
+"""Of a thread's 255 registers, how many sums and scores may take, by the size of an entry.
 
-float32 is multiplied without matrix units, which keeps the factors in registers as well.
+float32 is multiplied without matrix units, so that the factors also lie in registers.
 """
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def capability() -> int:
-    """80 for sm80 and so on, of the current device; 0 where there is no NVIDIA GPU."""
+    """The compute capability of the current device, 80 for sm80; 0 without an NVIDIA GPU."""
     if not torch.cuda.is_available() or torch.version.hip:
         return 0
     major, minor = torch.cuda.get_device_capability()
@@ -45,11 +45,12 @@ def power(n: int) -> int:
 
 
 def shared_bytes(tile: Tile, d: int, dv: int, size: int, direction: str, sm: int) -> int:
-    """Shared memory of the largest kernel of a direction; ``size``: bytes of an entry.
+    """Bytes of shared memory of the largest kernel of a direction.
 
-    What a program owns lies there once, what its loop reads once per stage, and barriers and
-    vectors in ``REST``. The matrix units of sm90 read there themselves; others leave one stage to
-    the registers, and scores may pass through it on their way to the second product.
+    The blocks that a program owns lie there once, the blocks of its loop once per stage, barriers
+    and vectors in ``REST`` bytes. The matrix units of sm90 read shared memory themselves; on other
+    GPUs one stage lies in registers, and scores may pass through shared memory on their way to the
+    second product.
     """
     d, dv = power(d), power(dv)
     owned = tile.block_m * (d if direction == "forward" else d + dv)
@@ -60,7 +61,7 @@ def shared_bytes(tile: Tile, d: int, dv: int, size: int, direction: str, sm: int
 
 
 def registers(tile: Tile, d: int, dv: int, direction: str) -> int:
-    """Registers per thread that sums and scores of the largest kernel take."""
+    """Registers per thread for the sums and scores of the largest kernel of a direction."""
     d, dv = power(d), power(dv)
     scores = tile.block_m * tile.block_n
     sums = dv * tile.block_m if direction == "forward" else (d + dv) * tile.block_m + scores
@@ -68,7 +69,7 @@ def registers(tile: Tile, d: int, dv: int, direction: str) -> int:
 
 
 def refusal(tile: Tile, d: int, dv: int, size: int, direction: str, sm: int) -> str | None:
-    """Why a tile cannot run on sm``sm``, or would spill without end; None if it may."""
+    """Why a tile cannot run on sm``sm``, or spills most of its registers; None if it may run."""
     limit = 1024 * SHARED.get(sm, min(SHARED.values()))
     needs = shared_bytes(tile, d, dv, size, direction, sm)
     if needs > limit:
@@ -82,13 +83,13 @@ def refusal(tile: Tile, d: int, dv: int, size: int, direction: str, sm: int) -> 
 
 
 SIZES = ((128, 128, 8), (128, 64, 8), (64, 64, 8), (64, 32, 8), (32, 32, 8), (32, 32, 4))
-"""Rows, columns and warps of the defaults, from large to small."""
+"""Rows, columns and warps of the default tiles, from large to small."""
 
 
 def default(d: int, dv: int, size: int, direction: str, sm: int) -> Tile:
-    """The tile used where nothing was measured: the largest of few that compiles without spills.
+    """The tile where nothing was measured: the largest of ``SIZES`` that compiles without spills.
 
-    With descriptors where there are any, which save a quarter of the registers.
+    It has descriptors, which save a quarter of the registers, where the GPU can load by them.
     """
     tma, forward = int(sm in TMA and size == 2), direction == "forward"
     rooms = {(2, True): (160, 144), (2, False): (96, 128), (4, False): (24, 48)}

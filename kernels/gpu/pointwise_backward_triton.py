@@ -1,6 +1,6 @@
-"""Triton kernels of the pointwise family's backward, by recomputation.
+"""The Triton kernels of the pointwise family's backward, which recompute the weights.
 
-Every sum is owned by one program, or left by a few in turns: no atomics, the same bits in every
+One program owns a sum, or a few programs leave a part each: no atomics, the same bits in every
 run. Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head dim.
 """
 
@@ -49,7 +49,7 @@ def slope(x, p, F: tl.constexpr):
 
 @triton.jit
 def _seen_by(first, last, N, window, F: tl.constexpr):
-    """Queries that see the keys ``first`` to ``last``; the same parts as ``_visible``."""
+    """The queries that see the keys ``first`` to ``last``, in the parts of ``_visible``."""
     lo, full, edge, hi = 0, 0, N, N
     if F.causal:
         lo, full = first, last
@@ -64,7 +64,10 @@ def _seen_by(first, last, N, window, F: tl.constexpr):
 
 @triton.jit
 def _gradients(x, dp, kept, row_offset, row_gain, CHECK: tl.constexpr, F: tl.constexpr):
-    """Weights p, their gradient and that of the logits, where kept; CHECK: some may not be."""
+    """Weights p, their gradient and that of the logits; 0 where not kept.
+
+    CHECK: whether some positions of the block may not be kept.
+    """
     x += row_offset
     if CHECK or (F.bias or F.keep):
         x, dp = tl.where(kept, x, 0.0), tl.where(kept, dp, 0.0)
@@ -113,9 +116,9 @@ def pointwise_queries(
     window,
     F: tl.constexpr,
 ):
-    """Gradients that a block of query rows owns.
+    """The gradients that a block of query rows owns.
 
-    These are dq; doffset and dgain ``[B, H, T]``; its share ``[B, H, blocks]`` of tau * dtau.
+    These are dq, doffset and dgain ``[B, H, T]``, and a share ``[B, H, blocks]`` of tau * dtau.
     """
     blocks = tl.cdiv(T, F.m)
     tile = tl.program_id(0)
@@ -346,11 +349,11 @@ def pointwise_bias(
     ONE_COLUMN: tl.constexpr,
     F: tl.constexpr,
 ):
-    """One block of dbias ``[.., OWN_HEADS, ROWS, COLUMNS]``: the sum over what shares it.
+    """One block of dbias ``[.., OWN_HEADS, ROWS, COLUMNS]``, summed over all scores that share it.
 
-    ITEMS and HEADS share it, and ``t_blocks x s_blocks`` blocks of scores; each is 1 where the
-    bias has entries of its own. The programs of the second axis take turns at what is shared, and
-    leave a sum each: ``[programs, .., OWN_HEADS, ROWS, COLUMNS]``.
+    ITEMS batch items, HEADS heads and ``t_blocks x s_blocks`` blocks of scores share the block;
+    each number is 1 where the bias has entries of its own. The programs of the second axis take
+    turns at the shared scores and leave a sum each: ``[programs, .., OWN_HEADS, ROWS, COLUMNS]``.
     """
     rows, columns = tl.cdiv(ROWS, F.m), tl.cdiv(COLUMNS, F.n)
     tile = tl.program_id(0)

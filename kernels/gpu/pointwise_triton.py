@@ -1,4 +1,4 @@
-"""Triton kernel of the pointwise family's forward, and what its backward shares with it.
+"""The Triton kernel of the pointwise family's forward, and functions that the backward shares.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, D head dim, DV value dim.
 Every block of scores is recomputed where it is needed and every sum is owned by one program:
@@ -14,16 +14,27 @@ import triton.language as tl
 
 
 class Form(NamedTuple):
-    """What one kernel is compiled for: a constant of every function here.
+    """The constants that one kernel is compiled for, ``F`` in every function here.
 
-    ``unit``: h takes ``unit`` times the logit. ``windowed`` to ``lengths``: which terms there are;
-    ``offset`` and ``gain`` are 1 with one value per head, 2 with one per row.
-    ``d``, ``dv``: head dims, padded to ``block_d``, ``block_dv``. ``precision``: of float32
-    products. ``big``: offsets within a block pass 2^31. ``device``: an NVIDIA GPU from sm80 on;
-    elsewhere (the interpreter) bfloat16 is widened and there is no assembly. ``m``,
-    ``n``, ``warps``: rows, columns and warps of a block.
-    ``descriptors``: blocks of a loop come by the tensor memory accelerator. ``persistent``: a
-    program takes every num_programs-th tile, else one.
+    Attributes:
+        h: the pointwise function.
+        unit: the factor on the logit that the code of h takes.
+        causal: whether only the keys s <= t are kept.
+        windowed: whether the call has a window.
+        bias: whether the call has a bias; likewise keep, tau, slopes and lengths.
+        offset: 0 without one, 1 with one value per head, 2 with one value per row.
+        gain: likewise.
+        d: head dim, padded to ``block_d``.
+        dv: value dim, padded to ``block_dv``.
+        precision: of float32 products, ``ieee`` or ``tf32``.
+        big: whether offsets within a block pass 2^31.
+        device: whether an NVIDIA GPU from sm80 on runs the kernel; the interpreter widens bfloat16
+            and has no assembly.
+        m: rows of a block.
+        n: columns of a block.
+        warps: warps of a program.
+        descriptors: whether the blocks of a loop come by the tensor memory accelerator.
+        persistent: whether a program takes every num_programs-th tile instead of one.
     """
 
     h: str
@@ -52,8 +63,8 @@ class Form(NamedTuple):
 
 
 # Two sigmoids of x = -log2(e) * logit by three special functions instead of four: 1/a and 1/b are
-# b/(ab) and a/(ab). Beyond 2^-62 the weight stays there. ``min.NaN`` lets a NaN pass, to both:
-# what is not kept must be set to a number before.
+# b/(ab) and a/(ab). A weight below 2^-62 is computed as 2^-62. ``min.NaN`` lets a NaN pass into
+# both results: logits that are not kept must be set to a number before.
 _SIGMOID = tl.constexpr(
     """{
     .reg .f32 a, b, r;
@@ -75,7 +86,7 @@ _SIGMOID = tl.constexpr(
 def activation(x, F: tl.constexpr):
     """``h`` of the logit ``x / F.unit``, in float32."""
     if F.h == "sigmoid":
-        # a thread with one weight has no second
+        # the assembly takes two weights of one thread
         if F.device and F.m * F.n >= 64 * F.warps:
             p = tl.inline_asm_elementwise(
                 _SIGMOID, "=f,=f,f,f", [x], dtype=tl.float32, is_pure=True, pack=2
@@ -135,7 +146,7 @@ def _block(
 ):
     """Rows ``[start, start + BLOCK)`` of a head at ``x``, ``[BLOCK, BLOCK_D]``; zero outside.
 
-    CHECK: rows from N on may be met.
+    CHECK: whether the block may hold rows from N on.
     """
     i, d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     inside = (start + i < N)[:, None]
@@ -203,7 +214,7 @@ def _term(
 
 @triton.jit
 def _seen(x, start, limit, CHECK: tl.constexpr, F: tl.constexpr):
-    """Rows of keys or values with zeros from ``limit`` on: what lies there may be anything."""
+    """Rows of keys or values with zeros from ``limit`` on, where memory may hold anything."""
     if CHECK and F.lengths:
         i = start + tl.arange(0, F.n)
         x = tl.where((i < limit)[:, None], x, 0.0)
@@ -220,7 +231,7 @@ def _store(x, st, start, N, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.co
 
 @triton.jit
 def _scale(tau, slopes, head, scale, F: tl.constexpr):
-    """What turns products, biases and distances of a head into ``unit`` times logits."""
+    """The factors of a head's products, biases and distances in ``unit`` times the logits."""
     added = F.unit
     if F.tau:
         added = tl.load(tau + head) * F.unit
@@ -232,7 +243,7 @@ def _scale(tau, slopes, head, scale, F: tl.constexpr):
 
 @triton.jit
 def _limit(lengths, b, S, F: tl.constexpr):
-    """How many keys item b has."""
+    """The number of keys of item b."""
     if F.lengths:
         return tl.minimum(S, tl.load(lengths + b))
     else:
@@ -241,7 +252,7 @@ def _limit(lengths, b, S, F: tl.constexpr):
 
 @triton.jit
 def _logits(x, t, s, by, bias, bias_st, keep, keep_st, T, limit, window, F: tl.constexpr):
-    """``unit`` times the logits but for the offset, and what is kept.
+    """``unit`` times the logits without the offset, and the kept positions.
 
     ``x`` are the products of queries ``t`` and keys ``s``, which broadcast to its shape; ``bias``
     and ``keep`` are those of the head.
@@ -272,10 +283,10 @@ def _logits(x, t, s, by, bias, bias_st, keep, keep_st, T, limit, window, F: tl.c
 
 @triton.jit
 def _visible(first, last, N, window, F: tl.constexpr):
-    """Keys that the queries ``first`` to ``last`` see: ``(lo, stop, full, edge, hi)``.
+    """The keys that the queries ``first`` to ``last`` see: ``(lo, stop, full, edge, hi)``.
 
-    ``[lo, stop)`` and ``[edge, hi)`` in part, ``[full, edge)`` wholly; lo, full and edge are
-    multiples of a block.
+    Some of these queries see the keys ``[lo, stop)`` and ``[edge, hi)``, all see ``[full, edge)``;
+    lo, full and edge are multiples of a block.
     """
     lo, full, edge, hi = 0, 0, N, N
     if F.causal:

@@ -16,8 +16,8 @@ from attnpass import forms
 from attnpass.batch import call
 from attnpass.capture import Capture
 from attnpass.errors import CaptureError, OptionError
-from attnpass.kernels import ops, reference
-from attnpass.kernels import torch_whole as aten
+from attnpass.kernels import ops, reference, torch_whole
+from attnpass.kernels.call import PointwiseCall
 from attnpass.kernels.select import choose, default_tile
 from attnpass.kernels.tile import ShapeClass, Tile
 from attnpass.site import AttentionSite
@@ -148,7 +148,10 @@ class Call:
         if tile.implementation == "aten":
             if self.compiled is None:
                 # a function of its own: recompiles are counted per code object
-                self.compiled = torch.compile(lambda *a: aten.pointwise(*a), dynamic=False)
+                self.compiled = torch.compile(
+                    lambda *a: torch_whole.pointwise(PointwiseCall(*(*a, Tile("aten")))),
+                    dynamic=False,
+                )
             return self.compiled(*inputs, *self.rest)  # type: ignore[no-any-return]
         other = replace(self.shape, direction="forward").default()
         tiles = (tile, tile) if self.shape.direction == "forward" else (other, tile)

@@ -1,4 +1,7 @@
-"""The GPU benchmark itself runs: at sizes that show nothing about speed, under the interpreter."""
+"""The GPU benchmark itself runs: at sizes that show nothing about speed, under the interpreter.
+
+Slow: whole benchmark parts, so that a session on a GPU does not fail for a script's sake.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import house
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_kernels.py"
+pytestmark = pytest.mark.slow
+
+SCRIPT = house.ROOT / "benchmarks" / "gpu_kernels.py"
 
 
 @pytest.mark.parametrize(
@@ -25,8 +30,9 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu_kernels.py"
 )
 def test_every_part_writes_its_result(part, names, tmp_path):
     path = tmp_path / "out.json"
+    env = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(house.ROOT)}
     command = [sys.executable, str(SCRIPT), str(path), part, "--tiny"]
-    subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, check=True)
+    subprocess.run(command, env=env, check=True)
     found = json.loads(path.read_text())
     assert found["ceilings"]["copy_gb_per_s"] > 0
     for row in found["rows"]:

@@ -1,4 +1,7 @@
-"""Random calls of the kernels, any shape, stride, mask, tile and threads, against float64."""
+"""Random calls of the kernels, any shape, stride, mask, tile and threads, against float64.
+
+The other tests take one feature at a time; these combine them.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import random
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 
 from attnpass.kernels import reference
-from attnpass.kernels.cpu import launch as cpu
-from attnpass.kernels.gpu import pointwise_triton_launch as triton_launch
+from attnpass.kernels.activations import H
+from attnpass.kernels.call import PointwiseCall
+from attnpass.kernels.cpu import pointwise_launch
+from attnpass.kernels.gpu import pointwise_backward_triton_launch, pointwise_triton_launch
 from attnpass.kernels.tile import Tile
 
 NAMES = ("q", "k", "v", "bias", "keep", "tau", "offset", "gain")
@@ -82,7 +88,7 @@ class Draw:
             *(4, 2, self.pick.choice([1, 2, 4])),
         ]
         scale = self.pick.choice([d**-0.5, 1.0, 0.1])
-        rest = (scale, self.pick.choice(cpu.H), self.often(0.4), tile)
+        rest = (scale, self.pick.choice(tuple(H)), self.often(0.4), tile)
         return (
             dict(zip(NAMES, tensors, strict=True)),
             self.strided(b, h, t, dv).to(dtype),
@@ -106,8 +112,9 @@ def test_random_calls(seed):
     before = torch.get_num_threads()
     torch.set_num_threads(draw.pick.choice([1, 2, 3]))
     try:
-        out = cpu.pointwise(*tensors.values(), scale, h, causal, tile)
-        found = cpu.pointwise_backward(grad, *tensors.values(), scale, h, causal, tile, True)
+        call = PointwiseCall(*tensors.values(), scale, h, causal, Tile.from_list(tile))
+        out = pointwise_launch.pointwise(call)
+        found = pointwise_launch.pointwise_backward(grad, call, True)
     finally:
         torch.set_num_threads(before)
     compare(tensors, grad, (scale, h, causal), dtype, out, found)
@@ -128,12 +135,13 @@ def compare(tensors, grad, rest, dtype, out, found, more=None):
     assert far(out, want.detach()) <= ALLOWED[dtype]
     leaves = {n: x for n, x in wide.items() if x is not None and n != "keep"}
     wanted = torch.autograd.grad(want, list(leaves.values()), grad.double())
-    got = dict(zip([n for n in NAMES if n != "keep"], found, strict=True))
     for name, gradient in zip(leaves, wanted, strict=True):
-        assert far(got[name], gradient) <= 6 * ALLOWED[dtype], name
+        assert far(getattr(found, name), gradient) <= 6 * ALLOWED[dtype], name
 
 
-@pytest.mark.skipif(not triton_launch.triton.knobs.runtime.interpret, reason="tensors of a CPU")
+# slow: up to ten seconds a call under the interpreter
+@pytest.mark.slow
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="tensors of a CPU")
 @pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning")
 @pytest.mark.parametrize("seed", range(30))
 def test_random_calls_of_triton(seed):
@@ -149,10 +157,11 @@ def test_random_calls_of_triton(seed):
         block_n=draw.pick.choice([16, 32]),
         descriptors=draw.pick.choice([0, 1]),
         persistent=draw.pick.choice([0, 1]),
-    ).as_list()
+    )
     given = (*tensors.values(), scale, h, causal, tile)
-    out = triton_launch.pointwise(*given, slopes, lengths, window)
-    found = triton_launch.pointwise_backward(grad, *given, True, slopes, lengths, window)
+    call = PointwiseCall(*given, slopes, lengths, window)
+    out = pointwise_triton_launch.pointwise(call)
+    found = pointwise_backward_triton_launch.pointwise_backward(grad, call, True)
     at = torch.arange(t)[:, None] - torch.arange(s)
     keep = at.abs() < window if window else torch.ones(t, s, dtype=torch.bool)
     if lengths is not None:

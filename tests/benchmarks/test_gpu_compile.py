@@ -1,4 +1,7 @@
-"""The Triton kernels compiled for chips that are not here, without the interpreter."""
+"""The Triton kernels compiled for chips that are not here, without the interpreter.
+
+Slow: real compiles. They show what the interpreter cannot: registers, spills, matrix instructions.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import house
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+pytestmark = pytest.mark.slow
+
+BENCHMARKS = house.ROOT / "benchmarks"
 
 PROGRAM = """
 import json, sys
@@ -32,7 +37,11 @@ json.dump(rows, sys.stdout)
 
 @pytest.fixture(scope="module")
 def compiled():
-    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(BENCHMARKS)}
+    env = {
+        **os.environ,
+        "TRITON_INTERPRET": "0",
+        "PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{house.ROOT}",
+    }
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env=env, stdout=subprocess.PIPE, text=True, check=True
     )

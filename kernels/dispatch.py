@@ -1,0 +1,59 @@
+"""Which implementation serves an operator's call: Triton on a GPU from sm80 on, else the CPU side.
+
+The CPU side also serves what no kernel does, by plain torch operations on any device. Triton is
+imported when the first call on a GPU comes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attnpass.kernels.call import HydraCall, HydraGradients, PointwiseCall, PointwiseGradients
+from attnpass.kernels.cpu import hydra_launch, pointwise_launch
+from attnpass.kernels.gpu import limits
+
+
+def _has_triton(x: Tensor) -> bool:
+    """Whether the Triton kernels serve the device of ``x``."""
+    return x.device.type == "cuda" and limits.capability() >= limits.LEAST
+
+
+def pointwise(call: PointwiseCall) -> Tensor:
+    """``[B, H, T, dv]``; see ``PointwiseCall``."""
+    if not _has_triton(call.q):
+        return pointwise_launch.pointwise(call)
+    from attnpass.kernels.gpu import pointwise_triton_launch
+
+    with torch.cuda.device_of(call.q):  # kernels start on the current device
+        return pointwise_triton_launch.pointwise(call)
+
+
+def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseGradients:
+    """The gradients for ``grad [B, H, T, dv]``; that of the bias only where it is needed."""
+    if not _has_triton(call.q):
+        return pointwise_launch.pointwise_backward(grad, call, needs_bias)
+    from attnpass.kernels.gpu import pointwise_backward_triton_launch
+
+    with torch.cuda.device_of(call.q):
+        return pointwise_backward_triton_launch.pointwise_backward(grad, call, needs_bias)
+
+
+def hydra(call: HydraCall) -> Tensor:
+    """``[B, H, T, d]``; see ``HydraCall``."""
+    if not _has_triton(call.q):
+        return hydra_launch.hydra(call)
+    from attnpass.kernels.gpu import hydra_triton_launch
+
+    with torch.cuda.device_of(call.q):
+        return hydra_triton_launch.hydra(call)
+
+
+def hydra_backward(grad: Tensor, call: HydraCall) -> HydraGradients:
+    """The gradients for ``grad [B, H, T, d]``; see ``HydraCall``."""
+    if not _has_triton(call.q):
+        return hydra_launch.hydra_backward(grad, call)
+    from attnpass.kernels.gpu import hydra_triton_launch
+
+    with torch.cuda.device_of(call.q):
+        return hydra_triton_launch.hydra_backward(grad, call)

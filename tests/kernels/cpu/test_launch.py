@@ -1,0 +1,74 @@
+"""The C++ library: where it is there, what it refuses, and what a call hands it."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+
+import problems
+import pytest
+import torch
+from kernel_checks import check, check_hydra, hydra_inputs
+from problems import CASES
+
+from attnpass.kernels.cpu import launch as cpu
+
+
+def test_the_kernels_are_there_where_the_machine_has_what_they_need():
+    able = torch.backends.cpu.get_cpu_capability() == "AVX512" and shutil.which("g++") is not None
+    for name in ("pointwise", "pointwise_backward", "hydra"):
+        assert able == (cpu.refusal(name) is None)
+
+
+def test_without_a_compiler_plain_torch_runs_and_one_line_says_so(monkeypatch, caplog):
+    from torch._inductor.codecache import CppCodeCache
+
+    def fails(*_):
+        raise RuntimeError("No working C++ compiler found\nlong\nstory")
+
+    monkeypatch.setattr(CppCodeCache, "load", fails)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(cpu, "library", functools.cache(cpu.library.__wrapped__))
+    p = problems.problem(CASES["all"])
+    check(p, "sigmoid", "fused")
+    assert cpu.refusal("pointwise") == "no C++ kernel: No working C++ compiler found"
+    assert "install g++ or set $CXX" in caplog.text
+    lines = [r for r in caplog.records if "No working" in r.message]
+    assert len(lines) == 2  # one per kernel, forward and backward, not one per call
+
+
+def test_without_the_instructions_plain_torch_runs(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(cpu, "library", functools.cache(cpu.library.__wrapped__))
+    assert cpu.refusal("pointwise") == "no AVX-512 here (AVX2)"
+    check(problems.problem(CASES["all"]), "relu", "fused")
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration:UserWarning")
+def test_with_onednn_switched_off_plain_torch_runs(path):
+    with torch.backends.mkldnn.flags(enabled=False):
+        check(problems.problem(CASES["all"]), "relu", "fused")
+        check_hydra("fused", *hydra_inputs("plain"), False)
+
+
+def test_a_dtype_that_no_kernel_reads_is_refused():
+    x = torch.empty(1, dtype=torch.float64)
+    assert (
+        cpu.refusal("pointwise", x) == "torch.float64 on cpu is computed by plain torch operations"
+    )
+    assert cpu.refusal("pointwise", torch.empty(1, device="meta")) is not None
+
+
+def test_a_struct_of_another_size_is_not_read(path):
+    if path == "c++":
+        with pytest.raises(AssertionError, match="pointwise takes another struct"):
+            cpu.run_kernel("pointwise", "pointwise", [1, 2, 0.5], [])
+
+
+def test_rows_are_copied_only_where_features_lie_apart():
+    x = torch.randn(2, 3, 4, 5)
+    assert cpu.unit_rows(x) is x
+    apart = x.transpose(2, 3)
+    assert cpu.unit_rows(apart).stride(-1) == 1
+    assert torch.equal(cpu.unit_rows(apart), apart)
+    assert cpu.unit_rows(x[..., ::5]) is not None

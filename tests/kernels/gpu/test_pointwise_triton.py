@@ -1,0 +1,157 @@
+"""The pointwise kernels against float64, forward and gradients."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import triton
+from problems import CASES, POSITIONS, Case
+from tolerance import assert_near
+from triton_checks import DEVICE, LOW, SCALE, TILE, H, check, on_a_gpu
+
+from attnpass.kernels import reference
+from attnpass.kernels.call import PointwiseCall
+from attnpass.kernels.gpu import (
+    pointwise_triton_launch,
+)
+from attnpass.kernels.select import default_tile
+from attnpass.kernels.tile import Tile
+
+# a Triton dot needs blocks of 16: sizes around that, where no tile divides
+SIZES = {
+    "exact": (16, 32, 16, 16),
+    "odd": (17, 35, 5, 7),
+    "one": (1, 1, 1, 1),
+    "wide": (3, 18, 33, 20),
+    "tall": (37, 5, 20, 33),
+}
+
+
+def test_the_kernels_do_run_under_triton():
+    if DEVICE == "cpu":
+        assert triton.knobs.runtime.interpret
+        from attnpass.kernels.gpu.pointwise_triton import pointwise_forward
+
+        assert type(pointwise_forward).__name__ == "InterpretedFunction"
+
+
+@pytest.mark.parametrize("name", [*CASES, *POSITIONS])
+def test_every_feature(name):
+    # gelu is not 0 at masked positions, and has both signs
+    check((CASES | POSITIONS)[name].but(tile=TILE), "gelu")
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [1, 16, 17, 40])
+def test_windows_across_blocks(window, causal):
+    case = Case(b=1, t=70, s=75, window=window, causal=causal, lengths=(72,), offset=(1, 2, 1, 1))
+    check(case.but(tile=TILE), "gelu")
+
+
+@pytest.mark.parametrize("d", [1, 16, 31, 72, 128, 256])
+def test_head_dims(d):
+    check(Case(b=1, t=5, s=18, d=d, dv=d, causal=True, tile=TILE), "sigmoid")
+
+
+@pytest.mark.parametrize("h", H)
+@pytest.mark.parametrize("name", ["odd sizes", "all"])
+def test_every_h(name, h):
+    check(CASES[name].but(tile=TILE), h)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes(size, causal):
+    t, s, d, dv = SIZES[size]
+    case = Case(b=1, t=t, s=s, d=d, dv=dv, causal=causal, tau=True, offset=(1, 2, 1, 1))
+    check(case.but(tile=TILE), "softplus")
+
+
+def test_the_hardware_tanh_is_the_same_function():
+    # under the interpreter tanh is exact; on a GPU it is wrong by 2^-11
+    case = Case(t=19, s=21, tau=True, offset=(1, 2, 1, 1), tile=TILE)
+    terms = 1.0 if DEVICE == "cpu" else 2**-11 / 2e-6
+    check(case, "sigmoid_tanh", terms=terms)
+
+
+@pytest.mark.parametrize("h", ["sigmoid", "relu", "gelu"])
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_low_precision(dtype, h):
+    # the weights are rounded to the dtype of v for the second dot: half an ulp of each product,
+    # which the sum over keys cannot exceed by more than |p||v| does the result
+    case = CASES["all"].but(t=19, s=21, keep=(2, 1, 19, 21), bias=(1, 4, 19, 21))
+    check(case.but(offset=(1, 4, 19, 1), gain=(1, 4, 19, 1), tile=TILE), h, dtype, compute=dtype)
+
+
+def test_weights_of_size_one_over_n_are_relatively_right():
+    q, k = torch.randn(1, 1, 3, 4), torch.randn(1, 1, 300, 4)
+    v = torch.ones(1, 1, 300, 2)
+    offset = torch.full((1, 1, 1, 1), -math.log(300))
+    on = [x.to(DEVICE) for x in (q, k, v)]
+    terms = (None, None, None, offset.to(DEVICE), None)
+    call = PointwiseCall(*on, *terms, SCALE, "sigmoid", False, Tile.from_list(TILE))
+    got = pointwise_triton_launch.pointwise(call).cpu()
+    want = reference.pointwise(
+        q, k, v, None, None, None, offset, scale=SCALE, h="sigmoid", causal=False
+    )
+    assert bool(((got - want).abs() <= 4e-6 * want.abs()).all())
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("h", H)
+def test_extreme_logits(h):
+    # +-300: exp2(-s) overflows float32, the weight does not
+    q = torch.tensor([300.0, -300.0, 0.0]).view(1, 1, 3, 1)
+    k, v = torch.ones(1, 1, 2, 1), torch.ones(1, 1, 2, 1)
+    on = [x.to(DEVICE) for x in (q, k, v)]
+    call = PointwiseCall(*on, *[None] * 5, 1.0, h, False, Tile.from_list(TILE))
+    got = pointwise_triton_launch.pointwise(call).cpu()
+    want = reference.pointwise(q, k, v, None, None, None, None, scale=1.0, h=h, causal=False)
+    assert_near(got, want)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("h", H)
+def test_causal_pointwise_never_sees_a_later_key(h):
+    q, k, v = torch.randn(3, 1, 2, 37, 4)
+    after = []
+    for size in (1.0, 1e3):
+        changed = [torch.cat([x[:, :, :20], x[:, :, 20:] * size], 2).to(DEVICE) for x in (k, v)]
+        terms = (*[None] * 5, SCALE, h, True, Tile.from_list(TILE))
+        call = PointwiseCall(q.to(DEVICE), *changed, *terms)
+        after.append(pointwise_triton_launch.pointwise(call)[:, :, :20])
+    assert torch.equal(*after)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("d", [64, 128])
+@pytest.mark.parametrize("name", ["full", "causal", "window", "grouped", "lengths"])
+def test_default_tiles(name, d, dtype, described):
+    changes = {
+        "full": {},
+        "causal": {"causal": True, "s": 300},
+        "window": {"window": 70, "causal": True, "s": 300},
+        "grouped": {"h": 4, "g": 2},
+        "lengths": {"lengths": (270, 100)},
+    }[name]
+    case = Case(b=2, h=2, g=2, t=300, s=270, d=d, dv=d, offset=(1, 1, 1, 1), transposed=True)
+    case = case.but(tile=tuple(default_tile(DEVICE, d, "backward", dtype).as_list()), **changes)
+    check(case, "sigmoid", dtype, compute=dtype)
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert described == [True] * 3
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+def test_the_last_bit_of_causal_rows_does_not_depend_on_later_keys(dtype):
+    q, k, v = torch.randn(3, 1, 2, 300, 64, device=DEVICE).to(dtype)
+    tile = default_tile(DEVICE, 64, dtype=dtype)
+    after = []
+    for size in (1.0, 1e3):
+        changed = [torch.cat([x[:, :, :201], x[:, :, 201:] * size], 2) for x in (k, v)]
+        call = PointwiseCall(q, *changed, *[None] * 5, 0.125, "sigmoid", True, tile)
+        after.append(pointwise_triton_launch.pointwise(call)[:, :, :201])
+    assert torch.equal(*after)
