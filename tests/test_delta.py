@@ -16,7 +16,7 @@ from attnpass import Capture, Plan, convert
 from attnpass.errors import PlanError
 from attnpass.plan.delta import Delta
 from attnpass.tuner.digits import DigitsViT
-from attnpass.tuner.show.tables import plan_table
+from attnpass.tuner.show import plan_table
 
 FORMS = ["sigmoid", "hydra"]
 RANKS = [None, 2]

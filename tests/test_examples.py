@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from shim import torchvision
-from test_cli import TINY
+from tuning import TINY
 
 import attnpass
 from attnpass.tuner.measure import accuracy

@@ -14,8 +14,9 @@ from test_examples import ROOT, encoder_speed, recovery, train_forms
 import attnpass
 from attnpass import Plan
 from attnpass.task import load_task
-from attnpass.tuner.measure.accuracy import HELD_OUT, needed, scores
-from attnpass.tuner.show import tables as show
+from attnpass.tuner import show
+from attnpass.tuner.measure import HELD_OUT, needed, scores
+from attnpass.tuner.search import RunResult
 
 README = (ROOT / "README.md").read_text()
 
@@ -64,10 +65,10 @@ def test_the_items_that_a_proof_takes_are_those_it_takes():
 def test_the_tuning_output_is_the_committed_result():
     row = result("digits_cpu.json")
     row |= {"sites": [{"name": n} for n in row["front"][0]["forms"]], "status": "done"}
-    out = io.StringIO()
+    out, found = io.StringIO(), RunResult.from_dict(row)
     console = Console(file=out, width=160)
-    console.print(show.front_table(row))
-    console.print(show.verdict(row), markup=False, soft_wrap=True)
+    console.print(show.front_table(found))
+    console.print(show.verdict(found), markup=False, soft_wrap=True)
     for line in out.getvalue().splitlines()[1:]:
         assert line.rstrip() in README
     facts = row["facts"]
@@ -307,7 +308,7 @@ def test_softmax_that_learns_at_more_tokens_is_the_committed_result():
 
 def test_the_plans_for_the_encoder_are_the_committed_results():
     row, text = result("minilm_recovered_cpu.json"), (ROOT / "docs" / "recovery.md").read_text()
-    assert all(line in text for line in show.verdict(row).splitlines())
+    assert all(line in text for line in show.verdict(RunResult.from_dict(row)).splitlines())
     (best,) = [r for r in row["front"] if r["plan"] == row["best"]]
     ratio, upper = best["latency"]["ratio"]["median"], best["held_out"]["upper"]
     assert f"is {ratio:.2f}x with a drop of {upper:.2%} MRR at most" in README
@@ -319,7 +320,8 @@ def test_the_plans_for_the_encoder_are_the_committed_results():
 
 def test_the_plan_for_the_built_in_task_is_the_committed_result():
     row, text = result("digits_recovered_cpu.json"), (ROOT / "docs" / "recovery.md").read_text()
-    assert show.verdict(row) in text and f"`attnpass tune {row['task']} " in text
+    assert show.verdict(RunResult.from_dict(row)) in text
+    assert f"`attnpass tune {row['task']} " in text
 
 
 def test_training_from_scratch_is_the_committed_result():

@@ -24,8 +24,8 @@ from attnpass.kernels.gpu import limits as gpu
 from attnpass.kernels.select import ATEN_SCORES, space
 from attnpass.kernels.tile import Tile
 from attnpass.store import Store
-from attnpass.tuner.measure.latency import events, floor, interleave, ratio
-from attnpass.tuner.progress import Voice
+from attnpass.tuner.measure import events, floor, interleave, ratio
+from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.tiles.attention_call import ALLOWED, Call, Shape
 
 FINALISTS = 3
@@ -174,7 +174,7 @@ def _final(call: Call, known: Outcomes, default: Tile) -> dict[str, Any]:
 def tune(
     shapes: list[Shape],
     store: Store,
-    voice: Voice,
+    progress: ProgressPrinter,
     *,
     trials: int = 24,
     seed: int = 0,
@@ -188,11 +188,11 @@ def tune(
         asked = {**context, "trials": trials, "seed": seed}
         found, why = store.get("tiles", kind, asked)
         if found is None or refresh:
-            voice.say(f"{kind}: {why or 'measured again'}")
+            progress.say(f"{kind}: {why or 'measured again'}")
             given = (store, {**context, "shape": asdict(shape)})
             recall = (lambda tile: None) if refresh else functools.partial(_recall, *given)
             note = functools.partial(_note, *given)
-            with voice.stage(kind, trials) as tick:
+            with progress.stage(kind, trials) as tick:
                 found = study(shape, trials=trials, seed=seed, recall=recall, note=note, tick=tick)
             store.put("tiles", kind, asked, found)
             store.put_tile(kind, context, Tile(**found["tile"]), found["gain"])
