@@ -17,7 +17,7 @@ from attnpass.tuner.show.tables import (
     sensitivity_table,
     tile_table,
 )
-from attnpass.tuner.show.verdict import verdict
+from attnpass.tuner.show.words import verdict
 
 __all__ = [
     "cka_table",

@@ -14,7 +14,7 @@ from attnpass.errors import MissingDependencyError, OutputError
 from attnpass.tuner.search import RunResult
 from attnpass.tuner.show.pictures import draw_front
 from attnpass.tuner.show.tables import front_table, sensitivity_table
-from attnpass.tuner.show.verdict import verdict
+from attnpass.tuner.show.words import verdict
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}
 pre{overflow-x:auto;font-size:12px;line-height:1.3}img{max-width:100%}"""

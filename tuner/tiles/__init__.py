@@ -7,6 +7,6 @@ it. May import ``tuner.measure``, ``tuner.progress`` and the library. Imports op
 from __future__ import annotations
 
 from attnpass.tuner.tiles.attention_call import ALLOWED, Shape, shapes_of
-from attnpass.tuner.tiles.study import study, tune
+from attnpass.tuner.tiles.study import tune
 
-__all__ = ["ALLOWED", "Shape", "shapes_of", "study", "tune"]
+__all__ = ["ALLOWED", "Shape", "shapes_of", "tune"]

@@ -31,10 +31,10 @@ from attnpass.tuner.tiles.attention_call import ALLOWED, Call, Shape
 FINALISTS = 3
 
 Outcomes = dict[Tile, dict[str, Any]]
-"""What came of each tile that was tried."""
+"""The outcome of each tile that was tried, as JSON."""
 
 
-def study(
+def search_tile(
     shape: Shape,
     *,
     trials: int = 24,
@@ -193,7 +193,9 @@ def tune(
             recall = (lambda tile: None) if refresh else functools.partial(_recall, *given)
             note = functools.partial(_note, *given)
             with progress.stage(kind, trials) as tick:
-                found = study(shape, trials=trials, seed=seed, recall=recall, note=note, tick=tick)
+                found = search_tile(
+                    shape, trials=trials, seed=seed, recall=recall, note=note, tick=tick
+                )
             store.put("tiles", kind, asked, found)
             store.put_tile(kind, context, Tile(**found["tile"]), found["gain"])
             why = "measured"
@@ -202,10 +204,10 @@ def tune(
 
 
 def _recall(store: Store, context: Mapping[str, Any], tile: Tile) -> dict[str, Any] | None:
-    """What came of a tile in an interrupted study."""
+    """The outcome of a tile in an interrupted study, None where it was not tried."""
     return store.get("tile", str(tile), context)[0]
 
 
 def _note(store: Store, context: Mapping[str, Any], tile: Tile, row: Mapping[str, Any]) -> None:
-    """Keep what came of a tile."""
+    """Store the outcome of a tile."""
     store.put("tile", str(tile), context, row, outcome=row["outcome"])

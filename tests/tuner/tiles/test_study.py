@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -14,9 +15,10 @@ from attnpass.errors import MeasureError
 from attnpass.kernels.gpu import limits as gpu
 from attnpass.kernels.tile import Tile
 from attnpass.store import Store
-from attnpass.tuner.tiles import study as tiles
 from attnpass.tuner.tiles.attention_call import Call, Shape
 
+# the module, to replace its clock and its calls
+tiles = importlib.import_module("attnpass.tuner.tiles.study")
 SMALL = Shape(2, 4, 2, 70, 90, 8, 8)
 HERE = environment.kernel_context()
 
@@ -40,7 +42,7 @@ class Clock:
 def searched(monkeypatch, cost, noise=0.0, error=lambda tile: 0.0, shape=SMALL, trials=30):
     monkeypatch.setattr(tiles, "interleave", Clock(cost, noise))
     monkeypatch.setattr(Call, "error", lambda self, tile, expected: error(tile))
-    return tiles.study(shape, trials=trials)
+    return tiles.search_tile(shape, trials=trials)
 
 
 DEFAULT = Call(SMALL).default()
@@ -149,7 +151,7 @@ def gpu_shape(monkeypatch):
 
 def test_a_tile_that_cannot_fit_is_pruned_before_it_is_compiled(gpu_shape):
     shape, tried = gpu_shape
-    found = tiles.study(shape, trials=80)
+    found = tiles.search_tile(shape, trials=80)
     rows = [(Tile(**t["tile"]), t["outcome"]) for t in found["trials"]]
     pruned = {t for t, outcome in rows if outcome == "pruned"}
     assert pruned and not pruned & set(tried)
@@ -204,7 +206,7 @@ def test_plain_aten_is_a_candidate_for_float32_forward_alone(monkeypatch):
 
 
 def test_a_real_study_is_right_and_not_slower_than_the_default():
-    found = tiles.study(replace(SMALL, dtype="bfloat16"), trials=3)
+    found = tiles.search_tile(replace(SMALL, dtype="bfloat16"), trials=3)
     assert [t["outcome"] for t in found["trials"]] == ["ok"] * 3
     assert found["tile"] == found["default"] or found["gain"]["low"] > 1 + found["floor"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from attnpass.tuner.measure import Bound, Ratio
 from attnpass.tuner.search import Facts, PlanRow, RunResult
 from attnpass.tuner.search.plan_row import PlanLatency
-from attnpass.tuner.show.verdict import verdict
+from attnpass.tuner.show.words import verdict
 
 LIMIT = 0.3
 
