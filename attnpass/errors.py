@@ -31,6 +31,10 @@ class MeasureError(AttnpassError):
     """A measurement that could not be taken or cannot be trusted."""
 
 
+class OutputError(AttnpassError):
+    """A report, picture or folder that cannot be written."""
+
+
 class MissingDependencyError(AttnpassError):
     """An optional package that a command needs is not installed."""
 

@@ -265,6 +265,11 @@ def cpu_extensions() -> tuple[str, ...]:
     return tuple(name for name, supported in has.items() if supported())
 
 
+def gpu_sleep(cycles: int) -> None:
+    """Keep the GPU busy for so many cycles, so that launches queue up; no public call does."""
+    torch.cuda._sleep(cycles)
+
+
 def load_cpp(source: str) -> Any:
     """C++ source compiled with inductor's own flags for this CPU, cached by source and flags.
 

@@ -19,8 +19,7 @@ from typing import Any
 import torch
 
 from attnpass import Plan, Task, environment
-from attnpass.tuner.measure.latency import floor, ratio
-from attnpass.tuner.measure.worker import Worker
+from attnpass.tuner.measure import Failure, Worker, floor, ratio
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
@@ -90,10 +89,12 @@ def speed(path: str, made: dict[str, Plan], rounds: int) -> dict[str, Any]:
             worker.ceiling(rounds=rounds),
             worker.measure([None, None, *files], rounds=rounds),
         ]
+    series = []
     for reply in replies:
-        if reply["outcome"] != "ok":
-            sys.exit(f"expected times of {path}, got {reply['outcome']}: {reply['why']}")
-    (base, again, softmax, bare, skipped), (base2, again2, *rest) = (r["times"] for r in replies)
+        if isinstance(reply, Failure):
+            sys.exit(f"expected times of {path}, got {reply.outcome}: {reply.why}")
+        series.append(reply.times)
+    (base, again, softmax, bare, skipped), (base2, again2, *rest) = series
     return {
         "baseline_ms": sorted(base)[len(base) // 2],
         "floor": max(floor(base, again), floor(base2, again2)),

@@ -340,15 +340,16 @@ def part_models() -> Iterator[dict[str, Any]]:
 def part_tiles() -> Iterator[dict[str, Any]]:
     """What the search finds beyond the default tiles, at one large size; goes on where it was."""
     from attnpass.store import Store
-    from attnpass.tuner.progress import Voice
-    from attnpass.tuner.tiles.study import tune
+    from attnpass.tuner.progress import ProgressPrinter
+    from attnpass.tuner.tiles import tune
 
     with Store() as store:
         for d in (64, 128):
             for direction in ("forward", "backward"):
                 size = f"1,{WIDTH // d},8192,8192,{d}"
                 shape = Shape.parse(size, dtype="bfloat16", device=DEVICE)
-                found = tune([replace(shape, direction=direction)], store, Voice(True), trials=24)
+                turned = replace(shape, direction=direction)
+                found = tune([turned], store, ProgressPrinter(quiet=True), trials=24)
                 print(found[0]["class"], found[0]["tile"], found[0]["gain"]["median"], flush=True)
                 yield found[0]
 

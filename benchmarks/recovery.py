@@ -32,7 +32,7 @@ import attnpass
 from attnpass import environment, fingerprint
 from attnpass.recover import DistilOptions, relative_error
 from attnpass.task import Task, load_task
-from attnpass.tuner.measure.accuracy import answer, bound, pooled_scores, scores, split
+from attnpass.tuner.measure import answer, bound, pooled_scores, scores, split
 
 ROOT = Path(__file__).parent.parent
 TASKS = {

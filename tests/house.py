@@ -181,7 +181,10 @@ TUNER: dict[str, dict[str, str]] = {
         "tuner.progress": "says how far it is",
     },
     "tuner.check": {"tuner.measure": "scores and first tensors"},
-    "tuner.show": {"tuner.search": "the result of a run"},
+    "tuner.show": {
+        "tuner.check": "the similarities of layers",
+        "tuner.search": "the result of a run",
+    },
     "tuner.cli": {
         "tuner.check": "verify, roundtrip, cka, doctor",
         "tuner.progress": "progress on stderr or none",

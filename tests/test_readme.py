@@ -12,8 +12,9 @@ from rich.console import Console
 import attnpass
 from attnpass import Plan
 from attnpass.task import load_task
-from attnpass.tuner.measure.accuracy import HELD_OUT, needed, scores
-from attnpass.tuner.show import tables as show
+from attnpass.tuner import show
+from attnpass.tuner.measure import HELD_OUT, needed, scores
+from attnpass.tuner.search import RunResult
 
 README = page("README.md")
 
@@ -64,8 +65,8 @@ def test_the_tuning_output_is_the_committed_result():
     row |= {"sites": [{"name": n} for n in row["front"][0]["forms"]], "status": "done"}
     out = io.StringIO()
     console = Console(file=out, width=160)
-    console.print(show.front_table(row))
-    console.print(show.verdict(row), markup=False, soft_wrap=True)
+    console.print(show.front_table(RunResult.from_dict(row)))
+    console.print(show.verdict(RunResult.from_dict(row)), markup=False, soft_wrap=True)
     for line in out.getvalue().splitlines()[1:]:
         assert line.rstrip() in README
     facts = row["facts"]

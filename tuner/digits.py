@@ -36,7 +36,8 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, d]
         out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(b, n, d))  # type: ignore[no-any-return]
+        mixed: Tensor = self.proj(out.transpose(1, 2).reshape(b, n, d))
+        return mixed
 
 
 class Block(nn.Module):
@@ -52,7 +53,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output ``[B, N, D]``."""
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+        out: Tensor = x + self.mlp(self.norm2(x))
+        return out
 
 
 class DigitsViT(nn.Module):
@@ -74,7 +76,8 @@ class DigitsViT(nn.Module):
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x)[:, 0])  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.norm(x)[:, 0])
+        return logits
 
 
 def images() -> tuple[Tensor, Tensor]:

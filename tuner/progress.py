@@ -1,4 +1,4 @@
-"""What a run says while it works: bars on a terminal, plain lines elsewhere, always on stderr."""
+"""The progress of a run: bars on a terminal, plain lines elsewhere, always on stderr."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
-class Voice:
-    """Speaks to stderr. ``quiet`` says nothing but warnings."""
+class ProgressPrinter:
+    """Prints lines and progress bars to stderr; a ``quiet`` one prints nothing."""
 
     def __init__(self, quiet: bool = False) -> None:
-        wide = None if sys.stderr.isatty() else 160
-        self.console = Console(stderr=True, highlight=False, width=wide)
+        width = None if sys.stderr.isatty() else 160
+        self.console = Console(stderr=True, highlight=False, width=width)
         self.quiet = quiet
 
-    def say(self, text: Any) -> None:
-        """One line, or anything that rich can render."""
+    def say(self, text: RenderableType) -> None:
+        """Print one line, or anything else that rich can render."""
         if not self.quiet:
             self.console.print(text)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
-        """Progress over ``total`` steps; call what is yielded after each, with what was done."""
+        """Show the progress of a stage of ``total`` steps.
+
+        Yields a function to be called after each step with a short text about that step.
+        """
         if self.quiet:
             yield lambda _: None
         elif self.console.is_terminal:

@@ -12,7 +12,7 @@ import attnpass
 from attnpass import Plan, Task
 from attnpass.errors import CaptureError, OptionError, PlanError
 from attnpass.plan import Entry
-from attnpass.tuner.check.verify import verify
+from attnpass.tuner.check import verify_plan
 
 
 @pytest.mark.parametrize("form", ["sigmoid", "relu", "hydra", "skipat"])
@@ -190,7 +190,7 @@ def test_absent_is_one_text_captured_compiled_and_verified(warned):
     with torch.no_grad():
         attnpass.Capture(build()).trace(data()).use(plan)
         task = Task("two", build(), (data(),), [(data(),)], [((data(),), data())], _zeros)
-        (problem,) = verify(plan, task)["problems"]
+        (problem,) = verify_plan(plan, task).problems
         assert problem.startswith(text.format("model"))
         options = {"inner": "eager", "plan": plan}
         torch.compile(build(), backend="attnpass", options=options)(data())

@@ -1,8 +1,10 @@
-"""What the environment has, what is missing, how to get it."""
+"""The environment: the parts that are there, those that are missing, and how to get them."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,52 +13,74 @@ import torch
 from attnpass import environment
 from attnpass.errors import AttnpassError
 from attnpass.kernels.cpu import launch
+from attnpass.store import Store
+
+PACKAGES = (
+    ("triton", "", "GPU kernels"),
+    ("sklearn", "demo", "digits task"),
+    ("matplotlib", "plots", "pictures"),
+)
+"""Optional packages: name, extra of ours that installs it, and its use."""
 
 
-def doctor(db: str | None) -> list[dict[str, Any]]:
-    """Rows of ``what, found, ok, needed, cure``."""
-    rows = [
-        {"what": name, "found": found, "ok": True, "needed": True, "cure": ""}
-        for name, found in {**environment.versions(), **environment.device()}.items()
+@dataclass(frozen=True)
+class Finding:
+    """One part of the environment.
+
+    Attributes:
+        what: its name. found: its version or state. ok: whether it is there.
+        needed: whether attnpass fails without it. cure: how to get it.
+    """
+
+    what: str
+    found: Any
+    ok: bool = True
+    needed: bool = False
+    cure: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return asdict(self)
+
+
+def examine(db: str | None) -> list[Finding]:
+    """The state of this machine and of the database at ``db``; needs none of them to be right."""
+    facts = {**environment.versions(), **environment.device()}
+    return [
+        *(Finding(name, value, needed=True) for name, value in facts.items()),
+        _compiler(),
+        *_kernels(),
+        *_packages(),
+        _database(db),
     ]
 
-    def check(what: str, ok: bool, found: str, cure: str, needed: bool = False) -> None:
-        rows.append({"what": what, "found": found, "ok": ok, "needed": needed, "cure": cure})
 
-    compiler = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), "")
-    check(
-        "C++ compiler",
-        bool(compiler),
-        compiler or "none",
-        "inductor needs one on the CPU: apt-get install g++",
-        needed=True,
-    )
+def _compiler() -> Finding:
+    found = next((c for c in ("g++", "clang++", "c++") if shutil.which(c)), "")
+    cure = "inductor needs one on the CPU: apt-get install g++"
+    return Finding("C++ compiler", found or "none", bool(found), True, cure)
+
+
+def _kernels() -> Iterator[Finding]:
     why = launch.refusal("pointwise")
-    check(
-        "C++ kernels",
-        why is None,
-        why or "AVX-512",
-        "plain torch operations run instead; sigmoid and relu are then slower than SDPA",
-    )
-    check(
-        "GPU",
-        torch.cuda.is_available(),
-        torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "CPU only: Triton kernels run on a GPU or under TRITON_INTERPRET=1",
-    )
-    for module, extra, why in (
-        ("triton", "", "GPU kernels"),
-        ("sklearn", "demo", "digits task"),
-        ("matplotlib", "plots", "pictures"),
-    ):
-        cure = f"pip install {f'attnpass[{extra}]' if extra else module}"
-        found = find_spec(module) is not None
-        check(f"{module} ({why})", found, "installed" if found else "none", cure)
-    try:
-        from attnpass.store import Store
+    cure = "plain torch operations run instead; sigmoid and relu are then slower than SDPA"
+    yield Finding("C++ kernels", why or "AVX-512", why is None, cure=cure)
+    there = torch.cuda.is_available()
+    cure = "CPU only: Triton kernels run on a GPU or under TRITON_INTERPRET=1"
+    yield Finding("GPU", torch.cuda.get_device_name() if there else "none", there, cure=cure)
 
+
+def _packages() -> Iterator[Finding]:
+    for module, extra, use in PACKAGES:
+        cure = f"pip install {f'attnpass[{extra}]' if extra else module}"
+        there = find_spec(module) is not None
+        yield Finding(f"{module} ({use})", "installed" if there else "none", there, cure=cure)
+
+
+def _database(db: str | None) -> Finding:
+    try:
         with Store(db) as store:
-            check("database", True, f"{store.path} ({len(store.runs())} runs)", "", needed=True)
+            found = f"{store.path} ({len(store.runs())} runs)"
     except AttnpassError as error:
-        check("database", False, str(error), "--db FILE or $ATTNPASS_DB", needed=True)
-    return rows
+        return Finding("database", str(error), False, True, "--db FILE or $ATTNPASS_DB")
+    return Finding("database", found, needed=True)

@@ -1,11 +1,12 @@
-"""Every site rewritten to softmax from what was extracted, against the eager model.
+"""Every site rewritten to softmax from the extracted q, k, v, mask and scale, against eager.
 
-It proves that scale, bias, mask, layout, grouping and dtype were read correctly.
+An equal result proves that scale, bias, mask, layout, grouping and dtype were read correctly.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -16,16 +17,36 @@ from attnpass.batch import call
 from attnpass.capture import Capture
 from attnpass.task import Task
 from attnpass.torch_internals import pytree
-from attnpass.tuner.measure.accuracy import first_tensor
+from attnpass.tuner.measure import first_tensor
 
 FLOAT32 = 1e-5
 """Largest relative difference (norm over norm) in float32 and wider."""
 
 
-def roundtrip(task: Task) -> dict[str, Any]:
-    """Relative differences per site and for all, what is allowed, and whether they are equal.
+@dataclass(frozen=True)
+class Roundtrip:
+    """Relative differences (norm over norm) of the rewritten model to eager.
 
-    In low precision the round trip may differ from eager float64 by twice what eager does.
+    Attributes:
+        sites: per site rewritten alone. all: of all together. allowed: the largest for ``all``.
+        equal: whether it is kept. declined: what was not rewritten, as plain JSON types.
+    """
+
+    sites: dict[str, float]
+    all: float
+    allowed: float
+    equal: bool
+    declined: list[dict[str, Any]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return asdict(self)
+
+
+def check_roundtrip(task: Task) -> Roundtrip:
+    """Relative differences per site and for all, and whether the latter is allowed.
+
+    In low precision the round trip may differ from eager float64 by twice as much as eager does.
     """
     with torch.no_grad():
         eager = first_tensor(call(task.model, task.example))
@@ -35,7 +56,7 @@ def roundtrip(task: Task) -> dict[str, Any]:
             for s in capture.sites
             if s.legal.get("softmax") is None
         }
-        found = {name: _difference(capture, {name: m}, task, eager) for name, m in modules.items()}
+        alone = {name: _difference(capture, {name: m}, task, eager) for name, m in modules.items()}
         wide = eager.dtype in (torch.float32, torch.float64)
         if wide:
             together, allowed = _difference(capture, modules, task, eager), FLOAT32
@@ -43,13 +64,13 @@ def roundtrip(task: Task) -> dict[str, Any]:
             exact = _double(task)
             together = _difference(capture, modules, task, exact)
             allowed = 2 * relative(eager, exact)
-    return {
-        "sites": found,
-        "all": together,
-        "allowed": allowed,
-        "equal": together <= allowed,
-        "declined": [d.as_dict() for d in capture.declined],
-    }
+    return Roundtrip(
+        sites=alone,
+        all=together,
+        allowed=allowed,
+        equal=together <= allowed,
+        declined=[d.as_dict() for d in capture.declined],
+    )
 
 
 def _difference(

@@ -1,13 +1,14 @@
 """How alike the attention blocks of a model are: CKA between layers (2301.02240, section 3).
 
-Two things are compared: Z, the block's output after its projection, and A, the attention that the
-first token (a class token, where there is one) pays to all keys. Layers that repeat the one before
-them are what SkipAt can leave out.
+CKA compares Z, a block's output after its projection, and A, the attention that the first token
+(a class token, where there is one) pays to all keys. SkipAt can leave out layers that repeat the
+one before them.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,8 +21,38 @@ from attnpass.recover import MapSample, Observed, Sample, observe, rows_kept
 from attnpass.site import AttentionSite
 from attnpass.task import Task
 
-LEAST = 4
+FEWEST_ITEMS = 4
 """Items without which the unbiased estimate does not exist."""
+
+Matrix = list[list[float | None]]
+"""CKA by pair of layers; None where two layers have no common items, or keys."""
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """CKA between all layers of a model.
+
+    Attributes:
+        task: its name. sites: the layers, in the order of both matrices.
+        outputs: CKA of Z. attention: CKA of A.
+        suggested: the sites where SkipAt is legal whose Z is like that of the layer before.
+    """
+
+    task: str
+    sites: list[str]
+    outputs: Matrix
+    attention: Matrix
+    suggested: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types, the matrices under the paper's names."""
+        return {
+            "task": self.task,
+            "sites": self.sites,
+            "Z": self.outputs,
+            "A": self.attention,
+            "suggested": self.suggested,
+        }
 
 
 def cka(x: Tensor, y: Tensor) -> float:
@@ -34,9 +65,9 @@ def cka(x: Tensor, y: Tensor) -> float:
         MeasureError: fewer than four items.
     """
     n = x.shape[0]
-    if n < LEAST:
+    if n < FEWEST_ITEMS:
         raise MeasureError(
-            f"expected at least {LEAST} items to compare layers, got {n};"
+            f"expected at least {FEWEST_ITEMS} items to compare layers, got {n};"
             " give the task more calibration items"
         )
     grams = []
@@ -52,18 +83,15 @@ def cka(x: Tensor, y: Tensor) -> float:
 def _hsic(k: Tensor, m: Tensor) -> float:
     """The unbiased estimate from two Gram matrices without their diagonals."""
     n = k.shape[0]
-    found = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2))
-    found -= 2 / (n - 2) * (k.sum(0) * m.sum(0)).sum()
-    return float(found / (n * (n - 3)))
+    total = (k * m).sum() + k.sum() * m.sum() / ((n - 1) * (n - 2))
+    total -= 2 / (n - 2) * (k.sum(0) * m.sum(0)).sum()
+    return float(total / (n * (n - 3)))
 
 
-def similarities(task: Task, least: float = 0.8) -> dict[str, Any]:
-    """CKA of Z and of A between all layers of a task's model, and what SkipAt might leave out.
+def similarities(task: Task, least: float = 0.8) -> Similarities:
+    """CKA of Z and of A between all layers of a task's model, and the layers SkipAt may leave out.
 
-    Returns:
-        ``sites``; ``Z`` and ``A``, square matrices in their order (None where two layers have no
-        common items, or keys); ``suggested``: the sites where SkipAt is legal whose Z is like that
-        of the layer before, by ``least`` or more.
+    Those are suggested whose Z has a CKA of ``least`` or more with that of the layer before.
 
     Raises:
         CaptureError: no attention. MeasureError: too few calibration items.
@@ -82,14 +110,14 @@ def similarities(task: Task, least: float = 0.8) -> dict[str, Any]:
     z = [[_compare(outputs[a], outputs[b]) for b in names] for a in names]
     a = [[_compare(attention[x], attention[y]) for y in names] for x in names]
     before = {r.site.name: r.previous.site.name for r in capture.regions if r.previous is not None}
-    at = {name: i for i, name in enumerate(names)}
-    like = {n: z[at[n]][at[before[n]]] for n in names if before.get(n) in at}
+    position = {name: i for i, name in enumerate(names)}
+    like = {n: z[position[n]][position[before[n]]] for n in names if before.get(n) in position}
     suggested = [
         n
         for n, value in like.items()
         if value is not None and value >= least and sites[n].legal.get("skipat") is None
     ]
-    return {"task": task.name, "sites": names, "Z": z, "A": a, "suggested": suggested}
+    return Similarities(task.name, names, z, a, suggested)
 
 
 def _compare(x: Tensor | None, y: Tensor | None) -> float | None:
@@ -122,21 +150,21 @@ def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
 def _rows(site: AttentionSite, samples: list[Sample | MapSample]) -> Tensor | None:
     """Softmax weights of the first query over the keys, ``[N, H, S]``.
 
-    Where a causal mask leaves it one key only, of the last query.
+    Under a causal mask, which leaves the first query one key only, those of the last query.
     """
-    rows, at = [], slice(-1, None) if "causal" in site.mask else slice(1)
+    rows, query = [], slice(-1, None) if "causal" in site.mask else slice(1)
     for s in samples:
         if isinstance(s, MapSample):
             return None
         k = s.k.repeat_interleave(s.q.shape[1] // s.k.shape[1], dim=1).double()
-        x = s.q[:, :, at].double() @ k.transpose(-1, -2)
+        x = s.q[:, :, query].double() @ k.transpose(-1, -2)
         x = x * (1.0 if site.scale is None else site.scale)
-        x = x if s.bias is None else x + _row(s.bias, at)
-        x = x if s.keep is None else x.masked_fill(~_row(s.keep, at), -math.inf)
+        x = x if s.bias is None else x + _row(s.bias, query)
+        x = x if s.keep is None else x.masked_fill(~_row(s.keep, query), -math.inf)
         rows.append(x.softmax(-1).squeeze(2))
     return torch.cat(rows) if rows and len({x.shape[2] for x in rows}) == 1 else None
 
 
-def _row(x: Tensor, at: slice) -> Tensor:
+def _row(x: Tensor, query: slice) -> Tensor:
     """One query's row of a bias or mask ``[..., T, S]``, with all four axes."""
-    return x.view((1,) * (4 - x.dim()) + x.shape)[:, :, at]
+    return x.view((1,) * (4 - x.dim()) + x.shape)[:, :, query]

@@ -1,7 +1,9 @@
-"""A plan met with a model: does it fit, is it legal, what does it score here."""
+"""A plan met with a model: does it fit, is it legal, and how do both score here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -11,41 +13,80 @@ from attnpass.capture import Capture
 from attnpass.errors import PlanError
 from attnpass.plan import Plan, assign
 from attnpass.task import Task
-from attnpass.tuner.measure.accuracy import scores
+from attnpass.tuner.measure import scores
 
 
-def verify(plan: Plan, task: Task) -> dict[str, Any]:
-    """What is wrong (one line each), what is rewritten, and the score of plan and model."""
+@dataclass(frozen=True)
+class Verification:
+    """The outcome of a plan on a task's model.
+
+    Attributes:
+        plan: its hash. problems: one line each. rewritten: changed sites with their forms.
+        score, baseline: means of the converted and of the unchanged model over all ``items``.
+        measured: the numbers that the plan carries. torch: the version here.
+    """
+
+    plan: str
+    problems: list[str]
+    rewritten: dict[str, str]
+    score: float
+    baseline: float
+    items: int
+    measured: Mapping[str, Any]
+    torch: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        return asdict(self)
+
+
+def verify_plan(plan: Plan, task: Task) -> Verification:
+    """What is wrong with a plan on the task's model, and the score of both.
+
+    Raises:
+        CaptureError: the model cannot be captured. TaskError: scores that are not usable.
+    """
     capture = call(Capture(task.model).trace, task.example)
+    problems = [*_misfits(plan, capture), *_other_weights(plan, capture)]
+    batches = range(len(task.validation))
+    before, _ = scores(task, capture, batches)
+    rewritten = capture.use(plan)
+    after, _ = scores(task, capture, batches)
+    return Verification(
+        plan=plan.hash,
+        problems=problems,
+        rewritten=rewritten,
+        score=float(after.mean()),
+        baseline=float(before.mean()),
+        items=len(after),
+        measured=plan.measured,
+        torch=torch.__version__,
+    )
+
+
+def _misfits(plan: Plan, capture: Capture) -> list[str]:
+    """Sites of the plan that the model lacks, and entries that do not fit or are not legal."""
     problems = [str(error) for error in plan.absent({s.name for s in capture.sites})]
     for site in capture.sites:
         try:
             plan.module(site, strict=True)
         except PlanError as error:
             problems.append(str(error))
+    return problems
+
+
+def _other_weights(plan: Plan, capture: Capture) -> list[str]:
+    """A problem where the plan was measured with other weights than the model has."""
     base = Plan(assign(capture.sites, "softmax")[0])
     capture.own(base)
     changed = [
-        n
-        for n, e in base.sites.items()
-        if n in plan.sites and plan.sites[n].weights not in ("", e.weights)
+        name
+        for name, entry in base.sites.items()
+        if name in plan.sites and plan.sites[name].weights not in ("", entry.weights)
     ]
-    if changed:
-        problems.append(
-            f"expected the weights that the plan was measured with, got others at"
-            f" {', '.join(changed)}: its numbers are void, calibrate again"
-        )
-    batches = range(len(task.validation))
-    before, _ = scores(task, capture, batches)
-    rewritten = capture.use(plan)
-    after, _ = scores(task, capture, batches)
-    return {
-        "plan": plan.hash,
-        "problems": problems,
-        "rewritten": rewritten,
-        "score": float(after.mean()),
-        "baseline": float(before.mean()),
-        "items": len(after),
-        "measured": plan.measured,
-        "torch": torch.__version__,
-    }
+    if not changed:
+        return []
+    return [
+        "expected the weights that the plan was measured with, got others at"
+        f" {', '.join(changed)}: its numbers are void, calibrate again"
+    ]

@@ -1,1 +1,47 @@
-"""Accuracy, latency, and the process that takes the latencies."""
+"""Accuracy, latency, and the worker process that takes latencies.
+
+``scores`` and ``bound`` say how much accuracy a plan costs at most, ``interleave`` and ``ratio``
+how much faster it is than the baseline; ``Worker`` does the latter in a process of its own. May
+import the library, and no other room of the tuner.
+"""
+
+from __future__ import annotations
+
+from attnpass.tuner.measure.accuracy import (
+    HELD_OUT,
+    Split,
+    answer,
+    divergence,
+    first_tensor,
+    pooled_scores,
+    scores,
+    split,
+)
+from attnpass.tuner.measure.bounds import Bound, bound, needed
+from attnpass.tuner.measure.exchange import Failure, Reply, Times
+from attnpass.tuner.measure.latency import Ratio, events, floor, interleave, median_ms, ratio
+from attnpass.tuner.measure.worker import Worker
+
+__all__ = [
+    "HELD_OUT",
+    "Bound",
+    "Failure",
+    "Ratio",
+    "Reply",
+    "Split",
+    "Times",
+    "Worker",
+    "answer",
+    "bound",
+    "divergence",
+    "events",
+    "first_tensor",
+    "floor",
+    "interleave",
+    "median_ms",
+    "needed",
+    "pooled_scores",
+    "ratio",
+    "scores",
+    "split",
+]

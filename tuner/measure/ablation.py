@@ -1,6 +1,6 @@
-"""Plans that no real plan can beat: what attention itself costs, measured.
+"""Plans that no real plan can beat: they measure the cost of attention itself.
 
-Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim.
+Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, dv value dim.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from attnpass.plan import Entry, Plan
 from attnpass.site import AttentionSite
 
 
-class Touch(nn.Module):
-    """Reads q, k and v once and writes the output once: the least that any attention does."""
+class ReadWriteOnly(nn.Module):
+    """Reads q, k and v once and writes the output once: the least memory traffic of attention."""
 
     def forward(
         self,
@@ -25,24 +25,24 @@ class Touch(nn.Module):
         bias: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """``[B, H, T, dv]``, O(T d); its values mean nothing."""
+        """``[B, H, T, dv]`` in O(T d); the values mean nothing."""
         group = q.shape[1] // v.shape[1]
         weight = q.mean(-1, keepdim=True) * k.mean((1, 2, 3), keepdim=True)  # [B, H, T, 1]
         if q.shape[2] != v.shape[2]:
-            v = v.mean(2, keepdim=True)
+            v = v.mean(2, keepdim=True)  # [B, G, 1, dv]
         v = v if group == 1 else v.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2)
         return (v + weight * 1e-3).to(v.dtype)
 
 
-class Ablated(Plan):
-    """Every site that has a cheaper legal form at all, replaced by ``Touch``."""
+class AblationPlan(Plan):
+    """A plan with ``ReadWriteOnly`` at every site where any cheaper form is legal."""
 
     @classmethod
-    def of(cls, sites: Iterable[AttentionSite]) -> Ablated:
+    def of(cls, sites: Iterable[AttentionSite]) -> AblationPlan:
         """The ablation of these sites."""
         return cls({s.name: Entry("hydra", {}, s.fits()) for s in sites})
 
     def module(self, site: AttentionSite, **options: Any) -> nn.Module | None:
-        """``Touch`` where any form but softmax is legal."""
+        """``ReadWriteOnly`` where any form but softmax is legal, else None."""
         free = any(no is None for form, no in site.legal.items() if form != "softmax")
-        return Touch() if free else None
+        return ReadWriteOnly() if free else None

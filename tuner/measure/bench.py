@@ -1,4 +1,4 @@
-"""What the worker process does: compile the task's model under plans, check it, time it.
+"""The worker's side: compile the task's model under plans, check the result, time it.
 
 Every measurement passes a correctness gate (the compiled plan against the captured one) and proves
 the plan's hash.
@@ -6,6 +6,7 @@ the plan's hash.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,81 +19,96 @@ from attnpass.plan import Plan, assign
 from attnpass.report import compiled_report, reset_report
 from attnpass.task import load_task
 from attnpass.torch_internals import keep_recompile_limits, pytree
-from attnpass.tuner.measure.ablation import Ablated
+from attnpass.tuner.measure.ablation import AblationPlan
 from attnpass.tuner.measure.accuracy import first_tensor
+from attnpass.tuner.measure.exchange import CeilingRequest, CompileSettings, Request, Times
 from attnpass.tuner.measure.latency import interleave
 
 GATE = 2e-3
 """Largest relative difference (float32, norm over norm) that compiled and captured may have."""
 
+Model = Callable[..., Any]
+"""A compiled or captured model: arguments of a call to whatever the model returns."""
+
+Options = dict[str, Any]
+"""The options of ``torch.compile(backend="attnpass")``, a plan among them."""
+
 
 class Bench:
-    """The task's model, compiled under plans, in the worker."""
+    """The task's model, compiled under plans, in the worker.
 
-    def __init__(self, path: str, settings: dict[str, Any]) -> None:
+    Args:
+        path: of the task. settings: how to compile.
+    """
+
+    def __init__(self, path: str, settings: CompileSettings) -> None:
         self.settings = settings
         self.task = load_task(path)
-        self._call = lambda run: call(run, self.task.example)
-        self.capture = self._call(Capture(self.task.model).trace)
+        self.capture: Capture = self._run(Capture(self.task.model).trace)
         keep_recompile_limits()
-        self.compiled: dict[str, tuple[Any, str]] = {}
+        self.compiled: dict[str, Model] = {}
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Times for one request."""
-        if request.get("ceiling"):
-            runs, hashes = self._ceilings(), []
+    def answer(self, request: Request) -> Times:
+        """Times for one request.
+
+        Raises:
+            MeasureError: a compiled plan gives another result, or is another than asked for.
+        """
+        hashes: list[str] = []
+        if isinstance(request, CeilingRequest):
+            models = self._ceilings()
         else:
-            pairs = [self._plan(p) for p in request["plans"]]
-            runs, hashes = [r for r, _ in pairs], [h for _, h in pairs]
-        calls = [lambda run=run: self._call(run) for run in runs]
+            pairs = [self._plan(p) for p in request.plans]
+            models, hashes = [m for m, _ in pairs], [h for _, h in pairs]
+        calls = [lambda model=model: self._run(model) for model in models]
         with torch.no_grad():
-            times = interleave(calls, rounds=request["rounds"], synchronise=self._wait())
-        return {"outcome": "ok", "times": times, "hashes": hashes}
+            times = interleave(calls, rounds=request.rounds, synchronise=self._wait())
+        return Times(times, hashes)
 
-    def _wait(self) -> Any:
+    def _run(self, model: Model) -> Any:
+        """The model's output for the example of the task."""
+        return call(model, self.task.example)
+
+    def _wait(self) -> Callable[[], None] | None:
+        """The function that waits for the device, where it is asynchronous."""
         leaves = pytree.tree_leaves(self.task.example)
         cuda = any(getattr(x, "is_cuda", False) for x in leaves)
         return torch.cuda.synchronize if cuda else None
 
-    def _plan(self, path: str | None) -> tuple[Any, str]:
-        """The model compiled under a plan file, checked, and the hash of what ran."""
+    def _plan(self, path: str | None) -> tuple[Model, str]:
+        """The model compiled under a plan file, checked, and the hash of the plan that ran."""
         plan = None if path is None else Plan.load(Path(path)).frozen()
         key = "" if plan is None else plan.hash
         if key not in self.compiled:
             options = None if plan is None else self._options(plan=plan)
-            self.compiled[key] = self._checked(plan, options), key
-        return self.compiled[key]
+            self.compiled[key] = self._checked(plan, options)
+        return self.compiled[key], key
 
-    def _options(self, **more: Any) -> dict[str, Any]:
-        return {
-            "inner": self.settings["inner"],
-            "mode": self.settings["mode"],
-            "db": self.settings["db"],
-            "strict": True,
-            **more,
-        }
+    def _options(self, **more: object) -> Options:
+        s = self.settings
+        return {"inner": s.inner, "mode": s.mode, "db": s.db, "strict": True, **more}
 
-    def _compile(self, options: dict[str, Any] | None) -> Any:
+    def _compile(self, options: Options | None) -> Model:
         """The model through the public ``torch.compile``; code of its own per call."""
         entry = fresh_entry(self.task.model)
-        if options is None:
-            if self.settings["inner"] != "inductor":
-                return torch.compile(entry, backend=self.settings["inner"])
-            return torch.compile(entry, mode=self.settings["mode"])
-        return torch.compile(entry, backend="attnpass", options=options)
+        if options is not None:
+            return torch.compile(entry, backend="attnpass", options=options)
+        if self.settings.inner != "inductor":
+            return torch.compile(entry, backend=self.settings.inner)
+        return torch.compile(entry, mode=self.settings.mode)
 
-    def _checked(self, plan: Any, options: dict[str, Any] | None) -> Any:
-        """A compiled model that gives what the captured one gives, under the proven plan.
+    def _checked(self, plan: Plan | None, options: Options | None) -> Model:
+        """A compiled model that gives the result of the captured one, under the proven plan.
 
         Raises:
             MeasureError: another result, or another plan than asked for ran.
         """
         self.capture.use(plan)
         with torch.no_grad():
-            expected = first_tensor(self._call(self.capture)).double()
+            expected = first_tensor(self._run(self.capture)).double()
             reset_report()
-            run = self._compile(options)
-            got = first_tensor(self._call(run)).double()
+            compiled = self._compile(options)
+            got = first_tensor(self._run(compiled)).double()
         self.capture.use(None)
         ran = compiled_report().plan
         if plan is not None and ran != plan.hash:
@@ -103,12 +119,13 @@ class Bench:
                 f"expected the compiled plan within {GATE} of the captured one,"
                 f" got a relative difference of {off:.2g}"
             )
-        return run
+        return compiled
 
-    def _ceilings(self) -> list[Any]:
-        """See ``Worker.ceiling``."""
+    def _ceilings(self) -> list[Model]:
+        """The five models of ``Worker.ceiling``."""
         base, _ = self._plan(None)
         softmax = self._checked(None, self._options(form="softmax"))
-        plans = [Ablated.of(self.capture.sites), Plan(assign(self.capture.sites, "skipat")[0])]
+        sites = self.capture.sites
+        plans = [AblationPlan.of(sites), Plan(assign(sites, "skipat")[0])]
         bare, skipped = (self._checked(p, self._options(plan=p)) for p in plans)
         return [base, base, softmax, bare, skipped]

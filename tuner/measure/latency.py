@@ -1,4 +1,7 @@
-"""One timing protocol: warm up, interleave, pair, interval. Times are in milliseconds."""
+"""One timing protocol: warm up, interleave, pair, give an interval. Times are in milliseconds.
+
+scipy is imported where it is needed: showing stored ratios takes none of it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def ratio(base: Sequence[float], candidate: Sequence[float], confidence: float =
     Raises:
         ValueError: the series differ in length or are empty.
     """
+    from scipy import stats
+
     if len(base) != len(candidate) or not base:
         raise ValueError(f"expected paired times, got {len(base)} and {len(candidate)}")
     values = sorted(b / c for b, c in zip(base, candidate, strict=True))
@@ -59,7 +62,7 @@ def interleave(
     """Times of each of ``runs`` in ``rounds`` rounds, order turned by one every round.
 
     ``synchronise`` waits for an asynchronous device; ``stopwatch`` gives the milliseconds of a
-    run, else the wall clock does; ``tick`` is called once a round.
+    run, else the wall clock does; ``tick`` is called after each round.
     """
     wait = synchronise or (lambda: None)
 
@@ -77,8 +80,8 @@ def interleave(
     times: list[list[float]] = [[] for _ in runs]
     for i in range(rounds):
         for j in range(len(runs)):
-            at = (i + j) % len(runs)
-            times[at].append(clock(runs[at]))
+            turn = (i + j) % len(runs)
+            times[turn].append(clock(runs[turn]))
         if tick:
             tick()
     return times
@@ -91,12 +94,14 @@ def events() -> Callable[[Callable[[], Any]], float]:
     """
     import torch
 
+    from attnpass.torch_internals import gpu_sleep
+
     flood = torch.empty(2**28, dtype=torch.int8, device="cuda")
 
     def stopwatch(run: Callable[[], Any]) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         flood.zero_()
-        torch.cuda._sleep(2_000_000)
+        gpu_sleep(2_000_000)
         begin.record()
         run()
         end.record()
@@ -107,6 +112,11 @@ def events() -> Callable[[Callable[[], Any]], float]:
 
 
 def floor(base: Sequence[float], again: Sequence[float]) -> float:
-    """What cannot be told apart: how far the interval of two identical runs is from 1."""
+    """The noise floor of speed-ups: how far the interval of two identical runs is from 1."""
     same = ratio(base, again)
     return max(abs(same.low - 1), abs(same.high - 1))
+
+
+def median_ms(times: Sequence[float]) -> float:
+    """The median of a series, of an even number the larger of the two in the middle."""
+    return sorted(times)[len(times) // 2]

@@ -11,12 +11,24 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.context import SpawnProcess
+from typing import TYPE_CHECKING
 
 from attnpass.errors import MeasureError
+from attnpass.tuner.measure.exchange import (
+    CeilingRequest,
+    CompileSettings,
+    Failure,
+    PlansRequest,
+    Reply,
+    Request,
+)
+
+if TYPE_CHECKING:
+    from attnpass.tuner.measure.bench import Bench
 
 
 class Worker:
@@ -24,7 +36,8 @@ class Worker:
 
     Args:
         task: import path of the task. timeout: seconds per request.
-        inner: inner compiler of the measured plans. mode: its mode. db: where its tiles are.
+        inner: inner compiler of the measured plans. mode: its mode. db: the database with its
+            tiles.
         stopped: asked while waiting; true ends the wait with KeyboardInterrupt.
     """
 
@@ -39,33 +52,29 @@ class Worker:
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.timeout = task, timeout
-        self.settings = {"inner": inner, "mode": mode, "db": db}
+        self.settings = CompileSettings(inner, mode, db)
         self.stopped = stopped
-        self.process: Any = None
+        self.process: SpawnProcess | None = None
         self.pipe: Connection | None = None
 
-    def measure(self, plans: list[str | None], *, rounds: int) -> dict[str, Any]:
-        """Interleaved times of ``plans`` (files; None is the unchanged model).
+    def measure(self, plans: Sequence[str | None], *, rounds: int) -> Reply:
+        """Interleaved times of ``plans`` (files; None is the unchanged model), or a failure."""
+        return self._ask(PlansRequest(tuple(plans), rounds))
 
-        Returns ``{"outcome": "ok", "times": [[ms]], "hashes": [...]}``, or an outcome of
-        ``compile_error, inaccurate, oom, timeout, crashed`` with ``why``.
+    def ceiling(self, *, rounds: int) -> Reply:
+        """Times of the unchanged model, twice, of softmax, and of two that no plan can beat.
+
+        The order is: model, the same again, softmax re-emitted, attention replaced by one read of
+        q, k and v, every skippable attention block replaced by its predecessor's output.
         """
-        return self._ask({"plans": plans, "rounds": rounds})
-
-    def ceiling(self, *, rounds: int) -> dict[str, Any]:
-        """Times of the unchanged model, twice, and of two that no plan can beat.
-
-        The order is: model, the same again, softmax re-emitted, attention replaced by one touch
-        of q, k and v, every skippable attention block replaced by its predecessor's output.
-        """
-        return self._ask({"ceiling": True, "rounds": rounds})
+        return self._ask(CeilingRequest(rounds))
 
     def close(self) -> None:
-        """End the process, and whatever it started."""
+        """End the process, and every process that it started."""
         if self.process is not None and self.pipe is not None:
             self.pipe.close()
             self.process.join(2)
-            self._kill()
+            self._kill(self.process)
 
     def __enter__(self) -> Worker:
         return self
@@ -73,76 +82,90 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self.process is None or not self.process.is_alive():
-            self._start()
-        assert self.pipe is not None
+    def _ask(self, request: Request) -> Reply:
+        process, pipe = self._running()
         try:
-            self.pipe.send(request)
+            pipe.send(request)
             deadline = time.monotonic() + self.timeout
-            while not self.pipe.poll(0.2):
+            while not pipe.poll(0.2):
                 if self.stopped():
                     raise KeyboardInterrupt
                 if time.monotonic() > deadline:
-                    self._kill()
-                    return {"outcome": "timeout", "why": f"no answer in {self.timeout:.0f} s"}
-            reply: dict[str, Any] = self.pipe.recv()
+                    self._kill(process)
+                    return Failure("timeout", f"no answer in {self.timeout:.0f} s")
+            reply: Reply = pipe.recv()
             return reply
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            self.process.join(5)
-            code = self.process.exitcode
-            self._kill()
+            process.join(5)
+            code = process.exitcode
+            self._kill(process)
             outcome = "oom" if code == -signal.SIGKILL else "crashed"
-            return {"outcome": outcome, "why": f"the worker ended with exit code {code}"}
+            return Failure(outcome, f"the worker ended with exit code {code}")
 
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
+    def _running(self) -> tuple[SpawnProcess, Connection]:
+        """The process and its pipe, started where there is none alive."""
+        if self.process is None or self.pipe is None or not self.process.is_alive():
+            self.process, self.pipe = self._start()
+        return self.process, self.pipe
+
+    def _start(self) -> tuple[SpawnProcess, Connection]:
         import torch
 
+        context = multiprocessing.get_context("spawn")
+        pipe, theirs = context.Pipe()
         arguments = (theirs, self.task, self.settings, torch.get_num_threads())
         process = context.Process(target=_serve, args=arguments, daemon=False)
         process.start()
-        self.process = process
         theirs.close()
+        return process, pipe
 
-    def _kill(self) -> None:
-        pid = self.process.pid
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, signal.SIGKILL)
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join(5)
+    def _kill(self, process: SpawnProcess) -> None:
+        if process.pid is not None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if process.is_alive():
+            process.kill()
+        process.join(5)
         self.process = None
         if self.pipe is not None:
             self.pipe.close()
 
 
-def _serve(pipe: Connection, path: str, settings: dict[str, Any], threads: int) -> None:
-    """The worker's loop."""
+def _serve(pipe: Connection, path: str, settings: CompileSettings, threads: int) -> None:
+    """The worker's loop: one reply per request, until the pipe closes."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
-    from attnpass.tuner.measure.bench import Bench
-
     torch.set_num_threads(threads)
-    bench: Any = None
+    bench: Bench | None = None
     while True:
         try:
-            request = pipe.recv()
+            request: Request = pipe.recv()
         except EOFError:
             return
         try:
-            bench = bench or Bench(path, settings)
+            bench = bench or _bench(path, settings)
             pipe.send(bench.answer(request))
-        except MeasureError as error:
-            pipe.send({"outcome": "inaccurate", "why": str(error)})
-        except MemoryError as error:
-            pipe.send({"outcome": "oom", "why": str(error)})
         except Exception as error:  # the reason goes to the coordinator
-            # torch.compile wraps what the backend raised
-            error = getattr(error, "inner_exception", error)
-            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
-            outcome = "oom" if "memory" in why.lower() else "compile_error"
-            pipe.send({"outcome": outcome, "why": why, "trace": traceback.format_exc()[-2000:]})
+            pipe.send(failure(error))
+
+
+def _bench(path: str, settings: CompileSettings) -> Bench:
+    # the coordinator needs no compiler: only the worker imports the bench
+    from attnpass.tuner.measure.bench import Bench
+
+    return Bench(path, settings)
+
+
+def failure(error: Exception) -> Failure:
+    """The reply that tells the coordinator about an error of the worker; called while handling."""
+    if isinstance(error, MeasureError):
+        return Failure("inaccurate", str(error))
+    if isinstance(error, MemoryError):
+        return Failure("oom", str(error))
+    # torch.compile wraps the exception of the backend
+    error = getattr(error, "inner_exception", error)
+    why = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+    outcome = "oom" if "memory" in why.lower() else "compile_error"
+    return Failure(outcome, why, traceback.format_exc()[-2000:])

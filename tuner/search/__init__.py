@@ -1,1 +1,42 @@
-"""A tuning run: which form at which site, by measured accuracy and latency."""
+"""A tuning run: which form at which site, by measured accuracy and latency.
+
+``inspect_task`` captures the model of a task, ``execute`` runs the stages and gives a
+``RunResult``, which the database stores and the rooms that show results read. May import
+``tuner.measure``, ``tuner.progress`` and the library. What only a search needs is loaded when it
+is first asked for: commands that show results open this door, too, and should be quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from attnpass.tuner.search.plan_row import PlanRow
+from attnpass.tuner.search.result import Facts, RunResult
+from attnpass.tuner.search.settings import CHOICES, REJECTED, USUAL, Settings
+
+if TYPE_CHECKING:
+    from attnpass.tuner.search.inspection import Inspection, inspect_task
+    from attnpass.tuner.search.run import execute
+
+_LATE = {"Inspection": "inspection", "inspect_task": "inspection", "execute": "run"}
+
+__all__ = [
+    "CHOICES",
+    "REJECTED",
+    "USUAL",
+    "Facts",
+    "Inspection",
+    "PlanRow",
+    "RunResult",
+    "Settings",
+    "execute",
+    "inspect_task",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """A name of ``_LATE`` from its module."""
+    if name not in _LATE:
+        raise AttributeError(f"module 'attnpass.tuner.search' has no attribute {name!r}")
+    return getattr(import_module(f"attnpass.tuner.search.{_LATE[name]}"), name)

@@ -1,4 +1,4 @@
-"""One plan of a search with what is known of it."""
+"""One plan of a search with everything that was measured of it."""
 
 from __future__ import annotations
 
@@ -9,35 +9,50 @@ import torch
 from torch import Tensor
 
 from attnpass.plan import Plan
-from attnpass.tuner.measure.accuracy import Bound
+from attnpass.tuner.measure import Bound
+from attnpass.tuner.search.plan_row import PlanLatency, PlanRow, Recovery
+from attnpass.tuner.search.settings import REJECTED
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """One plan and what is known of it.
+    """One plan of a search.
 
-    ``judged`` are the items that did not select it, where the set is cross-fitted; ``recovery``
-    is what global distillation did, and the drop on the selection before it.
+    Attributes:
+        assignment: choice per site. plan: made of these choices.
+        cost: estimated milliseconds. scores: per item of the selection, in part where scoring was
+            stopped early. selection: the bound on the drop that they give.
+        divergence: how far the plan moves the first outputs; ``REJECTED`` where that was not
+            measured.
+        judged: where the set is cross-fitted, the items that did not select the plan.
+        latency, held_out: of finalists. recovery: of plans that were distilled globally.
     """
 
     assignment: dict[str, str]
     plan: Plan
     cost: float = 0.0
     scores: Tensor = field(default_factory=lambda: torch.zeros(0))
-    judged: list[int] = field(default_factory=list)
     selection: Bound | None = None
+    divergence: float = REJECTED
+    judged: tuple[int, ...] = ()
     held_out: Bound | None = None
-    latency: dict[str, Any] = field(default_factory=dict)
-    recovery: dict[str, Any] = field(default_factory=dict)
+    latency: PlanLatency | None = None
+    recovery: Recovery | None = None
+
+    @property
+    def row(self) -> PlanRow:
+        """The candidate as the result shows it."""
+        return PlanRow(
+            plan=self.plan.hash,
+            forms=self.assignment,
+            estimate_ms=self.cost,
+            selection=self.selection,
+            held_out=self.held_out,
+            divergence=self.divergence,
+            latency=self.latency,
+            recovery=self.recovery,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The candidate as plain JSON types."""
-        return {
-            "plan": self.plan.hash,
-            "forms": self.assignment,
-            "estimate_ms": self.cost,
-            "selection": self.selection.as_dict() if self.selection else None,
-            "held_out": self.held_out.as_dict() if self.held_out else None,
-            "latency": self.latency,
-            "recovery": self.recovery,
-        }
+        return self.row.as_dict()

@@ -1,4 +1,7 @@
-"""Which plans deserve the held-out look: by what they gain and how likely that is to be proven."""
+"""Which plans deserve the held-out look: by their gain and the chance that it is proven.
+
+scipy is imported where it is needed: showing results takes none of it.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from scipy import stats
 from torch import Tensor
 
-from attnpass.tuner.measure.accuracy import Bound, bound
+from attnpass.tuner.measure import Bound, bound
 
 T = TypeVar("T")
 
-LEAST = 0.05
-"""Chance below which a plan is not looked at."""
+LEAST_CHANCE = 0.05
+"""Chance of a proof below which a plan is not looked at."""
 
 ALPHA = 0.05
 """Probability of a wrong claim, shared by the finalists (Bonferroni)."""
@@ -26,14 +28,18 @@ def chance(base: Tensor, plan: Tensor, limit: float, items: int, confidence: flo
     Args:
         base, plan: scores ``[N]`` of the items that select.
     """
+    from scipy import stats
+
     seen, foreseen = bound(base, plan), bound(base, plan, confidence, items)
     error = math.hypot(_error(seen), _error(foreseen))
     return float(stats.norm.cdf((limit - foreseen.upper) / max(error, 1e-12)))
 
 
-def _error(found: Bound) -> float:
-    """The standard error that an upper bound speaks of."""
-    return (found.upper - found.drop) / float(stats.norm.ppf(found.confidence))
+def _error(proven: Bound) -> float:
+    """The standard error that an upper bound implies."""
+    from scipy import stats
+
+    return (proven.upper - proven.drop) / float(stats.norm.ppf(proven.confidence))
 
 
 def choose(
@@ -44,17 +50,18 @@ def choose(
 ) -> list[T]:
     """Up to ``most`` plans that promise the largest proven gain, fastest first.
 
-    A slower plan is worth its gain where no faster one is proven: by how much likelier it is. The
-    more plans, the closer each bound must be; so few may promise more than many.
+    A slower plan adds its gain times the chance that it is proven and no faster one is. The more
+    plans, the closer each bound must be; so few may promise more than many.
 
     Args:
-        gain: of a plan, above 0. likely: the chance that it is proven at a confidence.
+        gain: of a plan; those at 0 or below are left out. likely: the chance that a plan is
+            proven at a confidence.
     """
     best: list[T] = []
     value = 0.0
     for count in range(1, most + 1):
         rated = [(gain(p), likely(p, 1 - ALPHA / count), p) for p in plans]
-        rated = [row for row in rated if row[0] > 0 and row[1] >= LEAST]
+        rated = [row for row in rated if row[0] > 0 and row[1] >= LEAST_CHANCE]
         chosen: list[tuple[float, float, T]] = []
         for _ in range(min(count, len(rated))):
             chosen.append(max(rated, key=lambda row: _promise([*chosen, row])))
@@ -65,7 +72,7 @@ def choose(
 
 
 def _promise(rows: Sequence[tuple[float, float, T]]) -> float:
-    """The gain to be expected, where what is likelier is proven whenever the others are."""
+    """The expected gain, where a likelier plan is proven whenever a less likely one is."""
     total = likeliest = 0.0
     for gain, likely, _ in sorted(rows, key=lambda row: (-row[0], -row[1])):
         total += gain * max(likely - likeliest, 0.0)

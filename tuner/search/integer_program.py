@@ -1,11 +1,13 @@
-"""The integer program: from scores and savings per (site, choice) to a front of plans to try."""
+"""The integer program: from damage and savings per (site, choice) to a front of plans to try.
+
+scipy is imported where it is needed: showing results takes none of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
 
 Assignment = tuple[tuple[str, str], ...]
 """(site, choice) per site, in the model's order."""
@@ -19,10 +21,12 @@ def front(
     """Plans of least summed damage for evenly spaced savings, cheapest last, each once.
 
     Args:
-        damage: per site and choice what it does to the output (0 for softmax), additive.
+        damage: per site and choice how far it moves the output (0 for softmax), additive.
         saving: per site and choice the milliseconds it saves (0 for softmax).
         points: how many savings between none and all.
     """
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
     pairs = [(site, choice) for site, row in damage.items() for choice in row]
     if not pairs:
         return []

@@ -1,4 +1,4 @@
-"""Optuna refines: ask and tell, one coordinator, the study in memory. The only file with optuna.
+"""Optuna refines: ask and tell, one coordinator, the study in memory.
 
 The study is rebuilt from cached evaluations whenever the same command runs again, so nothing of it
 is stored. Infeasible and failed plans are told as constraints with values, never as failures: a
@@ -17,7 +17,7 @@ import optuna
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is told of one plan.
+    """The objective and the constraint of one plan, as the sampler is told.
 
     Attributes:
         cost: estimated milliseconds, to be minimised.
@@ -36,7 +36,7 @@ def search(
     trials: int,
     seed: int = 0,
 ) -> int:
-    """Evaluate the seeds, then what the sampler proposes; returns how many plans were tried.
+    """Evaluate the seeds, then the sampler's proposals; returns how many plans were tried.
 
     ``space`` maps each site to its choices; ``evaluate`` is called once per distinct plan, in at
     most ``trials`` calls.
@@ -72,8 +72,8 @@ def _neighbour(
     chance: random.Random,
 ) -> dict[str, str]:
     """A plan that is not known, as few changes away as a random walk finds."""
-    found = dict(plan)
-    while tuple(found.values()) in known:
+    walker = dict(plan)
+    while tuple(walker.values()) in known:
         site = chance.choice(list(space))
-        found[site] = chance.choice(list(space[site]))
-    return found
+        walker[site] = chance.choice(list(space[site]))
+    return walker

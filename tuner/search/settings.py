@@ -1,4 +1,4 @@
-"""What a run is asked to do, and what a site may become."""
+"""The settings of a run, and the choices that a site may take."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
     "skipat r=0.5": ("skipat", {"r": 0.5, "kernel": 3}),
     "skipat r=1": ("skipat", {"r": 1.0, "kernel": 5}),
 }
-"""What a site may become, by name; ``softmax`` is always there."""
+"""The choices that a site may take, by name: form and options. ``softmax`` is always another."""
 
 USUAL = tuple(c for c in CHOICES if c != "skipat r=1")
-"""What is considered where nothing is said."""
+"""The choices that a run considers where none are named."""
 
 EFFORT = {
     "quick": {"trials": 32, "rounds": 30, "finalists": 4},
@@ -32,7 +32,7 @@ EFFORT = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is asked to do.
+    """The settings of a run.
 
     Attributes:
         task: import path. max_drop: allowed drop of the mean score, as a fraction of one item.

@@ -1,1 +1,34 @@
-"""Results for people: tables, pictures, one HTML file, progress. Decides nothing."""
+"""Results for people: tables, a verdict in words, pictures, one HTML file. Decides nothing.
+
+May import the records of ``tuner.search`` and ``tuner.check``, and plans. Matplotlib is imported
+when a picture is drawn.
+"""
+
+from __future__ import annotations
+
+from attnpass.tuner.show.html import write_report
+from attnpass.tuner.show.pictures import draw_front, draw_similarities
+from attnpass.tuner.show.plans import plan_table
+from attnpass.tuner.show.tables import (
+    cka_table,
+    forms_line,
+    front_table,
+    runs_table,
+    sensitivity_table,
+    tile_table,
+)
+from attnpass.tuner.show.words import verdict
+
+__all__ = [
+    "cka_table",
+    "draw_front",
+    "draw_similarities",
+    "forms_line",
+    "front_table",
+    "plan_table",
+    "runs_table",
+    "sensitivity_table",
+    "tile_table",
+    "verdict",
+    "write_report",
+]

@@ -6,56 +6,65 @@ import base64
 import html
 import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from attnpass.errors import MissingDependencyError, PlanError
-from attnpass.tuner.show import pictures
-from attnpass.tuner.show import tables as show
+from attnpass.errors import MissingDependencyError, OutputError
+from attnpass.tuner.search import RunResult
+from attnpass.tuner.show.pictures import draw_front
+from attnpass.tuner.show.tables import front_table, sensitivity_table
+from attnpass.tuner.show.words import verdict
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem}
 pre{overflow-x:auto;font-size:12px;line-height:1.3}img{max-width:100%}"""
 
 
-def report(result: Mapping[str, Any], path: Path) -> Path:
+def write_report(result: RunResult, path: Path) -> Path:
     """Write the report of a finished run to ``path`` and its picture beside it.
 
     Raises:
-        PlanError: the file cannot be written.
+        OutputError: a file cannot be written.
     """
     parts = [
-        f"<h1>attnpass: {html.escape(str(result['task']))}</h1>",
-        f"<p>{html.escape(show.verdict(result))}.</p>",
+        f"<h1>attnpass: {html.escape(result.task)}</h1>",
+        f"<p>{html.escape(verdict(result))}.</p>",
+        _ceiling(result),
+        _picture(result, path.with_suffix(".png")),
     ]
-    facts = result["facts"]
-    if "ceiling" in facts:
-        parts.append(
-            f"<p>Attention is {facts['attention_share']:.0%} of the measured time; no plan that"
-            f" keeps the projections can gain more than {facts['ceiling']:.2f}x, no plan at all"
-            f" more than {max(facts['ceiling'], facts['ceiling_skipat']):.2f}x.</p>"
-        )
-    try:
-        image = pictures.picture(result, path.with_suffix(".png"))
-        data = base64.b64encode(image.read_bytes()).decode()
-        parts.append(f"<img alt='front of plans' src='data:image/png;base64,{data}'>")
-    except MissingDependencyError as error:
-        parts.append(f"<p>{html.escape(str(error))}</p>")
-    for table in (show.front_table(result), show.sensitivity_table(result)):
+    for table in (front_table(result), sensitivity_table(result)):
         out = io.StringIO()
         Console(file=out, width=170).print(table)
         parts.append(f"<pre>{html.escape(out.getvalue())}</pre>")
-    where = json.dumps(
-        {k: result[k] for k in ("device", "versions", "created", "settings")},
-        indent=1,
-        default=str,
-    )
-    parts.append(f"<h2>Where and with what</h2><pre>{html.escape(where)}</pre>")
+    stored = result.as_dict()
+    where = {k: stored[k] for k in ("device", "versions", "created", "settings")}
+    text = html.escape(json.dumps(where, indent=1, default=str))
+    parts.append(f"<h2>Where and with what</h2><pre>{text}</pre>")
     page = f"<!doctype html><meta charset=utf-8><title>attnpass</title><style>{STYLE}</style>"
     try:
-        path.write_text(page + "\n".join(parts))
+        path.write_text(page + "\n".join(filter(None, parts)))
     except OSError as error:
-        raise PlanError(f"expected to write {path}, got {error.strerror}") from error
+        raise OutputError(f"expected to write {path}, got {error.strerror}") from error
     return path
+
+
+def _ceiling(result: RunResult) -> str:
+    """The speed-ups that no plan can beat, empty where they were not measured."""
+    facts = result.facts
+    share, kept, skipat = facts.attention_share, facts.ceiling, facts.ceiling_skipat
+    if share is None or kept is None or skipat is None:
+        return ""
+    return (
+        f"<p>Attention is {share:.0%} of the measured time; no plan that"
+        f" keeps the projections can gain more than {kept:.2f}x, no plan at all"
+        f" more than {max(kept, skipat):.2f}x.</p>"
+    )
+
+
+def _picture(result: RunResult, path: Path) -> str:
+    """The picture inside the page, or why there is none."""
+    try:
+        data = base64.b64encode(draw_front(result, path).read_bytes()).decode()
+    except MissingDependencyError as error:
+        return f"<p>{html.escape(str(error))}</p>"
+    return f"<img alt='front of plans' src='data:image/png;base64,{data}'>"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attnpass.errors import MissingDependencyError, PlanError
+from attnpass.errors import MissingDependencyError, OutputError
+from attnpass.tuner.search import PlanRow, RunResult
+
+if TYPE_CHECKING:
+    from attnpass.tuner.check import Similarities
 
 
 def _pyplot() -> Any:
@@ -27,28 +30,29 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def cka_picture(found: Mapping[str, Any], path: Path) -> Path:
-    """Both matrices as a PNG; what SkipAt may leave out is marked.
+def draw_similarities(found: Similarities, path: Path) -> Path:
+    """Both matrices as a PNG; the layers that SkipAt may leave out are marked.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        PlanError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 5), dpi=120)
-    for axis, which in zip(axes, ("Z", "A"), strict=True):
-        values = [[float("nan") if x is None else x for x in row] for row in found[which]]
+    pairs = (("Z", found.outputs), ("A", found.attention))
+    for axis, (name, matrix) in zip(axes, pairs, strict=True):
+        values = [[float("nan") if x is None else x for x in row] for row in matrix]
         image = axis.imshow(values, vmin=0, vmax=1, cmap="viridis")
-        axis.set_title(f"CKA of {which}"), axis.set_xlabel("layer"), axis.set_ylabel("layer")
-        for i, name in enumerate(found["sites"]):
-            if name in found["suggested"]:
+        axis.set_title(f"CKA of {name}"), axis.set_xlabel("layer"), axis.set_ylabel("layer")
+        for i, site in enumerate(found.sites):
+            if site in found.suggested:
                 axis.plot(i, i, "rs", markersize=5, fillstyle="none")
         figure.colorbar(image, ax=axis, fraction=0.045)
     figure.tight_layout()
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise PlanError(
+        raise OutputError(
             f"expected to write the picture to {path}, got: {error}; choose another file"
         ) from error
     finally:
@@ -56,54 +60,49 @@ def cka_picture(found: Mapping[str, Any], path: Path) -> Path:
     return path
 
 
-def picture(result: Mapping[str, Any], path: Path) -> Path:
+def draw_front(result: RunResult, path: Path) -> Path:
     """The front as a PNG: speed-up against held-out score, both with their intervals.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
-        PlanError: the file cannot be written.
+        OutputError: the file cannot be written.
     """
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
-    rows = [r for r in result["front"] if r["held_out"] and r["latency"].get("ratio")]
-    for row in rows:
-        r, h = row["latency"]["ratio"], row["held_out"]
-        color = "tab:green" if row["plan"] == result["best"] else "tab:blue"
-        axes.errorbar(
-            r["median"],
-            -100 * h["drop"],
-            fmt="o",
-            color=color,
-            capsize=3,
-            xerr=[[r["median"] - r["low"]], [r["high"] - r["median"]]],
-            yerr=[[100 * (h["upper"] - h["drop"])], [0]],
-        )
-        axes.annotate(
-            row["plan"][:6],
-            (r["median"], -100 * h["drop"]),
-            fontsize=8,
-            xytext=(4, 4),
-            textcoords="offset points",
-        )
+    for row in result.front:
+        _plot(axes, row, "tab:green" if row.plan == result.best else "tab:blue")
     axes.plot([1], [0], "ks", label="baseline: compiled, softmax")
-    axes.axhline(
-        -100 * result["settings"]["max_drop"], color="tab:red", ls="--", label="allowed drop"
-    )
-    axes.axvline(
-        result["facts"]["ceiling"],
-        color="gray",
-        ls=":",
-        label="ceiling: attention free, projections kept",
-    )
+    axes.axhline(-100 * result.max_drop, color="tab:red", ls="--", label="allowed drop")
+    if result.facts.ceiling is not None:
+        label = "ceiling: attention free, projections kept"
+        axes.axvline(result.facts.ceiling, color="gray", ls=":", label=label)
     axes.set_xlabel("speed-up over the compiled baseline (95 % interval)")
-    axes.set_ylabel(f"change of {result['metric']}, held out, points (bar: bound)")
-    axes.set_title(f"{result['task']}, run {result['run']}")
+    axes.set_ylabel(f"change of {result.metric}, held out, points (bar: bound)")
+    axes.set_title(f"{result.task}, run {result.run}")
     axes.legend(loc="lower left", fontsize=8)
     figure.tight_layout()
     try:
         figure.savefig(path)
     except OSError as error:
-        raise PlanError(f"expected to write {path}, got {error.strerror}") from error
+        raise OutputError(f"expected to write {path}, got {error.strerror}") from error
     finally:
         pyplot.close(figure)
     return path
+
+
+def _plot(axes: Any, row: PlanRow, color: str) -> None:
+    """One plan that was measured and judged: a point with its intervals and its name."""
+    if row.latency is None or row.held_out is None:
+        return
+    r, h = row.latency.ratio, row.held_out
+    point = (r.median, -100 * h.drop)
+    axes.errorbar(
+        *point,
+        fmt="o",
+        color=color,
+        capsize=3,
+        xerr=[[r.median - r.low], [r.high - r.median]],
+        yerr=[[100 * (h.upper - h.drop)], [0]],
+    )
+    offset = {"xytext": (4, 4), "textcoords": "offset points"}
+    axes.annotate(row.plan[:6], point, fontsize=8, **offset)

@@ -6,6 +6,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -134,10 +135,10 @@ class Call:
         self.offset = torch.full((1, 1, 1, 1), -math.log(s), device=shape.device)
         self.gain = torch.ones(1, 1, 1, 1, device=shape.device)
         self.rest = (shape.head_dim**-0.5, shape.h, shape.causal)
-        self.compiled: Any = None
+        self.compiled: Callable[..., Tensor] | None = None
 
     def default(self) -> Tile:
-        """What runs where nothing was measured."""
+        """The tile that runs where nothing was measured."""
         if self.shape.direction == "forward":
             return choose(self.q, self.k)
         return self.shape.default()
@@ -152,7 +153,7 @@ class Call:
                     lambda *a: torch_whole.pointwise(PointwiseCall(*(*a, Tile("aten")))),
                     dynamic=False,
                 )
-            return self.compiled(*inputs, *self.rest)  # type: ignore[no-any-return]
+            return self.compiled(*inputs, *self.rest)
         other = replace(self.shape, direction="forward").default()
         tiles = (tile, tile) if self.shape.direction == "forward" else (other, tile)
         out: Tensor = ops.pointwise(*inputs, *self.rest, *(x.as_list() for x in tiles))

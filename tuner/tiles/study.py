@@ -24,17 +24,17 @@ from attnpass.kernels.gpu import limits as gpu
 from attnpass.kernels.select import ATEN_SCORES, space
 from attnpass.kernels.tile import Tile
 from attnpass.store import Store
-from attnpass.tuner.measure.latency import events, floor, interleave, ratio
-from attnpass.tuner.progress import Voice
+from attnpass.tuner.measure import events, floor, interleave, ratio
+from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.tiles.attention_call import ALLOWED, Call, Shape
 
 FINALISTS = 3
 
 Outcomes = dict[Tile, dict[str, Any]]
-"""What came of each tile that was tried."""
+"""The outcome of each tile that was tried, as JSON."""
 
 
-def study(
+def search_tile(
     shape: Shape,
     *,
     trials: int = 24,
@@ -174,7 +174,7 @@ def _final(call: Call, known: Outcomes, default: Tile) -> dict[str, Any]:
 def tune(
     shapes: list[Shape],
     store: Store,
-    voice: Voice,
+    progress: ProgressPrinter,
     *,
     trials: int = 24,
     seed: int = 0,
@@ -188,12 +188,14 @@ def tune(
         asked = {**context, "trials": trials, "seed": seed}
         found, why = store.get("tiles", kind, asked)
         if found is None or refresh:
-            voice.say(f"{kind}: {why or 'measured again'}")
+            progress.say(f"{kind}: {why or 'measured again'}")
             given = (store, {**context, "shape": asdict(shape)})
             recall = (lambda tile: None) if refresh else functools.partial(_recall, *given)
             note = functools.partial(_note, *given)
-            with voice.stage(kind, trials) as tick:
-                found = study(shape, trials=trials, seed=seed, recall=recall, note=note, tick=tick)
+            with progress.stage(kind, trials) as tick:
+                found = search_tile(
+                    shape, trials=trials, seed=seed, recall=recall, note=note, tick=tick
+                )
             store.put("tiles", kind, asked, found)
             store.put_tile(kind, context, Tile(**found["tile"]), found["gain"])
             why = "measured"
@@ -202,10 +204,10 @@ def tune(
 
 
 def _recall(store: Store, context: Mapping[str, Any], tile: Tile) -> dict[str, Any] | None:
-    """What came of a tile in an interrupted study."""
+    """The outcome of a tile in an interrupted study, None where it was not tried."""
     return store.get("tile", str(tile), context)[0]
 
 
 def _note(store: Store, context: Mapping[str, Any], tile: Tile, row: Mapping[str, Any]) -> None:
-    """Keep what came of a tile."""
+    """Store the outcome of a tile."""
     store.put("tile", str(tile), context, row, outcome=row["outcome"])

@@ -7,7 +7,7 @@ import io
 from deltas import changed, model
 from rich.console import Console
 
-from attnpass.tuner.show.tables import plan_table
+from attnpass.tuner.show import plan_table
 
 
 def test_show_says_what_a_plan_changes():

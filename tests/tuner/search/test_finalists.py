@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from attnpass.tuner.measure.accuracy import bound
+from attnpass.tuner.measure import bound
 from attnpass.tuner.search.finalists import chance, choose
 
 LIMIT = 0.02
@@ -41,15 +41,6 @@ def test_the_chance_is_of_any_scores():
     likely = [chance(base, base + noise - drop, LIMIT, 600, 0.95) for drop in (0.0, 0.015, 0.04)]
     assert likely[0] > 0.9 > 0.5 > likely[1] > 0.05 > 1e-3 > likely[2]
     assert chance(base, base, 1e-9, 600, 0.95) < 0.5, "no loss at all proves no zero"
-
-
-def test_a_bound_can_be_foreseen_for_more_items():
-    base, plan = torch.ones(100), torch.ones(100)
-    plan[:2] = 0.0
-    more = bound(base, plan, items=400)
-    want = bound(base.repeat(4), plan.repeat(4))
-    assert (more.items, more.drop) == (400, want.drop)
-    assert more.upper == pytest.approx(want.upper) and more.upper < bound(base, plan).upper
 
 
 def chosen(plans: dict[str, tuple[float, float]], most: int) -> list[str]:

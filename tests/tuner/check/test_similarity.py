@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
 import torch
-from test_cli import TINY, run
 from torch import nn
+from tuning import TINY
 
 from attnpass import Capture, Task
 from attnpass.errors import CaptureError, MeasureError
@@ -72,10 +71,9 @@ def repeating() -> Task:
 
 def test_matrices_are_symmetric_with_one_on_the_diagonal():
     found = similarities(load_task(TINY))
-    n = len(found["sites"])
-    assert found["sites"] == [f"blocks.{i}.attn" for i in range(3)]
-    for which in ("Z", "A"):
-        matrix = found[which]
+    n = len(found.sites)
+    assert found.sites == [f"blocks.{i}.attn" for i in range(3)]
+    for matrix in (found.outputs, found.attention):
         for i in range(n):
             assert matrix[i][i] == pytest.approx(1)
             for j in range(n):
@@ -85,10 +83,10 @@ def test_matrices_are_symmetric_with_one_on_the_diagonal():
 def test_layers_that_repeat_are_suggested():
     task = repeating()
     found = similarities(task, least=0.9)
-    alike = {name for i, name in enumerate(found["sites"]) if i and found["Z"][i][i - 1] >= 0.9}
-    assert set(found["suggested"]) == alike
+    alike = {name for i, name in enumerate(found.sites) if i and found.outputs[i][i - 1] >= 0.9}
+    assert set(found.suggested) == alike
     assert {"blocks.2.attn", "blocks.3.attn"} <= alike
-    assert similarities(task, least=1.0)["suggested"] == []
+    assert similarities(task, least=1.0).suggested == []
 
 
 class Masked(nn.Module):
@@ -125,7 +123,7 @@ def test_causal_layers_are_compared_by_the_query_that_sees_all_keys():
     scores = samples.q[:, :, -1:].double() @ samples.k.double().transpose(-1, -2)
     want = (scores * capture.sites[0].scale).softmax(-1)[:, :, 0]
     torch.testing.assert_close(found, want)
-    assert all(x is not None for row in similarities(task)["A"] for x in row)
+    assert all(x is not None for row in similarities(task).attention for x in row)
 
 
 def test_padding_and_lengths_have_no_part():
@@ -133,10 +131,10 @@ def test_padding_and_lengths_have_no_part():
     keep[:, 4:] = False
     other = torch.where(keep[..., None], x, 9.0)
     first, second = (similarities(masked([(y, keep)])) for y in (x, other))
-    for a, b in zip(first["Z"], second["Z"], strict=True):
+    for a, b in zip(first.outputs, second.outputs, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
     lengths = [(x, keep), (torch.randn(8, 7, 8), torch.ones(8, 7, dtype=torch.bool))]
-    assert similarities(masked(lengths))["Z"] == first["Z"]
+    assert similarities(masked(lengths)).outputs == first.outputs
 
 
 def test_a_model_with_one_block_has_nothing_to_compare():
@@ -146,14 +144,8 @@ def test_a_model_with_one_block_has_nothing_to_compare():
         similarities(task)
 
 
-def test_the_command(tmp_path):
-    path = tmp_path / "cka.png"
-    done = run("cka", TINY, "--json", "--picture", str(path))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert len(found["Z"]) == len(found["A"]) == len(found["sites"]) == 3
-    assert path.read_bytes().startswith(b"\x89PNG")
-    table = run("cka", TINY)
-    assert "CKA of block outputs" in table.stdout and "like the layer before" in table.stdout
-    bad = run("cka", TINY, "--least", "2")
-    assert bad.returncode == 1 and "expected --least from -1 to 1, got 2.0" in bad.stderr
+def test_the_record_is_json_under_the_papers_names():
+    found = similarities(load_task(TINY))
+    value = found.as_dict()
+    assert (value["Z"], value["A"]) == (found.outputs, found.attention)
+    assert set(value) == {"task", "sites", "Z", "A", "suggested"}

@@ -1,0 +1,42 @@
+"""A plan met with a model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tuning import TINY
+
+from attnpass import Plan
+from attnpass.task import load_task
+from attnpass.tuner.check.verify import verify_plan
+
+
+@pytest.fixture
+def task():
+    return load_task(TINY)
+
+
+def test_a_plan_that_fits_has_no_problems(task):
+    plan = Plan.create(task.model, *task.example, form="hydra", sites="blocks.[12].attn")
+    found = verify_plan(plan, task)
+    assert found.problems == [] and len(found.rewritten) == 2
+    assert (found.plan, found.items, found.baseline) == (plan.hash, 60, 1.0)
+    assert 0 <= found.score <= 1
+    assert found.as_dict()["torch"] == torch.__version__
+
+
+def test_a_site_that_is_missing_or_does_not_fit_is_named(task):
+    plan = Plan.create(task.model, *task.example, form="hydra")
+    plan.sites["elsewhere"] = plan.sites["blocks.0.attn"]
+    plan.sites["blocks.1.attn"].fits["heads"] = 99
+    problems = verify_plan(plan, task).problems
+    assert "expected the plan's site elsewhere in the model, found none" in problems
+    assert any("heads 99" in line for line in problems) and len(problems) == 2
+
+
+def test_other_weights_void_the_numbers(task):
+    plan = Plan.create(task.model, *task.example, form="hydra")
+    with torch.no_grad():
+        task.model.blocks[2].attn.qkv.weight.add_(0.1)
+    (problem,) = verify_plan(plan, task).problems
+    assert "got others at blocks.2.attn: its numbers are void" in problem

@@ -1,0 +1,53 @@
+"""The worker's side, without a process: the gate and the proof of the plan."""
+
+from __future__ import annotations
+
+import pytest
+from tuning import TINY
+
+from attnpass import Plan
+from attnpass.errors import MeasureError
+from attnpass.report import Report
+from attnpass.tuner.measure import bench as module
+from attnpass.tuner.measure.bench import Bench
+from attnpass.tuner.measure.exchange import CeilingRequest, CompileSettings, PlansRequest
+
+
+@pytest.fixture
+def bench():
+    return Bench(TINY, CompileSettings("eager"))
+
+
+@pytest.fixture
+def path(bench, tmp_path):
+    plan = Plan.create(bench.task.model, *bench.task.example, form="hydra")
+    return str(plan.save(tmp_path / "plan.json"))
+
+
+def test_plans_are_timed_once_compiled(bench, path):
+    found = bench.answer(PlansRequest((None, path, path), 2))
+    assert found.hashes == ["", *[Plan.load(path).hash] * 2]
+    assert [len(row) for row in found.times] == [2, 2, 2] and len(bench.compiled) == 2
+
+
+def test_a_ceiling_has_five_series(bench):
+    found = bench.answer(CeilingRequest(2))
+    assert len(found.times) == 5 and found.hashes == []
+
+
+def test_another_result_is_refused(bench, path, monkeypatch):
+    compiled = bench._compile
+
+    def wrong(options):
+        run = compiled(options)
+        return lambda *x: run(*x) * 1.01
+
+    monkeypatch.setattr(bench, "_compile", wrong)
+    with pytest.raises(MeasureError, match="got a relative difference of 0.01"):
+        bench.answer(PlansRequest((path,), 1))
+
+
+def test_another_plan_is_refused(bench, path, monkeypatch):
+    monkeypatch.setattr(module, "compiled_report", lambda: Report(plan="other"))
+    with pytest.raises(MeasureError, match=f"expected plan {Plan.load(path).hash} to run, got"):
+        bench.answer(PlansRequest((path,), 1))

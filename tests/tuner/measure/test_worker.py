@@ -1,0 +1,71 @@
+"""The worker: proves plans, and its end is an outcome, never the run's end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tuning import TASKS, TINY
+
+from attnpass import Plan
+from attnpass.errors import MeasureError
+from attnpass.task import load_task
+from attnpass.tuner.measure.worker import Worker, failure
+
+
+@pytest.mark.parametrize(
+    ("factory", "timeout", "outcome"), [("crashes", 60, "crashed"), ("hangs", 3, "timeout")]
+)
+def test_a_worker_that_dies_is_an_outcome_and_is_replaced(factory, timeout, outcome):
+    with Worker(f"{TASKS}:{factory}", timeout=timeout, inner="eager") as worker:
+        reply = worker.measure([None], rounds=2)
+        assert reply.outcome == outcome
+        assert worker.process is None
+        worker.task, worker.timeout = TINY, 120
+        assert worker.measure([None], rounds=2).outcome == "ok"
+
+
+def test_worker_proves_the_plan_and_refuses_a_wrong_one(tmp_path):
+    task = load_task(TINY)
+    plan = Plan.create(task.model, *task.example, form="hydra")
+    path = str(plan.save(tmp_path / "plan.json"))
+    other = json.loads((tmp_path / "plan.json").read_text())
+    other["sites"]["blocks.0.attn"]["fits"]["heads"] = 99
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with Worker(TINY, timeout=120, inner="eager") as worker:
+        good = worker.measure([None, path], rounds=2)
+        bad = worker.measure([str(tmp_path / "other.json")], rounds=2)
+    assert good.outcome == "ok"
+    assert good.hashes == ["", plan.hash]
+    assert [len(t) for t in good.times] == [2, 2]
+    assert bad.outcome == "compile_error"
+    assert "heads 99" in bad.why
+
+
+def test_a_wait_ends_where_the_run_is_to_stop():
+    with (
+        Worker(f"{TASKS}:hangs", inner="eager", stopped=lambda: True) as worker,
+        pytest.raises(KeyboardInterrupt),
+    ):
+        worker.ceiling(rounds=2)
+
+
+class Wrapped(Exception):
+    """As torch.compile wraps the error of a backend."""
+
+    inner_exception = ValueError("first line\nsecond line")
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome", "why"),
+    [
+        (MeasureError("off by 2"), "inaccurate", "off by 2"),
+        (MemoryError("all of it"), "oom", "all of it"),
+        (RuntimeError("CUDA out of memory"), "oom", "RuntimeError: CUDA out of memory"),
+        (ValueError("no such form"), "compile_error", "ValueError: no such form"),
+        (Wrapped("outer"), "compile_error", "ValueError: first line"),
+    ],
+)
+def test_an_error_becomes_an_outcome_with_one_line(error, outcome, why):
+    found = failure(error)
+    assert (found.outcome, found.why) == (outcome, why)

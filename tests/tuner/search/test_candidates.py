@@ -1,0 +1,72 @@
+"""Every plan is scored once; the search begins with plans that are known to be good."""
+
+from __future__ import annotations
+
+import torch
+from tuning import pool, rows
+
+from attnpass.store import Store
+from attnpass.tuner.search import candidates as module
+from attnpass.tuner.search.candidates import first_plans, measure_damage, search_plans
+from attnpass.tuner.search.settings import REJECTED
+from attnpass.tuner.search.speed import Savings
+
+
+def test_a_plan_is_scored_once_and_read_from_the_store(finished, monkeypatch):
+    before = rows(finished.path)
+    assigned = next(iter(finished.candidates.tried.values())).assignment
+    monkeypatch.setattr(module, "scores", lambda *a, **k: 1 / 0)
+    with Store(finished.path) as store:
+        candidates = pool(store)
+        candidates.library.calibrate(candidates.session)
+        candidates.savings = Savings({"hydra": 0.125})
+        found = candidates.of(assigned)
+        assert candidates.of(assigned) is found and list(candidates.tried) == [found.plan.hash]
+    hydras = list(assigned.values()).count("hydra")
+    assert found.cost == 1.0 - 0.125 * hydras
+    assert len(found.scores) == 60 and found.selection.items == 60
+    assert rows(finished.path) == before
+
+
+def test_a_hopeless_plan_is_rejected_without_its_divergence(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "scores", lambda *a, **k: (torch.zeros(10).double(), False))
+    monkeypatch.setattr(module, "divergence", lambda *a: 1 / 0)
+    with Store(tmp_path / "a.db") as store:
+        found = pool(store).of({"blocks.0.attn": "hydra"})
+    assert found.divergence == REJECTED and len(found.scores) == 10
+    assert found.assignment["blocks.1.attn"] == "softmax"
+
+
+def test_outputs_that_are_not_finite_are_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "divergence", lambda *a: float("nan"))
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        assert candidates.divergence(candidates.library.plan({})) == REJECTED
+
+
+def test_damage_grows_by_one_choice_at_a_time(tmp_path, monkeypatch):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        candidates.savings = Savings({"hydra": 1.0, "skipat r=0": -1.0})
+        monkeypatch.setattr(candidates, "divergence", lambda plan: 0.5)
+        first, *_, last = found = list(measure_damage(candidates))
+    assert first == {f"blocks.{i}.attn": {"softmax": 0.0} for i in range(3)} and len(found) == 4
+    assert last == {f"blocks.{i}.attn": {"softmax": 0.0, "hydra": 0.5} for i in range(3)}
+
+
+def test_the_first_plans_begin_with_the_unchanged_and_end_with_single_sites():
+    damage = {s: {"softmax": 0.0, "hydra": x} for s, x in (("a", 3.0), ("b", 1.0), ("c", 2.0))}
+    found = first_plans(damage, Savings({"hydra": 1.0}))
+    softmax = dict.fromkeys("abc", "softmax")
+    assert found[0] == softmax
+    assert found[-3:] == [{**softmax, site: "hydra"} for site in "bca"]
+    assert dict.fromkeys("abc", "hydra") in found
+
+
+def test_where_nothing_is_faster_nothing_is_searched(tmp_path, monkeypatch):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        monkeypatch.setattr(candidates, "of", lambda plan: 1 / 0)
+        (damage,) = measure_damage(candidates)
+        search_plans(candidates, damage)
+    assert candidates.tried == {}

@@ -1,0 +1,167 @@
+"""Pieces and plans are distilled once, go on where they stopped, and fail without a trace."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tuning import DISTIL, opened, pool
+
+from attnpass.errors import MeasureError
+from attnpass.recover import Checkpoint, LocalLoss, Trainer
+from attnpass.store import Store
+from attnpass.tuner.search import distillation as module
+from attnpass.tuner.search.distillation import (
+    Distillation,
+    affordable_plans,
+    distil_pieces,
+    distil_plan,
+    train,
+)
+from attnpass.tuner.search.pieces import PieceLibrary
+from attnpass.tuner.search.result import DistilledChoice
+from attnpass.tuner.search.run import distil_useful
+
+
+def kinds(path: Path) -> dict[str, int]:
+    connection = sqlite3.connect(path)
+    found = dict(connection.execute("SELECT kind, count(*) FROM measurements GROUP BY kind"))
+    connection.close()
+    return found
+
+
+def calibrated(store: Store, **more) -> tuple[Distillation, PieceLibrary]:
+    inspection, session = opened(store, **DISTIL | more)
+    library = PieceLibrary(inspection)
+    library.calibrate(session)
+    return Distillation(inspection, session, ()), library
+
+
+def test_every_site_and_form_is_distilled_once(recovered):
+    bank = recovered.result.facts.bank
+    assert list(bank) == ["hydra"] and set(bank["hydra"].losses) == {
+        f"blocks.{i}.attn" for i in range(3)
+    }
+    assert bank["hydra"].steps > 0 and kinds(recovered.path)["bank"] == 1
+    assert not list(recovered.path.parent.glob("*.distil"))
+    with Store(recovered.path) as store:
+        stored = store.plan(bank["hydra"].plan)
+    for (site, _), (values, deltas) in recovered.candidates.library.pieces.items():
+        assert all(torch.equal(v, stored.values[site][k]) for k, v in values.items())
+        assert set(deltas) == set(stored.deltas[site])
+        assert any(p.abs().max() > 0 for d in deltas.values() for p in d.parameters())
+
+
+def test_attention_that_stays_softmax_makes_up_for_the_identity(tmp_path, monkeypatch):
+    # as many steps on a busy machine as on an idle one
+    monkeypatch.setattr(Trainer, "_progress", property(lambda self: (self.done.steps + 1) / 40))
+    monkeypatch.setattr(Trainer, "_over", lambda self: self.done.steps >= 40)
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store, **DISTIL)
+        candidates.library.calibrate(candidates.session)
+        distillation = Distillation(candidates.inspection, candidates.session, ())
+        plan = candidates.library.plan({"blocks.1.attn": "skipat r=0"})
+        better, recovery = distil_plan(distillation, plan, 0.5)
+        assert candidates.divergence(better) < candidates.divergence(plan)
+    assert not plan.deltas and recovery.steps > 0
+    assert set(better.deltas) == {"blocks.0.attn", "blocks.2.attn"}
+    for site, deltas in better.deltas.items():
+        assert better.sites[site].form == "softmax" and plan.sites[site].options == {}
+        own = {f"{site}.{part}" for part in ("qkv.weight", "qkv.bias", "proj.weight", "proj.bias")}
+        assert set(deltas) == own
+        assert all(p.abs().max() > 0 for d in deltas.values() for p in d.parameters())
+
+
+def test_the_budget_says_how_many_plans_are_distilled():
+    """60 % of 12 s: a global step costs what three local ones of one form do, a plan needs 150."""
+    one, slow = DistilledChoice("", {}, 1000, 3.9), DistilledChoice("", {}, 10, 10.0)
+    assert affordable_plans(12.0, {"hydra": one}) == 4
+    assert affordable_plans(12.0, {"hydra": one, "relu": one}) == 8
+    assert affordable_plans(12.0, {"hydra": slow}) == 1
+
+
+def test_another_form_leaves_the_stored_piece_alone(recovered, monkeypatch):
+    trained = []
+
+    def noted(distillation, objective, budget, name):
+        trained.append(name)
+        return {"best": {}, "steps": 1, "seconds": 0.0}, Checkpoint(None, name)
+
+    monkeypatch.setattr(module, "train", noted)
+    with Store(recovered.path) as store:
+        distillation, library = calibrated(store, forms=("hydra", "relu"))
+        monkeypatch.setattr(store, "put", lambda *a, **k: None)
+        found = distil_pieces(distillation, library, ["hydra", "relu"])
+        assert set(found) == {"hydra", "relu"}
+    assert trained == ["relu"]
+
+
+def test_other_data_or_budget_is_a_miss(recovered):
+    for change in ({"recover_budget": 5.0}, {"recover_rank": 1}, {"seed": 1}):
+        with Store(recovered.path) as store:
+            distillation, _ = calibrated(store, **change)
+            assert distillation.session.find("bank", "hydra", distillation.context) is None
+    with Store(recovered.path) as store:
+        same, _ = calibrated(store)
+        assert same.session.find("bank", "hydra", same.context) is not None
+        distillation, _ = calibrated(store)
+        distillation.inspection.task.recovery = [(torch.rand(4, 1, 32, 32),)]
+        assert distillation.session.find("bank", "hydra", distillation.context) is None
+        watched = replace(same, watched=(0, 1))
+        assert watched.session.find("bank", "hydra", watched.context) is None
+
+
+def test_ctrl_c_ends_training_which_then_goes_on(tmp_path, monkeypatch):
+    steps = []
+    step = Trainer._step
+
+    def counted(self, inputs):
+        steps.append(self.done.steps)
+        return step(self, inputs)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    monkeypatch.setattr(Trainer, "_over", lambda self: self.done.steps >= 3)
+    with Store(tmp_path / "a.db") as store:
+        distillation, library = calibrated(store)
+        stop, capture = distillation.session.stop, distillation.inspection.capture
+        _ = distillation.context
+        stop.requested = True
+        with pytest.raises(KeyboardInterrupt):
+            plans = {"hydra": library.everywhere("hydra")}
+            train(distillation, LocalLoss(capture, plans), 2.0, "hydra")
+        assert steps == [0] and len(list(tmp_path.glob("*.distil"))) == 1
+        stop.requested = False
+        plans = {"hydra": library.everywhere("hydra")}
+        _, saved = train(distillation, LocalLoss(capture, plans), 2.0, "hydra")
+        assert list(tmp_path.glob("*.distil")), "kept until the result is stored"
+        saved.remove()
+    assert steps == [0, 1, 2] and not list(tmp_path.glob("*.distil"))
+
+
+def test_training_that_fails_leaves_the_pieces_calibrated(tmp_path, monkeypatch):
+    step = Trainer._step
+
+    def fails(self, inputs):
+        step(self, inputs)
+        if self.done.steps == 3:
+            raise MeasureError("expected a finite loss, got nan")
+        return 1.0
+
+    monkeypatch.setattr(Trainer, "_step", fails)
+    monkeypatch.setattr(Trainer, "_over", lambda self: False)  # however busy the machine is
+    with Store(tmp_path / "a.db") as store:
+        distillation, library = calibrated(store)
+        everywhere = dict.fromkeys(distillation.inspection.base.sites, "hydra")
+        before = library.plan(everywhere).hash
+        assert distil_useful(distillation, library, ["hydra"]) == {}
+    assert len(library.pieces) == 3
+    assert library.plan(everywhere).hash == before
+
+
+def test_a_plan_in_which_nothing_learns_is_not_distilled(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        distillation, library = calibrated(store, recover_rank=0)
+        assert distil_plan(distillation, library.plan({}), 0.5) is None

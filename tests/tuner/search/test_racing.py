@@ -1,0 +1,191 @@
+"""Which plans are distilled, which are judged, and which are shown where none is proven."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from tuning import TASKS, pool
+
+from attnpass import Plan
+from attnpass.errors import MeasureError
+from attnpass.plan import assign
+from attnpass.store import Store
+from attnpass.tuner.measure import Bound
+from attnpass.tuner.search import racing
+from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.plan_row import Recovery
+from attnpass.tuner.search.racing import (
+    choose_finalists,
+    gain,
+    judge_held_out,
+    nearest,
+    promising,
+    recover_promising,
+    worth,
+)
+from attnpass.tuner.search.racing import recovered as after_distillation
+
+
+def test_recovered_plans_are_ranked_beside_what_they_were(recovered):
+    candidates = recovered.candidates
+    with_recovery = [c for c in candidates.tried.values() if c.recovery]
+    assert with_recovery
+    with Store(recovered.path) as store:
+        kind = "SELECT count(*) AS n FROM measurements WHERE kind = 'recovered'"
+        assert next(iter(store.db.query(kind)))["n"] >= len(with_recovery)
+    for c in with_recovery:
+        before = candidates.library.plan(c.assignment)
+        assert before.hash in candidates.tried and before.hash != c.plan.hash
+        assert c.recovery.drop_before == candidates.tried[before.hash].selection.drop
+        assert c.recovery.steps > 0
+    assert {r.plan for r in recovered.result.front} <= set(candidates.tried)
+
+
+def test_a_set_of_one_batch_is_crossed_by_its_items(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store, task=f"{TASKS}:one_batch")
+        plan = Plan(assign(candidates.inspection.sites, "hydra")[0])
+        candidates.keep(
+            Candidate({}, plan, 0.5, candidates.baseline.selection.clone(), divergence=0.1)
+        )
+        assert candidates.baseline.sizes == [60] and candidates.baseline.split.crossed
+        assert [len(candidates.baseline.half(half)) for half in (0, 1)] == [30, 30]
+        for _ in range(2):  # an interruption asks again
+            (best,) = choose_finalists(candidates)
+            assert best.plan is plan
+            assert sorted(best.judged) == list(range(60))
+
+
+def test_each_half_is_judged_by_the_items_of_the_other(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        base, made = candidates.baseline, {}
+        for form, cost, half in (("hydra", 0.5, 0), ("relu", 0.6, 1), ("sigmoid", 0.9, None)):
+            scores = base.selection.clone()
+            if half is not None:
+                scores[base.half(half)] = 0.0  # good on the other half alone
+            plan = Plan(assign(candidates.inspection.sites, form)[0])
+            made[form] = Candidate({}, plan, cost, scores, divergence=0.1)
+            candidates.keep(made[form])
+        found = {c.plan.hash: c.judged for c in choose_finalists(candidates)}
+    assert found == {
+        made["hydra"].plan.hash: tuple(base.half(0)),
+        made["relu"].plan.hash: tuple(base.half(1)),
+    }
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """Candidates of four made-up plans, none of them crossed, and these by name."""
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        base = candidates.baseline
+        limit, plan = candidates.inspection.settings.max_drop, candidates.library.plan({})
+        rows = {"far": (0.5, 4, 0.3), "near": (0.7, 2, 0.2), "worse": (0.8, 2, 0.25)}
+        made = {}
+        for name, (cost, drop, moved) in (rows | {"close": (0.9, 1.5, 0.1)}).items():
+            made[name] = Candidate(
+                {},
+                plan,
+                candidates.base_ms * cost,
+                base.selection - limit * drop,
+                Bound(100, 0.5, limit * drop, limit * (drop + 1), 0.95),
+                moved,
+            )
+        candidates.tried = dict(made)
+        candidates.baseline = replace(base, split=replace(base.split, crossed=False))
+        yield candidates, made
+
+
+def test_plans_out_of_reach_are_distilled_last(judged):
+    candidates, made = judged
+    assert promising(candidates, 2) == [made["near"], made["close"]]
+    assert promising(candidates, 4) == [made["near"], made["close"], made["far"]]
+
+
+def test_half_of_the_plans_go_on_in_every_round(judged, monkeypatch):
+    candidates, made = judged
+    trained = []
+    monkeypatch.setattr(racing, "promising", lambda _, count: list(made.values())[:count])
+    monkeypatch.setattr(
+        racing, "recovered", lambda a, b, c, share: trained.append((c, share)) or c
+    )
+    monkeypatch.setattr(racing, "worth", lambda _, c: list(made.values()).index(c))
+    recover_promising(candidates, None, 12)
+    far, near, worse, close = made.values()
+    assert trained[:4] == [(c, 1 / 12) for c in (far, near, worse, close)]
+    assert trained[4:] == [(close, 1 / 6), (worse, 1 / 6), (close, 1 / 3)]
+    trained.clear()
+    recover_promising(candidates, None, 11)
+    assert [share for _, share in trained] == [1 / 6] * 3 + [1 / 2], "three plans in two rounds"
+    trained.clear()
+    recover_promising(candidates, None, 3)
+    assert trained == [(far, 1.0)]
+
+
+def test_a_plan_is_worth_its_gain_times_the_chance_of_a_proof(judged):
+    candidates, made = judged
+    base = candidates.baseline
+    candidates.baseline = replace(base, held_out=base.selection)
+    sure = replace(made["close"], scores=base.selection.clone())
+    risky = replace(made["close"], scores=base.selection.clone())
+    risky.scores[:: round(1 / candidates.inspection.settings.max_drop)] -= 1.0
+    assert 0 < worth(candidates, risky) < worth(candidates, sure) < gain(candidates, sure)
+    assert gain(candidates, sure) == pytest.approx(1 / 0.9 - 1)
+    assert worth(candidates, made["far"]) < 1e-6, "the fastest, but beyond proof"
+    stopped = replace(sure, scores=sure.scores[:-1])
+    assert worth(candidates, stopped) == 0, "scored in part"
+
+
+def test_where_no_plan_keeps_the_limit_the_nearest_are_shown(judged):
+    candidates, made = judged
+    assert nearest(candidates) == [made["close"], made["near"], made["far"]]
+
+
+def test_where_training_fails_the_candidate_stays(judged, monkeypatch):
+    said = []
+
+    def fails(*_):
+        raise MeasureError("expected a finite loss, got nan")
+
+    candidates, made = judged
+    monkeypatch.setattr(racing, "distil_plan", fails)
+    monkeypatch.setattr(candidates.session.progress, "say", said.append)
+    assert after_distillation(candidates, None, made["near"], 0.5) is made["near"]
+    monkeypatch.setattr(racing, "distil_plan", lambda *_: None)
+    assert after_distillation(candidates, None, made["near"], 0.5) is made["near"], "no learner"
+    assert candidates.tried == made
+    assert len(said) == 1 and "not distilled" in said[0] and "got nan" in said[0]
+
+
+def test_a_plan_that_is_distilled_again_adds_up_its_steps(judged, monkeypatch):
+    candidates, made = judged
+    plan = candidates.inspection.base
+    trained = Recovery(0.0, 3, 0.5, {"name": "global"})
+    monkeypatch.setattr(racing, "distil_plan", lambda *_: (plan, trained))
+    monkeypatch.setattr(
+        candidates, "scored", lambda assignment, plan: replace(made["near"], plan=plan)
+    )
+    once = after_distillation(candidates, None, made["near"], 0.5)
+    twice = after_distillation(candidates, None, once, 0.5)
+    drop = made["near"].selection.drop
+    assert once.recovery == Recovery(drop, 3, 0.5, {"name": "global"})
+    assert twice.recovery == Recovery(drop, 6, 1.0, {"name": "global"})
+    assert candidates.tried[plan.hash] is twice
+
+
+def test_finalists_are_judged_by_their_items_and_stored(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        plan = candidates.library.plan({})
+        selection = candidates.baseline.selection
+        made = Candidate({}, plan, 0.5, selection, judged=tuple(range(30)))
+        (one,) = judge_held_out(candidates, [made])
+        assert candidates.tried[plan.hash] is one
+        stored = store.plan(plan.hash)
+    assert one.held_out.items == 30 and one.held_out.drop == 0
+    assert one.held_out.confidence == 0.95
+    assert stored.measured["held_out"] == one.held_out.as_dict()
+    assert stored.measured["latency"] == made.row.latency_dict()
+    assert stored.measured["baseline_ms"] == 1.0

@@ -1,0 +1,119 @@
+"""A tuning run end to end on a tiny task: resume, cache, interruptions."""
+
+from __future__ import annotations
+
+import pytest
+from tuning import DISTIL, QUIET, opened, rows, settings
+
+from attnpass.errors import MeasureError
+from attnpass.store import Store
+from attnpass.tuner.measure import Worker
+from attnpass.tuner.search import distillation, execute, inspect_task, run
+from attnpass.tuner.search.distillation import Distillation
+from attnpass.tuner.search.pieces import PieceLibrary
+from attnpass.tuner.search.result import RunResult
+
+
+def repeated(path, **more) -> RunResult:
+    with Store(path) as store:
+        return execute(inspect_task(settings(**more), store), store, QUIET)
+
+
+def test_result_holds_what_was_measured(finished):
+    result = finished.result
+    facts = result.facts
+    assert result.status == "done"
+    assert facts.baseline_score == 1.0
+    assert facts.crossed and facts.items == 60
+    assert facts.ceiling > 0 and facts.baseline_ms > 0
+    assert set(facts.saving_ms_per_site) == {"hydra", "skipat r=0"}
+    for row in result.front:
+        assert set(row.forms) == {f"blocks.{i}.attn" for i in range(3)}
+        assert row.latency.ratio.pairs == 30
+        # cross-fitted: at most the half that did not select the plan judges it
+        assert row.held_out.items in (30, 60)
+
+
+def test_the_same_command_measures_nothing_again(finished, monkeypatch):
+    before = rows(finished.path)
+    monkeypatch.setattr(Worker, "_ask", lambda *_: pytest.fail("a latency was measured again"))
+    again = repeated(finished.path)
+    assert rows(finished.path) == before
+    assert again.front == finished.result.front
+    assert again.run == finished.result.run
+
+
+def test_another_limit_reuses_what_is_measured(finished, monkeypatch):
+    before = rows(finished.path)
+    asked = []
+    real = Worker._ask
+    monkeypatch.setattr(Worker, "_ask", lambda self, r: asked.append(r) or real(self, r))
+    repeated(finished.path, max_drop=0.2)
+    assert len(asked) <= 1, "only other finalists may need the worker"
+    assert all(rows(finished.path)[k] == v for k, v in before.items())
+
+
+def test_ctrl_c_keeps_the_best_so_far(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "measure_finalists", interrupted)
+    with Store(tmp_path / "a.db") as store:
+        result = execute(inspect_task(settings(), store), store, QUIET)
+        assert store.run("last")["status"] == "interrupted"
+        assert store.run("last")["result"]["tried"] == 3
+    assert result.status == "interrupted"
+    assert result.tried == 3
+    assert result.best is None
+
+
+@pytest.mark.parametrize("stage", ["measure_baseline", "measure_ceiling", "measure_savings"])
+def test_an_early_ctrl_c_has_the_facts_of_the_stages_before(finished, monkeypatch, stage):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, stage, interrupted)
+    result = repeated(finished.path)
+    facts = result.facts
+    known = (facts.items, facts.ceiling, facts.saving_ms_per_site)
+    reached = ["measure_baseline", "measure_ceiling", "measure_savings"].index(stage)
+    assert [x is not None for x in known] == [i < reached for i in range(3)]
+    assert (result.status, result.tried, result.front) == ("interrupted", 0, [])
+
+
+def test_ctrl_c_while_judging_keeps_what_was_measured_of_the_finalists(finished, monkeypatch):
+    def interrupted(candidates, finalists):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "judge_held_out", interrupted)
+    result = repeated(finished.path)
+    assert [r.plan for r in result.front] == [r.plan for r in finished.result.front]
+    assert [r.latency for r in result.front] == [r.latency for r in finished.result.front]
+    assert all(r.held_out is None for r in result.front)
+    assert result.facts.finalists_floor == finished.result.facts.finalists_floor
+
+
+def test_the_same_command_trains_nothing_again(recovered, monkeypatch):
+    before = rows(recovered.path)
+    monkeypatch.setattr(Worker, "_ask", lambda *_: pytest.fail("a latency was measured again"))
+    monkeypatch.setattr(distillation, "train", lambda *_: pytest.fail("trained again"))
+    again = repeated(recovered.path, **DISTIL)
+    assert rows(recovered.path) == before and again.front == recovered.result.front
+
+
+def test_what_cannot_be_distilled_stays_calibrated(tmp_path, monkeypatch):
+    said = []
+
+    def fails(*_):
+        raise MeasureError("expected a finite loss, got nan")
+
+    monkeypatch.setattr(run, "distil_pieces", fails)
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store, **DISTIL)
+        monkeypatch.setattr(session.progress, "say", said.append)
+        library = PieceLibrary(inspection)
+        library.calibrate(session)
+        pieces = dict(library.pieces)
+        assert run.distil_useful(Distillation(inspection, session, ()), library, ["hydra"]) == {}
+    assert library.pieces == pieces
+    assert len(said) == 1 and "got nan" in said[0]

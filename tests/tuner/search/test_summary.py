@@ -1,0 +1,48 @@
+"""The result of the records of the stages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from attnpass.tuner.search.speed import Finalists
+from attnpass.tuner.search.summary import Findings, facts_of, summarise
+
+
+def test_best_is_proven_and_faster_than_the_noise_or_there_is_none(finished):
+    result = finished.result
+    best = [r for r in result.front if r.plan == result.best]
+    proven = [
+        r
+        for r in result.front
+        if r.held_out.upper <= 0.3 and r.latency.ratio.low > 1 + result.facts.finalists_floor
+    ]
+    assert bool(best) == bool(proven)
+    assert all(b in proven for b in best)
+
+
+def test_the_fastest_proven_finalist_is_the_best(finished):
+    (one, *_) = finished.candidates.tried.values()
+
+    def finalist(median: float, upper: float):
+        bound = replace(one.selection, upper=upper)
+        ratio = replace(finished.findings.ceiling.bare, median=median, low=median - 0.1)
+        latency = finished.result.front[0].latency if finished.result.front else None
+        assert latency is not None
+        return replace(one, held_out=bound, latency=replace(latency, ratio=ratio))
+
+    rows = [finalist(1.5, 0.2), finalist(2.0, 0.4), finalist(1.05, 0.1)]
+    found = replace(finished.findings, finalists=Finalists(rows, 0.02, 5.0))
+    result = summarise(finished.inspection, found, rows, status="done", created="now")
+    assert [r.latency.ratio.median for r in result.front] == [2.0, 1.5, 1.05]
+    assert result.best == rows[0].plan.hash and result.nearest == []
+    assert (result.facts.finalists_floor, result.facts.baseline_ms) == (0.02, 5.0)
+    none = summarise(finished.inspection, found, rows[1:], status="done", created="now")
+    assert none.best is None
+
+
+def test_a_run_that_was_stopped_at_once_has_no_facts(finished):
+    assert facts_of(Findings(), 0.01).as_dict() == {}
+    given = {"status": "interrupted", "created": "now"}
+    result = summarise(finished.inspection, Findings(), [], **given)
+    assert (result.tried, result.front, result.nearest, result.best) == (0, [], [], None)
+    assert result.sensitivity == {} and result.fit == {}

@@ -1,0 +1,125 @@
+"""Commands that look at a model, a plan or the machine: sites, roundtrip, cka, verify, doctor."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from attnpass.errors import OptionError
+from attnpass.tuner.cli.command import Answer, main, options, path_option
+
+
+@main.command()
+@click.argument("task")
+@options
+def sites(task: str, as_json: bool, db: str | None) -> Answer:
+    """What attention was found, per form legal or why not."""
+    from attnpass.batch import call
+    from attnpass.capture import find_sites
+    from attnpass.task import load_task
+
+    loaded = load_task(task)
+    report = call(partial(find_sites, loaded.model), loaded.example)
+
+    def show(console: Console) -> None:
+        console.print(report.table())
+        for d in report.declined:
+            console.print(f"declined {d.path}: {d} ({d.source})", markup=False)
+
+    return Answer(report.as_dict(), show, 0 if report.sites else 1)
+
+
+@main.command()
+@click.argument("task")
+@options
+def roundtrip(task: str, as_json: bool, db: str | None) -> Answer:
+    """Rewrite every site to softmax from what was extracted; compare with eager."""
+    from attnpass.task import load_task
+    from attnpass.tuner.check import check_roundtrip
+
+    result = check_roundtrip(load_task(task))
+
+    def show(console: Console) -> None:
+        for name, error in result.sites.items():
+            console.print(f"{name:<40} relative difference {error:.2e}")
+        console.print(
+            f"all sites: {result.all:.2e}, allowed {result.allowed:.2e}:"
+            f" {'equal' if result.equal else 'NOT EQUAL'}"
+        )
+
+    return Answer(result.as_dict(), show, 0 if result.equal else 1)
+
+
+@main.command()
+@click.argument("task")
+@click.option("--least", default=0.8, show_default=True, help="CKA from which a layer repeats.")
+@path_option("--picture", "Write both matrices to this PNG.")
+@options
+def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | None) -> Answer:
+    """How alike the layers are (CKA), and which of them skipat might leave out."""
+    from attnpass.task import load_task
+    from attnpass.tuner.check import similarities
+    from attnpass.tuner.show import cka_table, draw_similarities
+
+    if not -1 <= least <= 1:
+        raise OptionError(f"expected --least from -1 to 1, got {least}")
+    found = similarities(load_task(task), least)
+    value = found.as_dict()
+    if picture is not None:
+        value["picture"] = str(draw_similarities(found, picture))
+
+    def show(console: Console) -> None:
+        for matrix in ("Z", "A"):
+            console.print(cka_table(found, matrix))
+        names = ", ".join(found.suggested) or "none"
+        console.print(f"like the layer before by {least} or more: {names}", markup=False)
+
+    return Answer(value, show)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("task")
+@options
+def verify(name: str, task: str, as_json: bool, db: str | None) -> Answer:
+    """Check a plan against a task's model: fits, is legal, and what it scores here."""
+    from attnpass.store import Store
+    from attnpass.task import load_task
+    from attnpass.tuner.check import verify_plan
+    from attnpass.tuner.cli.lookup import plan_named
+
+    with Store(db) as store:
+        plan = plan_named(store, name)
+    result = verify_plan(plan, load_task(task))
+
+    def show(console: Console) -> None:
+        for line in result.problems:
+            console.print(f"[red]{line}[/]")
+        console.print(
+            f"plan {plan.hash}: {len(result.rewritten)} sites rewritten, score"
+            f" {result.score:.4f}, unchanged model {result.baseline:.4f} on"
+            f" {result.items} items"
+        )
+
+    return Answer(result.as_dict(), show, 1 if result.problems else 0)
+
+
+@main.command()
+@options
+def doctor(as_json: bool, db: str | None) -> Answer:
+    """The environment, what is missing, and how to get it."""
+    from attnpass.tuner.check import examine
+
+    rows = examine(db)
+
+    def show(console: Console) -> None:
+        for row in rows:
+            mark = "[green]ok[/]  " if row.ok else "[yellow]miss[/]"
+            cure = "" if row.ok else f"  ({row.cure})"
+            console.print(f"{mark} {row.what:<22} {row.found}{cure}")
+
+    value = {"checks": [row.as_dict() for row in rows]}
+    return Answer(value, show, 0 if all(r.ok for r in rows if r.needed) else 1)

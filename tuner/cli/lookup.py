@@ -1,0 +1,55 @@
+"""The run or the plan that a user names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attnpass.errors import PlanError, StoreError
+from attnpass.plan import Plan
+from attnpass.store import Store
+
+
+def result_named(store: Store, name: str) -> Mapping[str, Any]:
+    """The stored result of a finished run: an id, a prefix of one, or ``last``.
+
+    Raises:
+        StoreError: there is no such run, or it is not finished.
+    """
+    run = store.run(name)
+    if run is None:
+        raise StoreError(
+            f"expected a run in {store.path}, got {name!r}; attnpass results lists them"
+        )
+    if not run["result"]:
+        raise StoreError(
+            f"expected a finished run, got {run['id']} which is {run['status']};"
+            " run the same tune command again to go on"
+        )
+    result: Mapping[str, Any] = run["result"]
+    return result
+
+
+def plan_named(store: Store, name: str) -> Plan:
+    """The plan of a file, of a hash in the store, or the best one of a run.
+
+    Raises:
+        PlanError: none of them.
+    """
+    if Path(name).suffix == ".json":
+        return Plan.load(name)
+    plan = store.plan(name) if name not in ("", "last") else None
+    if plan is not None:
+        return plan
+    run = store.run(name)
+    best = (run or {}).get("result", {}).get("best")
+    if run is not None and not best:
+        raise PlanError(f"expected a run with a proven plan, got {run['id']} without one")
+    plan = store.plan(best) if best else None
+    if plan is None:
+        raise PlanError(
+            f"expected a plan file, a plan or a run of {store.path}, got {name!r};"
+            " attnpass results lists them"
+        )
+    return plan

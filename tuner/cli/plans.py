@@ -1,0 +1,71 @@
+"""Commands that move plans: pin, unpin, export, import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from attnpass.errors import PlanError
+from attnpass.tuner.cli.command import Answer, main, options
+from attnpass.tuner.cli.lookup import plan_named
+
+
+@main.command()
+@click.argument("name")
+@options
+def pin(name: str, as_json: bool, db: str | None) -> Answer:
+    """Make torch.compile(model, backend="attnpass") apply this plan to its model."""
+    from attnpass.store import Store
+
+    with Store(db) as store:
+        plan = plan_named(store, name)
+        store.pin(plan)
+    return Answer({"pinned": plan.hash}, lambda c: c.print(f"pinned {plan.hash}"))
+
+
+@main.command()
+@click.argument("name")
+@options
+def unpin(name: str, as_json: bool, db: str | None) -> Answer:
+    """Undo pin."""
+    from attnpass.store import Store
+
+    with Store(db) as store:
+        plan = plan_named(store, name)
+        if not store.unpin(plan):
+            raise PlanError(f"expected a pinned plan, got {plan.hash} which is not pinned")
+    return Answer({"unpinned": plan.hash}, lambda c: c.print(f"unpinned {plan.hash}"))
+
+
+@main.command("export")
+@click.argument("name")
+@click.argument("path", type=click.Path(path_type=Path))
+@options
+def export_(name: str, path: Path, as_json: bool, db: str | None) -> Answer:
+    """Write a plan of the cache, or a run's best, to PATH (JSON and safetensors)."""
+    import torch
+
+    from attnpass.environment import kernel_context
+    from attnpass.store import Store
+
+    with Store(db) as store:
+        plan = plan_named(store, name)
+        context = kernel_context("cuda" if torch.cuda.is_available() else "cpu")
+        if tiles := store.tiles(context):
+            plan.add_tiles(context, tiles)
+    written = plan.save(path)
+    return Answer({"plan": str(written)}, lambda c: c.print(f"plan: {written}", markup=False))
+
+
+@main.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@options
+def import_(path: Path, as_json: bool, db: str | None) -> Answer:
+    """Store a plan file in the cache."""
+    from attnpass.plan import Plan
+    from attnpass.store import Store
+
+    with Store(db) as store:
+        name = store.save_plan(Plan.load(path))
+    return Answer({"plan": name}, lambda c: c.print(f"stored {name}"))

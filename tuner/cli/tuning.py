@@ -1,0 +1,153 @@
+"""The command that searches for plans: tune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+
+from attnpass.errors import MissingDependencyError, OptionError, OutputError
+from attnpass.tuner.cli.command import Answer, main, options, path_option
+
+if TYPE_CHECKING:
+    from attnpass.store import Store
+    from attnpass.tuner.search import RunResult
+
+
+@main.command()
+@click.argument("task")
+@click.option("--effort", default="quick", show_default=True, help="quick or full.")
+@click.option(
+    "--max-drop",
+    default=0.01,
+    show_default=True,
+    type=float,
+    help="Allowed drop of the mean score (0.01 is one point of 100).",
+)
+@click.option("--trials", default=0, type=int, help="Plans the search may measure (0: by effort).")
+@click.option(
+    "--forms",
+    default="",
+    help="Comma-separated choices to consider (default: all but skipat r=1, the dearest).",
+)
+@click.option("--seed", default=0, type=int)
+@click.option("--inner", default="inductor", show_default=True, help="Inner compiler.")
+@click.option("--mode", default=None, help="Inductor's mode, e.g. max-autotune.")
+@click.option("--timeout", default=900.0, help="Seconds per compile-and-time request.")
+@click.option("--refresh", is_flag=True, help="Measure again what is stored.")
+@click.option(
+    "--recover",
+    default="calibrate",
+    show_default=True,
+    help="How converted layers regain accuracy: calibrate, or distil (no labels needed).",
+)
+@click.option(
+    "--recover-budget",
+    default="5m",
+    show_default=True,
+    help="Time that distilling may take in all, e.g. 90s, 5m, 1h.",
+)
+@click.option(
+    "--recover-rank",
+    default=None,
+    type=int,
+    help="Rank of the changes to q, k, v, o weights (default: full; 0: none).",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be searched; measure nothing.")
+@path_option("--out", "Folder for the plan and the picture (default: attnpass-RUN).")
+@options
+def tune(
+    task: str,
+    forms: str,
+    dry_run: bool,
+    out: Path | None,
+    recover_budget: str,
+    as_json: bool,
+    db: str | None,
+    **given: Any,
+) -> Answer:
+    """Search for plans; measured accuracy against measured latency."""
+    from attnpass.store import Store
+    from attnpass.tuner.progress import ProgressPrinter
+    from attnpass.tuner.search import USUAL, Settings, execute, inspect_task
+
+    chosen = tuple(f.strip() for f in forms.split(",") if f.strip()) or USUAL
+    budget = seconds(recover_budget, "--recover-budget")
+    settings = Settings(task=task, forms=chosen, recover_budget=budget, **given)
+    progress = ProgressPrinter(quiet=as_json)
+    with Store(db) as store:
+        inspection = inspect_task(settings, store)
+        if dry_run:
+            outline = inspection.outline()
+            return Answer(outline, lambda c: c.print_json(data=outline))
+        folder = _writable(out or Path(f"attnpass-{inspection.run}"))
+        if not as_json:
+            progress.say(inspection.report().table())
+        result = execute(inspection, store, progress)
+        files = _files(result, store, folder)
+    value = {**result.as_dict(), "files": files}
+    code = 0 if result.status == "done" else 1
+    return Answer(value, lambda console: _show(console, result, files), code)
+
+
+def _show(console: Console, result: RunResult, files: Mapping[str, str]) -> None:
+    from attnpass.tuner.show import front_table, sensitivity_table, verdict
+
+    if result.facts.saving_ms_per_site:
+        console.print(sensitivity_table(result))
+    console.print(front_table(result))
+    console.print(verdict(result), style="bold", markup=False)
+    for name, path in files.items():
+        console.print(f"{name}: {path}", markup=False)
+    if "plan" in files:
+        console.print(
+            'use it:  fast = torch.compile(model, backend="attnpass",'
+            f' options={{"plan": "{files["plan"]}"}})',
+            markup=False,
+        )
+
+
+def seconds(text: str, option: str) -> float:
+    """``90``, ``90s``, ``5m`` or ``1h`` as seconds.
+
+    Raises:
+        OptionError: something else.
+    """
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in "smh" else (text, "s")
+    try:
+        return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+    except ValueError as error:
+        raise OptionError(f"expected {option} like 90s, 5m or 1h, got {text!r}") from error
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".attnpass"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"expected to write into {folder}, got {error.strerror};"
+            " choose another folder with --out"
+        ) from error
+    return folder
+
+
+def _files(result: RunResult, store: Store, folder: Path) -> dict[str, str]:
+    """Write the best plan and the picture; returns their paths."""
+    from attnpass.tuner.show import draw_front
+
+    files = {}
+    plan = store.plan(result.best) if result.best else None
+    if plan is not None:
+        files["plan"] = str(plan.save(folder / "plan.json"))
+    if result.front and result.facts.ceiling is not None:
+        try:
+            files["picture"] = str(draw_front(result, folder / "front.png"))
+        except MissingDependencyError as error:
+            files["picture"] = f"none: {error}"
+    return files

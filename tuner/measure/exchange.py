@@ -1,0 +1,72 @@
+"""The messages between the coordinator and the worker process: plain records that pickle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class CompileSettings:
+    """How the worker compiles: the inner compiler, its mode, and the database with the tiles."""
+
+    inner: str = "inductor"
+    mode: str | None = None
+    db: str | None = None
+
+
+@dataclass(frozen=True)
+class PlansRequest:
+    """Asks for interleaved times of the model under plan files; None is the unchanged model."""
+
+    plans: tuple[str | None, ...]
+    rounds: int
+
+
+@dataclass(frozen=True)
+class CeilingRequest:
+    """Asks for the five series of ``Worker.ceiling``."""
+
+    rounds: int
+
+
+Request = PlansRequest | CeilingRequest
+
+
+@dataclass(frozen=True)
+class Times:
+    """Interleaved times.
+
+    Attributes:
+        times: milliseconds, one row per run, one column per round.
+        hashes: of the plans that ran, ``""`` for the unchanged model; none for a ceiling.
+    """
+
+    times: list[list[float]]
+    hashes: list[str]
+    outcome: ClassVar[str] = "ok"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as the database stores them."""
+        return {"times": self.times, "hashes": self.hashes}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A measurement that could not be taken.
+
+    Attributes:
+        outcome: ``compile_error``, ``inaccurate``, ``oom``, ``timeout`` or ``crashed``.
+        why: one line. trace: the end of the worker's traceback, where there was one.
+    """
+
+    outcome: str
+    why: str
+    trace: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as the database stores them, beside the outcome."""
+        return {"why": self.why, **({"trace": self.trace} if self.trace else {})}
+
+
+Reply = Times | Failure

@@ -1,0 +1,170 @@
+"""The plans of a run and their accuracy on the selection; each plan is scored once.
+
+First every useful (site, choice) alone (its damage), then whole plans: from the integer program,
+the papers' recipes, and Optuna.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from attnpass import environment
+from attnpass.plan import Plan
+from attnpass.tuner.measure import bound, divergence, scores
+from attnpass.tuner.search.baseline import Baseline
+from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.inspection import Inspection
+from attnpass.tuner.search.integer_program import front, recipes
+from attnpass.tuner.search.pieces import PieceLibrary
+from attnpass.tuner.search.session import Session, Value
+from attnpass.tuner.search.settings import REJECTED
+from attnpass.tuner.search.speed import Savings
+
+HOPELESS = 0.25
+"""Drop beyond which the scoring of a plan is stopped early."""
+
+Damage = Mapping[str, Mapping[str, float]]
+"""Per site and choice how far this choice alone moves the outputs; 0 for softmax."""
+
+
+class Candidates:
+    """The plans that were tried, by hash, and the means to score another one.
+
+    Args:
+        base_ms: the baseline's latency. savings: what each choice saves of it per site.
+    """
+
+    def __init__(
+        self,
+        inspection: Inspection,
+        session: Session,
+        baseline: Baseline,
+        library: PieceLibrary,
+        base_ms: float,
+        savings: Savings,
+    ) -> None:
+        self.inspection, self.session, self.baseline = inspection, session, baseline
+        self.library, self.base_ms, self.savings = library, base_ms, savings
+        self.tried: dict[str, Candidate] = {}
+
+    def of(self, assignment: Mapping[str, str]) -> Candidate:
+        """The plan of choices per site, made of the pieces, with its selection scores."""
+        full = {s.name: assignment.get(s.name, "softmax") for s in self.inspection.sites}
+        return self.scored(full, self.library.plan(full))
+
+    def keep(self, candidate: Candidate) -> None:
+        """Replace what is known of a plan."""
+        self.tried[candidate.plan.hash] = candidate
+
+    def scored(self, assignment: dict[str, str], plan: Plan) -> Candidate:
+        """A plan with its selection scores, from the store or measured now."""
+        plan.made_by = {"run": self.inspection.run, "versions": environment.versions()}
+        known = self.tried.get(plan.hash)
+        if known is not None:
+            return known
+        base = self.baseline.selection
+        context = {**self.inspection.context, "batches": list(self.baseline.split.selection)}
+        value = self.session.measured("accuracy", plan.hash, context, lambda: self._score(plan))
+        taken = torch.tensor(value["scores"], dtype=torch.float64)
+        candidate = Candidate(
+            assignment,
+            plan,
+            cost=self.base_ms - sum(self.savings.of(c) for c in assignment.values()),
+            scores=taken,
+            selection=bound(base[: len(taken)], taken),
+            divergence=self.divergence(plan) if value["complete"] else REJECTED,
+        )
+        self.keep(candidate)
+        return candidate
+
+    def divergence(self, plan: Plan) -> float:
+        """How far a plan moves the first outputs, from the store or measured now."""
+        context = {**self.inspection.context, "batches": self.baseline.reference_batches}
+        value = self.session.measured(
+            "divergence", plan.hash, context, lambda: self._diverge(plan)
+        )
+        return float(value["divergence"])
+
+    def _score(self, plan: Plan) -> Value:
+        capture, baseline = self.inspection.capture, self.baseline
+        capture.use(plan)
+        found, complete = scores(
+            self.inspection.task,
+            capture,
+            baseline.split.selection,
+            base=baseline.selection,
+            max_drop=HOPELESS,
+        )
+        capture.use(None)
+        return {"scores": found.tolist(), "complete": complete}
+
+    def _diverge(self, plan: Plan) -> Value:
+        task, capture, baseline = self.inspection.task, self.inspection.capture, self.baseline
+        capture.use(plan)
+        moved = divergence(task, capture, baseline.reference, baseline.reference_batches)
+        capture.use(None)
+        return {"divergence": moved if math.isfinite(moved) else REJECTED}
+
+
+def measure_damage(candidates: Candidates) -> Iterator[Damage]:
+    """How far every useful (site, choice) alone moves the outputs; yields after each.
+
+    Raises:
+        KeyboardInterrupt: the run is to stop.
+    """
+    legal, useful = candidates.inspection.legal, candidates.savings.useful
+    pairs = [(site, c) for site, choices in legal.items() for c in choices if c in useful]
+    damage = {site: {"softmax": 0.0} for site in legal}
+    yield damage
+    with candidates.session.progress.stage("sensitivity", len(pairs)) as step:
+        for site, choice in pairs:
+            moved = candidates.divergence(candidates.library.plan({site: choice}))
+            damage = {**damage, site: {**damage[site], choice: moved}}
+            step(f"{site} {choice}")
+            yield damage
+
+
+def search_plans(candidates: Candidates, damage: Damage) -> None:
+    """Score the plans of the integer program, the recipes, then those that Optuna proposes.
+
+    Raises:
+        KeyboardInterrupt: the run is to stop; ``candidates`` holds the plans scored so far.
+    """
+    # imported late: showing results needs no optuna
+    from attnpass.tuner.search.optuna_search import Outcome, search
+
+    space = {site: list(row) for site, row in damage.items()}
+    if all(len(choices) == 1 for choices in space.values()):
+        return
+    settings, base = candidates.inspection.settings, candidates.baseline.selection
+    unchanged = dict.fromkeys(damage, "softmax")
+    with candidates.session.progress.stage("search", settings.limits["trials"]) as step:
+
+        def evaluate(assignment: dict[str, str]) -> Outcome:
+            if assignment == unchanged:
+                same = bound(base, base)
+                return Outcome(candidates.base_ms, same.upper - settings.max_drop)
+            found = candidates.of(assignment)
+            assert found.selection is not None
+            step(f"{found.cost:.1f} ms, {found.selection.score:.3f}")
+            return Outcome(found.cost, found.selection.upper - settings.max_drop)
+
+        seeds = first_plans(damage, candidates.savings)
+        search(space, evaluate, seeds, trials=settings.limits["trials"], seed=settings.seed)
+
+
+def first_plans(damage: Damage, savings: Savings) -> list[dict[str, str]]:
+    """The first plans: unchanged, the integer program's, the recipes, single converted sites."""
+    saving = {site: {c: savings.of(c) for c in row} for site, row in damage.items()}
+    unchanged = dict.fromkeys(damage, "softmax")
+    changes = {s: [c for c in row if c != "softmax"] for s, row in damage.items()}
+    alone = sorted((damage[s][c], s, c) for s, choices in changes.items() for c in choices)
+    return [
+        unchanged,
+        *(dict(plan) for plan in front(damage, saving)),
+        *recipes(list(damage), changes),
+        *({**unchanged, site: choice} for _, site, choice in alone[:3]),
+    ]

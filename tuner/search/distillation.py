@@ -1,0 +1,223 @@
+"""Distillation in a run: pieces locally, all of them in parallel, and whole plans globally.
+
+LocalLoss distillation trains all pieces on one run of the original model per step; a plan made of
+them can then be distilled globally. Both are stored, and both go on where they were interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from attnpass import fingerprint
+from attnpass.batch import Batch
+from attnpass.plan import Plan
+from attnpass.recover import (
+    Checkpoint,
+    DistilOptions,
+    GlobalLoss,
+    LocalLoss,
+    Objective,
+    Progress,
+    Trainer,
+    add_deltas,
+)
+from attnpass.seeds import seeded
+from attnpass.store import key_of
+from attnpass.tuner.search.inspection import Inspection
+from attnpass.tuner.search.pieces import PieceLibrary
+from attnpass.tuner.search.plan_row import Recovery
+from attnpass.tuner.search.result import DistilledChoice
+from attnpass.tuner.search.session import Session, Value
+
+LOCAL_SHARE = 0.4
+"""Share of the budget for the pieces; the rest is for whole plans."""
+
+GLOBAL_STEPS = 150
+"""Steps of the global stage that every plan should have."""
+
+WATCHED = 4
+"""Selection batches that decide when a stage ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Distillation:
+    """How one run distils.
+
+    Attributes:
+        watched: selection batches, not trained on, that decide when a stage ends; none where the
+            selection judges, too.
+    """
+
+    inspection: Inspection
+    session: Session
+    watched: Sequence[int]
+
+    @cached_property
+    def selection(self) -> list[Batch]:
+        """The inputs of the watched batches."""
+        return [self.inspection.task.validation[i][0] for i in self.watched[:WATCHED]]
+
+    @cached_property
+    def inputs(self) -> Sequence[Batch]:
+        """The batches that are trained on."""
+        task = self.inspection.task
+        return task.recovery if len(task.recovery) else list(task.calibration)
+
+    @cached_property
+    def context(self) -> dict[str, object]:
+        """All that a trained piece depends on: the model, the data, and how it is trained."""
+        settings, task = self.inspection.settings, self.inspection.task
+        with seeded(0):
+            inputs = [self.inputs[i] for i in range(len(self.inputs))]
+        return {
+            **self.inspection.context,
+            "recover": {
+                "budget": settings.recover_budget,
+                "rank": settings.recover_rank,
+                "seed": settings.seed,
+                "watched": len(self.selection),
+            },
+            "inputs": fingerprint.digest([inputs, list(task.calibration)]),
+            "recovery": fingerprint.recovery_digest(),
+        }
+
+    def options(self, budget: float) -> DistilOptions:
+        """How a stage of ``budget`` seconds is trained."""
+        s, outputs = self.inspection.settings, self.inspection.task.outputs
+        return DistilOptions(budget=budget, rank=s.recover_rank, seed=s.seed, outputs=outputs)
+
+    def find(self, kind: str, subject: str, context: Mapping[str, object]) -> Value | None:
+        """A stored training without its outcome.
+
+        Raises:
+            KeyboardInterrupt: the run is to stop.
+        """
+        value = self.session.find(kind, subject, context)
+        return None if value is None else {k: v for k, v in value.items() if k != "outcome"}
+
+
+def distil_pieces(
+    distillation: Distillation, library: PieceLibrary, choices: Sequence[str]
+) -> dict[str, DistilledChoice]:
+    """Distil every (site, choice) locally, those that are not stored; the outcome per choice.
+
+    The pieces of the library become the distilled ones.
+
+    Raises:
+        MeasureError: a loss is not finite; the pieces stay calibrated.
+        KeyboardInterrupt: the run is to stop.
+    """
+    store = distillation.session.store
+    stored = {c: distillation.find("bank", c, distillation.context) for c in choices}
+    done = {c: DistilledChoice(**value) for c, value in stored.items() if value is not None}
+    missing = [c for c in choices if c not in done]
+    # copies: where training fails, the pieces stay calibrated
+    plans = {c: library.everywhere(c).copy() for c in missing}
+    done |= _train_pieces(distillation, plans)
+    for choice in choices:
+        plan = plans.get(choice)
+        if plan is None and choice in done:
+            plan = store.plan(done[choice].plan)
+        if plan is not None:
+            library.keep(choice, plan)
+    return {c: done[c] for c in choices if c in done}
+
+
+def _train_pieces(
+    distillation: Distillation, plans: Mapping[str, Plan]
+) -> dict[str, DistilledChoice]:
+    """Train the pieces of plans by choice, in place, and store them."""
+    capture, session = distillation.inspection.capture, distillation.session
+    for plan in plans.values():
+        capture.use(plan)  # brings what was stored to the model's device
+        add_deltas(capture, plan, distillation.options(1.0))
+    capture.use(None)
+    objective = LocalLoss(capture, plans)
+    if not objective.units:
+        return {}
+    budget = distillation.inspection.settings.recover_budget * LOCAL_SHARE
+    stage, saved = train(distillation, objective, budget, " ".join(sorted(plans)))
+    done = {}
+    for choice, plan in plans.items():
+        keys = {tuple(k.split("|")): loss for k, loss in stage["best"].items()}
+        losses = {site: loss for (c, site), loss in keys.items() if c == choice}
+        name = session.store.save_plan(plan)
+        done[choice] = DistilledChoice(name, losses, stage["steps"], stage["seconds"])
+        session.keep("bank", choice, distillation.context, done[choice].as_dict())
+    saved.remove()
+    return done
+
+
+def affordable_plans(budget: float, distilled: Mapping[str, DistilledChoice]) -> int:
+    """How many plans the budget can distil globally, by the time of the local stage; 1 or more.
+
+    A global step is taken to be as long as three local ones of one choice.
+    """
+    each = [x.seconds / max(x.steps, 1) / len(distilled) for x in distilled.values()]
+    left = budget * (1 - LOCAL_SHARE)
+    return max(int(left / (3 * GLOBAL_STEPS * max([1e-9, *each]))), 1)
+
+
+def distil_plan(
+    distillation: Distillation, plan: Plan, share: float
+) -> tuple[Plan, Recovery] | None:
+    """A plan distilled globally in ``share`` of the budget, and what that did.
+
+    Attention that stays softmax learns too. None where nothing in the plan can learn.
+
+    Raises:
+        MeasureError: the loss is not finite. KeyboardInterrupt: the run is to stop.
+    """
+    inspection, session = distillation.inspection, distillation.session
+    context = {**distillation.context, "share": share, "softmax": True}
+    value = distillation.find("recovered", plan.hash, context)
+    stored = None if value is None else session.store.plan(value["plan"])
+    if value is not None and stored is not None:
+        return stored, Recovery.from_dict(value)
+    better, capture = plan.copy(), inspection.capture
+    capture.use(better)  # to the model's device
+    capture.use(None)
+    add_deltas(capture, better, replace(distillation.options(1.0), softmax=True))
+    objective = GlobalLoss(inspection.task.model, capture, better, inspection.task.outputs, ())
+    if not objective.unit.trained:
+        return None
+    budget = inspection.settings.recover_budget * (1 - LOCAL_SHARE) * share
+    value, saved = train(distillation, objective, budget, plan.hash)
+    value["plan"] = session.store.save_plan(better)
+    session.keep("recovered", plan.hash, context, value)
+    saved.remove()
+    return better, Recovery.from_dict(value)
+
+
+def train(
+    distillation: Distillation, objective: Objective, budget: float, name: str
+) -> tuple[Value, Checkpoint]:
+    """One stage with a checkpoint beside the database; the same command goes on from it.
+
+    Returns the numbers of the stage, and the checkpoint, which is the caller's to remove when the
+    result is stored.
+    """
+    session = distillation.session
+    key = key_of(objective.name, name, distillation.context)
+    saved = Checkpoint(session.store.path.with_suffix(f".{key[:12]}.distil"), key)
+    with session.progress.stage(f"distil, {objective.name}: {name}", 100) as step:
+        trainer = Trainer(objective, distillation.options(budget), 1.0, saved)
+        told = _progress(session, step)
+        stage = trainer.run(distillation.inputs, distillation.selection, told)
+    return stage.as_dict(), saved
+
+
+def _progress(session: Session, step: Callable[[str], None]) -> Progress:
+    """Progress of a stage in hundredths; ends it where the run is to stop."""
+    told = 0
+
+    def tell(_: str, done: int, total: int, loss: float) -> None:
+        nonlocal told
+        session.stop.check()
+        while told < min(100 * done // max(total, 1), 100):
+            told += 1
+            step(f"loss {loss:.3g}")
+
+    return tell

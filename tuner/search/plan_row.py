@@ -1,0 +1,121 @@
+"""One plan as a result shows it: its forms, accuracy, latency, and how it was recovered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from attnpass.tuner.measure import Bound, Ratio
+
+Json = Mapping[str, Any]
+"""A JSON object that is stored and shown as it stands."""
+
+R = TypeVar("R", Bound, Ratio)
+
+
+@dataclass(frozen=True)
+class PlanLatency:
+    """A finalist's latency, interleaved with the baseline's.
+
+    Attributes:
+        ms: its median. ratio: baseline over plan, above 1 where the plan is faster.
+    """
+
+    ms: float
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What global distillation did to a plan.
+
+    Attributes:
+        drop_before: its drop on the selection before. steps, seconds: of all its stages together.
+        stage: the other numbers of its last stage, and the hash of the plan that came out.
+    """
+
+    drop_before: float
+    steps: int
+    seconds: float
+    stage: Json = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types."""
+        own = {"steps": self.steps, "seconds": self.seconds, "drop_before": self.drop_before}
+        return {**self.stage, **own}
+
+    @classmethod
+    def from_dict(cls, value: Json) -> Recovery:
+        """The record of plain JSON types."""
+        own = ("steps", "seconds", "drop_before")
+        stage = {k: v for k, v in value.items() if k not in own}
+        drop, steps, seconds = (value.get(k, 0) for k in ("drop_before", "steps", "seconds"))
+        return cls(drop, steps, seconds, stage)
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One plan of the front, or one of the nearest.
+
+    Attributes:
+        plan: its hash. forms: choice per site, in the model's order.
+        estimate_ms: the latency that the search assumed.
+        selection, held_out: bounds on its drop. divergence: how far it moves the outputs.
+        latency: measured, of finalists. recovery: of plans that were distilled globally.
+    """
+
+    plan: str
+    forms: Mapping[str, str]
+    estimate_ms: float
+    selection: Bound | None = None
+    held_out: Bound | None = None
+    divergence: float | None = None
+    latency: PlanLatency | None = None
+    recovery: Recovery | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as plain JSON types."""
+        return {
+            "plan": self.plan,
+            "forms": dict(self.forms),
+            "estimate_ms": self.estimate_ms,
+            "selection": self.selection.as_dict() if self.selection else None,
+            "held_out": self.held_out.as_dict() if self.held_out else None,
+            "latency": self.latency_dict(),
+            "recovery": self.recovery.as_dict() if self.recovery else {},
+        }
+
+    def latency_dict(self) -> dict[str, Any]:
+        """Milliseconds and ratio; the divergence stands beside them, as it always has."""
+        out: dict[str, Any] = {}
+        if self.divergence is not None:
+            out["divergence"] = self.divergence
+        if self.latency is not None:
+            out |= {"ms": self.latency.ms, "ratio": self.latency.ratio.as_dict()}
+        return out
+
+    @classmethod
+    def from_dict(cls, value: Json) -> PlanRow:
+        """The row of plain JSON types."""
+        stored: Json = value.get("latency") or {}
+        ratio = record(Ratio, stored.get("ratio"))
+        recovery = value.get("recovery")
+        return cls(
+            plan=value["plan"],
+            forms=value.get("forms", {}),
+            estimate_ms=value.get("estimate_ms", float("nan")),
+            selection=record(Bound, value.get("selection")),
+            held_out=record(Bound, value.get("held_out")),
+            divergence=stored.get("divergence"),
+            latency=PlanLatency(stored["ms"], ratio) if ratio and "ms" in stored else None,
+            recovery=Recovery.from_dict(recovery) if recovery else None,
+        )
+
+
+def record(cls: type[R], value: Json | None) -> R | None:
+    """The record of plain JSON types, None where a field is missing."""
+    names = [f.name for f in fields(cls)]
+    if not value or any(name not in value for name in names):
+        return None
+    return cls(**{name: value[name] for name in names})

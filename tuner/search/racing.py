@@ -1,0 +1,203 @@
+"""The race: promising plans are distilled, the best of all are chosen and judged on new items."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from attnpass.errors import MeasureError
+from attnpass.tuner.measure import bound, scores
+from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.candidates import Candidates
+from attnpass.tuner.search.distillation import Distillation, distil_plan
+from attnpass.tuner.search.finalists import ALPHA, chance, choose
+from attnpass.tuner.search.session import Value
+from attnpass.tuner.search.settings import REJECTED
+
+REACH = 3
+"""How many times the allowed drop a plan may lose before its global distillation."""
+
+
+def recover_promising(candidates: Candidates, distillation: Distillation, affordable: int) -> None:
+    """Distil the promising plans globally; they become candidates beside what they were.
+
+    In rounds of equal time, each of the better half of the last (successive halving,
+    1603.06560): few plans get most of the budget. ``affordable`` plans fit into it in all.
+    """
+    most = candidates.inspection.settings.limits["finalists"]
+    counts = [n for n in range(2, most + 1) if n * n.bit_length() <= affordable]
+    racing = promising(candidates, max(counts, default=1))
+    rounds = len(racing).bit_length()
+    while racing:
+        share = 1 / rounds / len(racing)
+        racing = [recovered(candidates, distillation, c, share) for c in racing]
+        racing = sorted(racing, key=lambda c: worth(candidates, c), reverse=True)
+        racing = racing[: len(racing) // 2]
+
+
+def recovered(
+    candidates: Candidates, distillation: Distillation, candidate: Candidate, share: float
+) -> Candidate:
+    """The candidate after global distillation in a share of the budget.
+
+    Where training fails, or nothing in the plan can learn, the candidate itself.
+    """
+    try:
+        found = distil_plan(distillation, candidate.plan, share)
+    except MeasureError as error:
+        name, say = candidate.plan.hash, candidates.session.progress.say
+        say(f"[yellow]plan {name} not distilled: {error}[/]")
+        return candidate
+    if found is None:
+        return candidate
+    plan, recovery = found
+    assert candidate.selection is not None
+    drop, steps, seconds = candidate.selection.drop, recovery.steps, recovery.seconds
+    if candidate.recovery is not None:
+        drop = candidate.recovery.drop_before
+        steps += candidate.recovery.steps
+        seconds += candidate.recovery.seconds
+    total = replace(recovery, drop_before=drop, steps=steps, seconds=seconds)
+    better = replace(candidates.scored(candidate.assignment, plan), recovery=total)
+    candidates.keep(better)
+    return better
+
+
+def worth(candidates: Candidates, candidate: Candidate) -> float:
+    """The gain of a plan times the chance that it is proven."""
+    return gain(candidates, candidate) * likely(candidates, candidate, 1 - ALPHA)
+
+
+def gain(candidates: Candidates, candidate: Candidate) -> float:
+    """The estimated speed-up of a plan, minus 1."""
+    return candidates.base_ms / candidate.cost - 1
+
+
+def likely(candidates: Candidates, candidate: Candidate, confidence: float) -> float:
+    """The chance that the held-out items prove a plan at ``confidence``."""
+    baseline = candidates.baseline
+    if len(candidate.scores) < len(baseline.selection):
+        return 0.0
+    limit, items = candidates.inspection.settings.max_drop, len(baseline.held_out)
+    return chance(baseline.selection, candidate.scores, limit, items, confidence)
+
+
+def promising(candidates: Candidates, count: int) -> list[Candidate]:
+    """Up to ``count`` plans that distillation may bring within the limit, or keep there.
+
+    Half of them the fastest that are within; the others the fastest of those that do less
+    damage than everything cheaper, before all those that lose too much to come back.
+    """
+    chosen = allowed(candidates, None)[: count // 2]
+    least, front = REJECTED, []
+    for c in sorted(candidates.tried.values(), key=_quickest):
+        if c.cost < candidates.base_ms and c.divergence < least:
+            least = c.divergence
+            front.append(c)
+    front.sort(key=lambda c: _out_of_reach(candidates, c))
+    return chosen + [c for c in front if c not in chosen][: count - len(chosen)]
+
+
+def _out_of_reach(candidates: Candidates, candidate: Candidate) -> bool:
+    """Whether a plan loses more than distillation is likely to give back."""
+    assert candidate.selection is not None
+    return candidate.selection.drop > REACH * candidates.inspection.settings.max_drop
+
+
+def _quickest(candidate: Candidate) -> tuple[float, float]:
+    """A key to sort by: estimated milliseconds, then damage."""
+    return candidate.cost, candidate.divergence
+
+
+def choose_finalists(candidates: Candidates) -> list[Candidate]:
+    """The plans that promise the largest proven gain.
+
+    Where the set is cross-fitted: the fastest that keeps the limit on each half, to be judged
+    on the other.
+    """
+    tried, baseline = list(candidates.tried.values()), candidates.baseline
+    if not baseline.split.crossed:
+        most = candidates.inspection.settings.limits["finalists"]
+        return choose(
+            tried, lambda c: gain(candidates, c), lambda c, p: likely(candidates, c, p), most
+        )
+    judged: dict[str, list[int]] = {}
+    for half in (0, 1):
+        for best in allowed(candidates, baseline.half(1 - half))[:1]:
+            judged.setdefault(best.plan.hash, []).extend(baseline.half(half))
+    chosen = [
+        replace(c, judged=tuple(judged[c.plan.hash])) for c in tried if c.plan.hash in judged
+    ]
+    return sorted(chosen, key=_quickest)
+
+
+def allowed(candidates: Candidates, items: list[int] | None) -> list[Candidate]:
+    """Plans that should be faster and keep the limit on ``items``, fastest first.
+
+    ``None`` is the whole selection.
+    """
+    base, limit = candidates.baseline.selection, candidates.inspection.settings.max_drop
+    chosen = list(range(len(base))) if items is None else items
+    faster = [
+        c
+        for c in candidates.tried.values()
+        if c.cost < candidates.base_ms and len(c.scores) == len(base)
+    ]
+    kept = [c for c in faster if bound(base[chosen], c.scores[chosen]).upper <= limit]
+    return sorted(kept, key=_quickest)
+
+
+def nearest(candidates: Candidates) -> list[Candidate]:
+    """Where no plan keeps the limit: those of least bound on the selection, each faster."""
+    complete = len(candidates.baseline.selection)
+    whole = [c for c in candidates.tried.values() if len(c.scores) == complete]
+    out: list[Candidate] = []
+    for c in sorted(whole, key=lambda c: (c.selection.upper if c.selection else 1.0, c.cost)):
+        if c.cost < (out[-1].cost if out else candidates.base_ms):
+            out.append(c)
+    return out[: candidates.inspection.settings.limits["finalists"]]
+
+
+def judge_held_out(candidates: Candidates, finalists: list[Candidate]) -> list[Candidate]:
+    """Finalists with their held-out bounds; they share the level (Bonferroni).
+
+    Held-out items are looked at once. Each plan is stored with its numbers.
+
+    Raises:
+        KeyboardInterrupt: the run is to stop; ``candidates`` holds those judged so far.
+    """
+    confidence = 1 - ALPHA / max(len(finalists), 1)
+    out = []
+    with candidates.session.progress.stage("finalists: held out", len(finalists)) as step:
+        for candidate in finalists:
+            out.append(_judged(candidates, candidate, confidence))
+            candidates.keep(out[-1])
+            step(candidate.plan.hash)
+    return out
+
+
+def _judged(candidates: Candidates, candidate: Candidate, confidence: float) -> Candidate:
+    """A finalist with the bound that the held-out items give; its plan is stored."""
+    inspection, baseline = candidates.inspection, candidates.baseline
+    task, capture, plan = inspection.task, inspection.capture, candidate.plan
+
+    def score() -> Value:
+        capture.use(plan)
+        found, _ = scores(task, capture, baseline.split.held_out)
+        capture.use(None)
+        return {"scores": found.tolist()}
+
+    context = {**inspection.context, "batches": list(baseline.split.held_out)}
+    value = candidates.session.measured("accuracy", f"held out {plan.hash}", context, score)
+    taken = torch.tensor(value["scores"], dtype=torch.float64)
+    items = list(candidate.judged) or list(range(len(taken)))
+    held_out = bound(baseline.held_out[items], taken[items], confidence)
+    plan.measured = {
+        "held_out": held_out.as_dict(),
+        "latency": candidate.row.latency_dict(),
+        "timing": inspection.timing,
+        "baseline_ms": candidates.base_ms,
+    }
+    candidates.session.store.save_plan(plan)
+    return replace(candidate, held_out=held_out)

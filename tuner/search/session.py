@@ -1,0 +1,104 @@
+"""What the stages of one run share: stored measurements, progress, and the request to stop."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from attnpass.store import Store
+from attnpass.tuner.progress import ProgressPrinter
+
+Context = Mapping[str, Any]
+"""All that a measurement depends on: a part of its key in the store."""
+
+Value = dict[str, Any]
+"""A measurement as JSON."""
+
+
+class StopRequest:
+    """Whether Ctrl-C asked the run to stop; read before every measurement."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def check(self) -> None:
+        """Stop here if it was asked for.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed.
+        """
+        if self.requested:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Ctrl-C stops before the next measurement, a second one at once.
+
+        Raising in the handler itself is not enough: Python drops an error raised in a finaliser.
+        """
+
+        def stop(*_: object) -> None:
+            self.check()
+            self.requested = True
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class Session:
+    """The store of one run, with its progress and its request to stop.
+
+    Args:
+        run: id of the run. refresh: measure again what is stored.
+    """
+
+    def __init__(
+        self, run: str, store: Store, progress: ProgressPrinter, *, refresh: bool = False
+    ) -> None:
+        self.run, self.store, self.progress, self.refresh = run, store, progress, refresh
+        self.stop = StopRequest()
+        self._explained: set[str] = set()
+
+    def find(
+        self, kind: str, subject: str, context: Context, *, fresh: bool = False
+    ) -> Value | None:
+        """A stored measurement; a miss that had a near hit says which field differs.
+
+        With ``refresh`` only a ``fresh`` one, committed by this run, is a hit.
+
+        Raises:
+            KeyboardInterrupt: the run is to stop.
+        """
+        self.stop.check()
+        if self.refresh and not fresh:
+            return None
+        value, why = self.store.get(kind, subject, context)
+        if value is None and why not in ("never measured", "", *self._explained):
+            self._explained.add(why)
+            self.progress.say(f"[dim]measuring again what is stored: {why}[/]")
+        return value
+
+    def keep(
+        self, kind: str, subject: str, context: Context, value: Value, *, outcome: str = "ok"
+    ) -> None:
+        """Commit one measurement."""
+        self.store.put(kind, subject, context, value, outcome=outcome, run=self.run)
+
+    def measured(
+        self, kind: str, subject: str, context: Context, measure: Callable[[], Value]
+    ) -> Value:
+        """A measurement from the store, else taken now and committed.
+
+        Raises:
+            KeyboardInterrupt: the run is to stop.
+        """
+        value = self.find(kind, subject, context)
+        if value is None:
+            value = measure()
+            self.keep(kind, subject, context, value)
+        return value

@@ -1,0 +1,119 @@
+"""From the records of the stages that are done to the result of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from attnpass import environment
+from attnpass.tuner.measure import needed
+from attnpass.tuner.search.baseline import Baseline
+from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.candidates import Candidates, Damage
+from attnpass.tuner.search.inspection import Inspection
+from attnpass.tuner.search.plan_row import PlanRow
+from attnpass.tuner.search.racing import nearest
+from attnpass.tuner.search.result import DistilledChoice, Facts, RunResult
+from attnpass.tuner.search.speed import Ceiling, Finalists, Savings
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The records of the stages that are done; None or empty where a stage is not.
+
+    Attributes:
+        fit: calibration error per choice and site. distilled: the choices distilled locally.
+    """
+
+    baseline: Baseline | None = None
+    ceiling: Ceiling | None = None
+    fit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    savings: Savings | None = None
+    distilled: Mapping[str, DistilledChoice] = field(default_factory=dict)
+    candidates: Candidates | None = None
+    damage: Damage = field(default_factory=dict)
+    finalists: Finalists | None = None
+
+
+def facts_of(findings: Findings, max_drop: float) -> Facts:
+    """The numbers that the stages found."""
+    facts = Facts()
+    if (baseline := findings.baseline) is not None:
+        facts = replace(
+            facts,
+            items=sum(baseline.sizes),
+            selection=len(baseline.selection),
+            held_out=len(baseline.held_out),
+            crossed=baseline.split.crossed,
+            baseline_score=float(baseline.scored.mean()),
+            provable=needed(max_drop),
+        )
+    if (ceiling := findings.ceiling) is not None:
+        facts = replace(
+            facts,
+            baseline_ms=ceiling.base_ms,
+            floor=ceiling.floor,
+            baseline=ceiling.baseline,
+            attention_share=ceiling.share,
+            ceiling=ceiling.ceiling,
+            ceiling_skipat=ceiling.ceiling_skipat,
+            softmax_ratio=ceiling.softmax,
+            bare_ratio=ceiling.bare,
+            skip_ratio=ceiling.skipped,
+        )
+    if findings.savings is not None:
+        facts = replace(facts, saving_ms_per_site=dict(findings.savings.per_site))
+    if findings.distilled:
+        facts = replace(facts, bank=dict(findings.distilled))
+    finalists = findings.finalists
+    if finalists is not None and finalists.floor is not None:
+        facts = replace(facts, finalists_floor=finalists.floor, baseline_ms=finalists.base_ms)
+    return facts
+
+
+def summarise(
+    inspection: Inspection,
+    findings: Findings,
+    finalists: Sequence[Candidate],
+    *,
+    status: str,
+    created: str,
+) -> RunResult:
+    """The result of a run that is ``done`` or ``interrupted``."""
+    facts, limit = facts_of(findings, inspection.settings.max_drop), inspection.settings.max_drop
+    rows = sorted((c.row for c in finalists), key=_speed_up, reverse=True)
+    noise = facts.finalists_floor or 0.0
+    proven = [
+        row
+        for row in rows
+        if row.held_out is not None
+        and row.held_out.upper <= limit
+        and row.latency is not None
+        and row.latency.ratio.low > 1 + noise
+    ]
+    candidates = findings.candidates
+    near = [] if rows or candidates is None else [c.row for c in nearest(candidates)]
+    return RunResult(
+        run=inspection.run,
+        status=status,
+        task=inspection.settings.task,
+        created=created,
+        metric=inspection.task.metric,
+        settings=inspection.asked,
+        facts=facts,
+        device=environment.device(inspection.kind),
+        versions=environment.versions(),
+        sites=[s.as_dict() for s in inspection.sites],
+        declined=[d.as_dict() for d in inspection.capture.declined],
+        sensitivity=findings.damage,
+        fit=findings.fit,
+        tried=len(candidates.tried) if candidates is not None else 0,
+        front=rows,
+        nearest=near,
+        best=proven[0].plan if proven else None,
+    )
+
+
+def _speed_up(row: PlanRow) -> float:
+    """The measured speed-up, 0 where there is none."""
+    return row.latency.ratio.median if row.latency is not None else 0.0
