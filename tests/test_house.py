@@ -122,6 +122,17 @@ def test_the_oracle_is_imported_by_no_fast_path():
     assert users == ["tuner.tiles.attention_call"]
 
 
+def test_every_module_has_a_namesake_among_the_tests():
+    """``tests/matching/test_masks.py`` for ``matching/masks.py``, and so on."""
+    missing = []
+    for name, path in house.modules().items():
+        *rooms, module = name.split(".")
+        if path.stem not in ("__init__", "__main__"):
+            test = ROOT.joinpath("tests", *rooms, f"test_{module}.py")
+            missing += [] if test.exists() else [str(test.relative_to(ROOT))]
+    assert missing == []
+
+
 def test_the_two_linked_folders_have_no_init():
     for folder in ("kernels", "tuner"):
         assert not (ROOT / folder / "__init__.py").exists()

@@ -6,6 +6,7 @@ Shapes: B batch, H heads, T queries, dv value dim. The layouts themselves are pr
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -72,10 +73,13 @@ def _leading_axes_restored(w: Writer, out: fx.Node, target: Operand, source: Ope
     if lead.count == 1:
         return w.call(aten.flatten.using_ints, out, 0, 1)
     if lead.split >= 0:
-        shape: list[Any] = [like.shape[i] for i in permutation[: lead.count]]
-        own = shape[lead.split]
-        shape[lead.split] = own // lead.heads if isinstance(own, int) else own
-        out = w.call(aten.unflatten.int, out, 0, _sizes(w, shape, source))
+        sizes = _sizes(w, [like.shape[i] for i in permutation[: lead.count]], source)
+        own = sizes[lead.split]  # batch and heads together
+        if isinstance(own, fx.Node):
+            sizes[lead.split] = w.call(operator.floordiv, own, lead.heads)
+        elif own != -1:
+            sizes[lead.split] = own // lead.heads
+        out = w.call(aten.unflatten.int, out, 0, sizes)
         order = _heads_last(lead)
         out = w.call(aten.permute.default, out, [order.index(i) for i in range(len(order))])
         return w.call(aten.flatten.using_ints, out, lead.split, lead.split + 1)
@@ -84,7 +88,7 @@ def _leading_axes_restored(w: Writer, out: fx.Node, target: Operand, source: Ope
     if not lead.paired:
         out = w.call(aten.squeeze.dim, out, 1)
     batch = lead.count - 1 if lead.paired else lead.count
-    shape = [like.shape[i] for i in permutation[:batch]]
+    shape: list[Any] = [like.shape[i] for i in permutation[:batch]]
     return w.call(aten.unflatten.int, out, 0, _sizes(w, shape, source))
 
 

@@ -1,0 +1,63 @@
+"""The facts of a graph: provenance, written tensors, leading axes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tracing import holders, only, traced
+
+from attnpass.graph import written
+from attnpass.matching.facts import GraphFacts
+from attnpass.matching.refuse import Refuse
+
+
+def added(x, y):
+    """The last input is written, and read through a view."""
+    view = y[0]
+    y.add_(1.0)
+    return x * 2 + view
+
+
+def facts_of(function, *inputs, weights=0):
+    gm = traced(function, *inputs)
+    given = holders(gm)
+    return gm, GraphFacts.of(gm.graph, set(given[len(given) - weights :]))
+
+
+def test_facts_are_those_of_their_provers():
+    gm, facts = facts_of(added, torch.ones(3, 4), torch.ones(3, 4), weights=1)
+    x, y = holders(gm)
+    assert facts.written == written(gm.graph) and y in facts.written and x not in facts.written
+    assert facts.parameters == {y}
+    assert facts.axes[y][0][0].kind == "param" and facts.axes[x][0][0].kind == "input"
+
+
+def test_a_written_operand_is_refused_with_the_condition_of_the_caller():
+    gm, facts = facts_of(added, torch.ones(3, 4), torch.ones(3, 4))
+    x, y = holders(gm)
+    facts.refuse_written(x, "reader 4", deep=True)
+    with pytest.raises(Refuse) as refused:
+        facts.refuse_written(y, "reader 4")
+    assert (refused.value.condition, refused.value.code) == ("reader 4", "MUTATED_ALIAS")
+
+
+def test_deep_looks_at_all_that_a_tensor_is_computed_from():
+    def later(x, y):
+        y.add_(1.0)
+        return (y * 2).exp() + x
+
+    gm, facts = facts_of(later, torch.ones(3), torch.ones(3))
+    node = only(gm, "exp")
+    facts.refuse_written(node, "logits 6")
+    with pytest.raises(Refuse):
+        facts.refuse_written(node, "logits 6", deep=True)
+
+
+def test_the_lead_is_read_from_the_axes_that_are_named():
+    def heads(x, w):
+        return (x @ w).unflatten(-1, (3, 4)).transpose(1, 2)
+
+    gm, facts = facts_of(heads, torch.ones(2, 5, 6), torch.ones(6, 12), weights=1)
+    node = only(gm, "transpose")
+    lead = facts.lead(node, range(2))
+    assert (lead.count, lead.heads, lead.paired) == (2, 3, True)
