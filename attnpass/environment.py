@@ -46,7 +46,7 @@ def instructions() -> str:
     return "+".join([found, *cpu_extensions()])
 
 
-def narrow(device: str) -> bool:
+def has_native_bfloat16(device: str) -> bool:
     """Whether a kind of device multiplies bfloat16 matrices by instructions of its own."""
     if device == "cuda":
         found: bool = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -174,7 +174,7 @@ def recover(
     """Recover one plan: a row of the result, still without the held-out score, and the plan."""
     start, stages = time.monotonic(), []
     plan, errors = convert(task, form, judge.watched)
-    autocast = task.name in AUTOCAST and environment.narrow("cpu")
+    autocast = task.name in AUTOCAST and environment.has_native_bfloat16("cpu")
     calibrated = time.monotonic() - start
     if stage != "calibrate":
         stages = attnpass.distil(

@@ -47,8 +47,8 @@ def test_a_gpu_has_a_driver_and_a_triton_version(monkeypatch):
 )
 def test_bfloat16_is_quick_where_there_are_instructions(seen, wide, monkeypatch):
     monkeypatch.setattr(environment, "instructions", lambda: seen)
-    assert environment.narrow("cpu") is wide
-    assert not environment.narrow("mps")
+    assert environment.has_native_bfloat16("cpu") is wide
+    assert not environment.has_native_bfloat16("mps")
 
 
 def test_instructions_name_the_extensions(monkeypatch):

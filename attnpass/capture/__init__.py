@@ -13,12 +13,9 @@ from attnpass.capture.conversion import convert
 from attnpass.capture.explanation import explain, find_sites
 from attnpass.capture.node_values import Seen, watched
 
-Graph = CapturedGraph
-
 __all__ = [
     "Capture",
     "CapturedGraph",
-    "Graph",
     "Layer",
     "Seen",
     "buffers_kept",

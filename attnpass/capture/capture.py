@@ -125,10 +125,10 @@ class Capture:
                 " attnpass.find_sites(model, ...) says what was declined"
             )
         plan = Plan(entries).initialise(self.sites)
-        self.own(plan)
+        self.bind_plan(plan)
         return plan
 
-    def own(self, plan: Plan) -> None:
+    def bind_plan(self, plan: Plan) -> None:
         """Tell ``plan`` which parameters make its sites."""
         for _, layer in self.layers:
             for region in layer.regions:

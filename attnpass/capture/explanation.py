@@ -1,4 +1,4 @@
-"""Without a compiler: what a model's attention is, what a form would do, a plain module of it."""
+"""``find_sites`` and ``explain``: the attention of a model, and the rewrites of a plan."""
 
 from __future__ import annotations
 

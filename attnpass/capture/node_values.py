@@ -1,4 +1,7 @@
-"""Values inside captured graphs while the model runs: what calibration and distillation read."""
+"""Values of nodes inside captured graphs while the model runs.
+
+Calibration and distillation read hidden states and masks with it.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where inductor's own attention matcher would misread what is left: it is then switched off.
+"""Softmax that stays in a graph and that inductor's own attention patterns would misread.
 
-Its serialized patterns ignore every integer and list (torch 2.13, pytorch#195320): the axis of
-softmax, the order of a permute, whether a scale is a number. What it takes for attention and is
-not, it rewrites without a word.
+The serialized patterns of torch 2.13 ignore every integer and list (pytorch#195320): the axis of
+softmax, the order of a permute, whether a scale is a number. Inductor rewrites such look-alikes
+without a word, so its pattern matcher is switched off for a graph that holds one.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Pointwise(nn.Module):
         """
         if self.k0 is not None:
             k = k - self.k0.to(k.dtype).unsqueeze(1)  # [G, 1, d]
-        tau, offset, gain = self._terms(self._length(q, k, keep))
+        tau, offset, gain = self._terms(self.row_lengths(q, k, keep))
         tile = choose(q, k, self.tile, self._measured("forward", q, k, v, bias, keep))
         terms = (bias, keep, tau, offset, gain, self.scale)
         if tile.implementation == "aten":
@@ -147,7 +147,7 @@ class Pointwise(nn.Module):
         power = length.pow(-self.alpha)
         return tau, offset, power if gain is None else gain * power
 
-    def _length(self, q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
+    def row_lengths(self, q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
         """L of every row: float32, broadcastable to ``[B, H, T, 1]``, at least 1 where counted."""
         t, s = q.shape[2], k.shape[2]
         if isinstance(self.length, (int, float)):
@@ -177,7 +177,7 @@ class Weights(Pointwise):
 
         Masked logits are -inf, or a fill that ``keep`` tells apart.
         """
-        tau, offset, gain = self._terms(self._length(s, s.transpose(2, 3), keep))
+        tau, offset, gain = self._terms(self.row_lengths(s, s.transpose(2, 3), keep))
         dead = s == -math.inf if keep is None else (s == -math.inf) | ~keep
         if self.causal:
             dead = dead | ~causal_mask(s, s.transpose(2, 3))

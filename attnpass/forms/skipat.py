@@ -75,15 +75,15 @@ class SkipAt(nn.Module):
         if self.prefix:
             x = x[:, self.prefix :]
             mask = None if mask is None else mask[:, self.prefix :]
-        x = linear_as(self.down, self._features(x, mask))
+        x = linear_as(self.down, self.features(x, mask))
         x = x * self._channel_gate(x, mask)
         return torch.cat([z[:, : self.prefix], x], dim=1) if self.prefix else x
 
-    def _features(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def features(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The input of the last linear layer, ``[B, N, rD]``."""
-        return F.gelu(self._mixed(x, mask))
+        return F.gelu(self.convolved(x, mask))
 
-    def _mixed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def convolved(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """The output of the convolution, ``[B, N, rD]``."""
         x = F.gelu(linear_as(self.up, x))
         x = x if mask is None else x * mask

@@ -1,4 +1,4 @@
-"""What a node of a graph is: its operator, its place in the model, its line in the source."""
+"""Reading a node: its operator, arguments and fake value, its module path, its source line."""
 
 from __future__ import annotations
 

@@ -224,7 +224,7 @@ class Plan:
         """
         from attnpass.capture import Capture
 
-        Capture(model).trace(*args, **kwargs).own(self)
+        Capture(model).trace(*args, **kwargs).bind_plan(self)
         return self
 
     def bind_site(self, site: AttentionSite, projections: Iterable[Tensor]) -> None:

@@ -94,7 +94,7 @@ def distil(
     saved.remove()
     if saved.finished:
         plan.measured = {}  # these numbers were measured with other values
-        capture.own(plan)
+        capture.bind_plan(plan)
     return saved.finished
 
 

@@ -64,12 +64,12 @@ def _start_linear(form: SkipAt, inputs: Inputs, targets: Sequence[Tensor]) -> No
     own = taps.shape[1] - 1 if form.causal else taps.shape[1] // 2
     taps.mul_(RANDOM_TAPS / taps.square().sum(1).mean().sqrt()).select(1, own).add_(1.0)
     form.conv.weight.copy_(taps.view_as(form.conv.weight))
-    _standardise(form.conv, [select_rows(form._mixed(x, rows), rows) for x, rows in inputs])
+    _standardise(form.conv, [select_rows(form.convolved(x, rows), rows) for x, rows in inputs])
 
 
 def _solve_last_layer(form: SkipAt, inputs: Inputs, targets: Sequence[Tensor]) -> None:
     """Last linear layer by regression on its own inputs; a channel gate of 0 passes 1/2."""
-    features = [select_rows(form._features(x, rows), rows).double() for x, rows in inputs]
+    features = [select_rows(form.features(x, rows), rows).double() for x, rows in inputs]
     solved = 2 * _ridge(features, targets)  # makes up for the gate
     form.down.weight.copy_(solved[:-1].T)
     form.down.bias.copy_(solved[-1])

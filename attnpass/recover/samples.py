@@ -121,7 +121,7 @@ class Sample:
             k = k - form.k0.unsqueeze(1)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         bias, keep = (_with_four_axes(x) for x in (self.bias, self.keep))
-        length = form._length(q, k, keep).squeeze(-1)
+        length = form.row_lengths(q, k, keep).squeeze(-1)
         for i in range(0, q.shape[2], LOGIT_ROWS):
             rows = slice(i, i + LOGIT_ROWS)
             x = q[:, :, rows] @ k.transpose(-1, -2) * form.scale
@@ -185,7 +185,7 @@ class MapSample:
         """All rows at once; their queries are not known."""
         x = self.logits.float()
         x = x.masked_fill(~self.keep | (x < MASKED_LOGIT), -math.inf)
-        length = with_causal(form, False)._length(x, x.transpose(2, 3), self.keep)
+        length = with_causal(form, False).row_lengths(x, x.transpose(2, 3), self.keep)
         yield LogitRows(x.new_empty((*x.shape[:3], 0)), x, length, self.rows)
 
 

@@ -144,7 +144,9 @@ class Trainer:
         kind = self.parameters[0].device.type
         wanted = self.options.autocast
         if wanted is None:
-            wanted = environment.narrow(kind) and self.objective.dtypes == {torch.float32}
+            wanted = environment.has_native_bfloat16(kind) and self.objective.dtypes == {
+                torch.float32
+            }
         if not wanted:
             return nullcontext()
         # a weight that was cast without gradients must not serve where there are some

@@ -46,7 +46,7 @@ def test_plans_learn_side_by_side_as_they_would_alone():
     ],
 )
 def test_products_are_narrow_where_asked_for_or_native(wanted, native, dtype, narrow, monkeypatch):
-    monkeypatch.setattr("attnpass.environment.narrow", lambda device: native)
+    monkeypatch.setattr("attnpass.environment.has_native_bfloat16", lambda device: native)
     seen = []
 
     class Products(Scripted):

@@ -78,7 +78,7 @@ def _misfits(plan: Plan, capture: Capture) -> list[str]:
 def _other_weights(plan: Plan, capture: Capture) -> list[str]:
     """A problem where the plan was measured with other weights than the model has."""
     base = Plan(assign(capture.sites, "softmax")[0])
-    capture.own(base)
+    capture.bind_plan(base)
     changed = [
         name
         for name, entry in base.sites.items()

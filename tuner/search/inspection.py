@@ -96,7 +96,7 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
         why = "; ".join(str(d) for d in capture.declined[:3]) or "no softmax in its graphs"
         raise CaptureError(f"expected a model with softmax attention, found none ({why})")
     base = Plan(assign(capture.sites, "softmax")[0])
-    capture.own(base)
+    capture.bind_plan(base)
     context = _context(task, capture, base)
     kind = _device_kind(task)
     timing = {
