@@ -3,6 +3,18 @@
 One graph of a whole model serves one set of layers. A graph of a block (graph breaks, regional
 compile) serves every layer of the plan with the same inner names; a call is told apart by the
 parameters that it brings.
+
+Soundness (identity): a layer's forms run only for calls of that layer. Conditions:
+
+1. Where the plan knows the model, a layer is one whose projections' parameters all stand at the
+   graph's inputs (``Dispatch`` compares them at every call).
+2. A plan that does not know the model is applied only to a graph that has all of its sites by
+   name; a graph of a block is declined (``SHARED_GRAPH``).
+3. A graph of which the plan knows no parameter, of another copy of the model, is taken by the
+   path alone, and only where it is the graph of the whole model.
+
+Not covered: attentions without parameters, and a plan's entry whose name another module of the
+graph has.
 """
 
 from __future__ import annotations

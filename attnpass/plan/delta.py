@@ -1,4 +1,16 @@
-"""A weight delta of a plan: the graph computes with W + delta, the model's own W is unchanged."""
+"""A weight delta of a plan: the graph computes with W + delta, the model's own W is unchanged.
+
+Soundness (versions of weights): a call gets the sum of the weight and the delta as they are at
+that call. Without gradients the sum of an earlier call is used, on conditions:
+
+1. No gradient is wanted of the weight or of the delta.
+2. Neither of them is a tensor of inference mode, whose writes are not counted.
+3. The weight is the same tensor, not another one at its address.
+4. Address and version of the weight and of the delta's parameters are those of that call.
+
+Not covered: writes that autograd does not count (``.data``, fused optimisers that write without a
+new version, storage swapped underneath).
+"""
 
 from __future__ import annotations
 

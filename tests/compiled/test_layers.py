@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from compiling import build, data, make_plan
+from compiling import BOUND, build, captured, data, error, make_plan, shaken
+from provers import mutated, numbered
 
-import attnpass
 from attnpass import Plan
+from attnpass.compiled import layers
 from attnpass.compiled.layers import layer, served
 from attnpass.errors import PlanError
 from attnpass.matching import MatchedGraph
+from attnpass.plan.identity import Bindings
 from attnpass.report import Report
 
 
@@ -75,11 +77,65 @@ def test_a_site_that_the_graph_lacks_is_said_or_raised(tmp_path, caplog):
         served(graph, inputs, larger, Report(), strict=True)
 
 
+def other_copy():
+    """A graph of a block of another copy of the model than the plan's."""
+    x = data()
+    plan = make_plan(build(2), x)
+    ((block, given),) = graphs(build(2).blocks[0], x)
+    return served(block, given, plan, Report(), strict=False)
+
+
 def test_parameters_of_another_copy_go_by_the_path_alone():
     x = data()
     plan = make_plan(build(2), x)
     ((graph, inputs),) = graphs(build(2), x)
     assert len(served(graph, inputs, plan, Report(), strict=False)) == 1
-    ((block, given),) = graphs(build(2).blocks[0], x)
-    assert served(block, given, plan, Report(), strict=False) == []
-    assert attnpass.Capture(build(2)) is not None
+    assert other_copy() == []
+
+
+def regional() -> float:
+    """The error of blocks that are compiled one by one, under a plan of two other forms."""
+    torch._dynamo.reset()
+    model, x = build(2), data()
+    plan = shaken(Plan.create(model, x, form="relu"))
+    want = captured(model, plan, x)
+    for block in model.blocks:
+        block.compile(backend="attnpass", options={"inner": "eager", "plan": plan})
+    with torch.no_grad():
+        return error(model(x), want(x))
+
+
+def unbound() -> list:
+    """The layers that a graph of a block serves under a plan that knows no model."""
+    model, x = build(2), data()
+    plan = make_plan(model, x)
+    plan.bindings = Bindings()
+    ((graph, inputs),) = graphs(model.blocks[0], x)
+    return served(graph, inputs, plan, Report(), strict=False)
+
+
+def test_condition_1_without_comparing_parameters_the_first_layer_serves_all():
+    assert regional() < BOUND
+    with mutated(
+        "compiled.dispatch", "all(args[i] is ref() for i, ref in layer.identity)", "True"
+    ):
+        assert regional() > 100 * BOUND
+
+
+def test_condition_2_without_it_a_plan_reaches_a_graph_by_no_name():
+    assert unbound() == []
+    line = "[own] if all(name in plan.sites for name in own) else []"
+    with mutated("compiled.layers", line, "[own]"):
+        assert unbound() != []
+
+
+def test_condition_3_without_it_a_block_of_another_model_is_taken():
+    assert other_copy() == []
+    line = "layers[:1] if layers[:1] == [own] else []"
+    with mutated("compiled.layers", line, "layers"):
+        assert other_copy() != []
+
+
+def test_every_condition_has_a_test():
+    stated = numbered(layers.__doc__)
+    assert all(f"test_condition_{n}_" in " ".join(globals()) for n in stated) and len(stated) == 3
