@@ -16,7 +16,7 @@ from attnpass.kernels.gpu import limits
 
 def _has_triton(x: Tensor) -> bool:
     """Whether the Triton kernels serve the device of ``x``."""
-    return x.device.type == "cuda" and limits.capability() >= limits.LEAST
+    return x.device.type == "cuda" and limits.capability() >= limits.MIN_CAPABILITY
 
 
 def pointwise(call: PointwiseCall) -> Tensor:

@@ -65,7 +65,7 @@ def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:
     narrow = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
     if not narrow or not statically_known_true(q.shape[2] >= HYDRA_TOKENS):
         return Tile("aten")
-    if q.device.type == "cuda" and limits.capability() >= limits.LEAST:
+    if q.device.type == "cuda" and limits.capability() >= limits.MIN_CAPABILITY:
         return Tile()
     fused = causal and q.device.type == "cpu" and has_kernel("hydra")
     return default_tile("cpu", q.shape[3]) if fused else Tile("aten")

@@ -11,7 +11,7 @@ import torch
 
 from attnpass.kernels.tile import Tile
 
-LEAST = 80
+MIN_CAPABILITY = 80
 """The least compute capability that the Triton kernels serve; older GPUs run plain torch."""
 
 SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99}

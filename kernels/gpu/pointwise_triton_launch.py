@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attnpass.kernels.call import PointwiseCall, Sizes
 from attnpass.kernels.gpu.launch import Strides, block_count, constant, programs, spread
-from attnpass.kernels.gpu.limits import LEAST, power
+from attnpass.kernels.gpu.limits import MIN_CAPABILITY, power
 from attnpass.kernels.gpu.pointwise_triton import Form, pointwise_forward
 from attnpass.kernels.shapes import heads_last
 
@@ -116,7 +116,7 @@ def _form(call: PointwiseCall, sizes: Sizes, offset: int, gain: int, apart: int)
         block_dv=power(sizes.value_dim),
         precision="tf32" if call.q.device.type == "cuda" and _tf32() else "ieee",
         big=apart * max(tile.block_m, tile.block_n) >= MOST_OFFSET,
-        device=_capability() >= LEAST,
+        device=_capability() >= MIN_CAPABILITY,
         m=tile.block_m,
         n=tile.block_n,
         warps=tile.warps,
