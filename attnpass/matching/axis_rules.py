@@ -100,10 +100,11 @@ def _cat(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
 
 
 def reduced(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
-    """Sum, mean or maximum over axes."""
+    """Sum, mean, maximum, variance or norm over axes."""
     source = t.source(node)
-    over = node.args[1] if len(node.args) > 1 else None
-    if over is None:
+    at = 2 if op_name(node) in ("norm", "linalg_vector_norm") else 1
+    over = node.args[at] if len(node.args) > at else node.kwargs.get("dim")
+    if over is None or isinstance(over, bool):
         return None
     dims = {d % len(source) for d in numbers(over)}
     if len(source) == value.dim():
@@ -257,7 +258,8 @@ RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys(("roll", "flip", "gather", "index_select"), _moved),
-    **dict.fromkeys(("sum", "mean", "amax", "amin"), reduced),
+    **dict.fromkeys(("sum", "mean", "amax", "amin", "var", "std"), reduced),
+    **dict.fromkeys(("norm", "linalg_vector_norm"), reduced),
     "index": _indexed,
     "repeat_interleave": _repeated,
     **dict.fromkeys(("pad", "constant_pad_nd"), _padded),
@@ -282,9 +284,9 @@ SAME_SHAPE = frozenset(
         *("native_layer_norm", "native_group_norm", "cumsum", "tril", "triu", "fill", "copy"),
         *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "detach", "alias"),
         *("type_as", "contiguous", "clone", "where", "slice_scatter", "select_scatter"),
-        *("lift_fresh", "lift_fresh_copy", "float", "half", "bfloat16", "linalg_vector_norm"),
+        *("lift_fresh", "lift_fresh_copy", "float", "half", "bfloat16", "glu"),
         *("clamp", "softplus", "elu", "gelu", "silu", "relu", "prelu", "hardtanh", "hardswish"),
-        *("norm", "var", "std", "glu", "rrelu", "bernoulli", "alpha_dropout", "index_put"),
+        *("rrelu", "bernoulli", "alpha_dropout", "index_put"),
     }
 )
 """Operators besides the pointwise ones whose result has its operand's axes."""

@@ -13,6 +13,7 @@ from attnpass.matching.factors import kinds
 aten = torch.ops.aten
 LONG = torch.tensor([2, 0, 1])
 X = randn(2, 3, 4)
+EQUAL = randn(3, 3, 3)
 
 
 def same(i, *more, of=0):
@@ -83,6 +84,10 @@ REDUCTIONS = [
     ("mean", lambda x: x.mean((0, -1)), [X], 0, [same(1)]),
     ("amax", lambda x: x.amax(-1, keepdim=True), [X], 0, [same(0), same(1), ONE]),
     ("amin", lambda x: x.amin(1), [X], 0, [same(0), same(2)]),
+    ("var", lambda x: x.var(1), [EQUAL], 0, [same(0), same(2)]),
+    ("std", lambda x: x.std(1), [EQUAL], 0, [same(0), same(2)]),
+    ("norm", lambda x: aten.norm(x, 2, [1]), [EQUAL], 0, [same(0), same(2)]),
+    ("linalg_vector_norm", lambda x: x.norm(dim=1), [EQUAL], 0, [same(0), same(2)]),
 ]
 COPIES = [
     ("to", lambda x: x.to(torch.float64), [X], 0, WHOLE),
