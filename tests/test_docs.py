@@ -33,11 +33,7 @@ EXECUTED = {"README.md": 1, "docs/usage.md": 2, "CONTRIBUTING.md": 1}
 """Blocks of Python per page: those of CONTRIBUTING.md are executed here, the others in
 test_readme.py."""
 
-AWAITED = {
-    *("tests/models/spellings.py", "tests/models/cases.py", "tests/models/lookalikes.py"),
-    *("tests/matching/test_reader.py", "tests/matching/test_verdicts.py"),
-    *("tests/rewrite/test_rewriter.py", "check"),
-}
+AWAITED: set[str] = set()
 """Named by the pages, and not there yet."""
 
 every_page = pytest.mark.parametrize("name", sorted(PAGES))

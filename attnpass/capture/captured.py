@@ -1,4 +1,4 @@
-"""One captured graph: what runs now for every layer that it serves.
+"""One captured graph, with the callable that runs now for each layer that the graph serves.
 
 One graph may serve many layers (graph breaks, regional compile): a call is told apart by the
 identity of its parameters.

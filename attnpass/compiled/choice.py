@@ -1,4 +1,4 @@
-"""Which plan a graph runs under: the one given, one of a bare form, the pinned one, or none."""
+"""The plan for one graph: the option ``plan``, one made of option ``form``, or a pinned one."""
 
 from __future__ import annotations
 
@@ -91,12 +91,12 @@ def _pinned(graph: MatchedGraph, inputs: Sequence[Any], options: Options) -> Pla
 
 
 def warn_frozen(plan: Plan, inputs: Sequence[Any]) -> None:
-    """Say that a model trains while the parameters of its forms do not."""
+    """Say that gradients are recorded for the model's weights, and none for its forms."""
     trains = torch.is_grad_enabled() and any(
         isinstance(x, nn.Parameter) and x.requires_grad for x in inputs
     )
     if trains and (not plan.trainable or any(not p.requires_grad for p in plan.parameters())):
         log.warning(
-            "the forms' parameters are frozen while the model trains; "
-            "Plan.create(...) and options={'plan': plan} make them trainable"
+            "gradients are on, but the forms have no trainable parameters: to train them, give "
+            "options={'plan': Plan.create(...)}; to infer, call under torch.no_grad()"
         )

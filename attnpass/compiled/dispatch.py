@@ -1,4 +1,4 @@
-"""The callable that Dynamo runs: it picks, at every call, the layer whose parameters came."""
+"""The callable that Dynamo runs: at each call it picks a layer by the parameters among inputs."""
 
 from __future__ import annotations
 

@@ -82,8 +82,8 @@ class GraphCompiler:
         for one in layers:
             key = signature(one)
             if key not in variants:
-                hand = functools.partial(self._inner, modules=one.modules)
-                variants[key] = compile_variant(self.original, self.graph, self.inputs, one, hand)
+                inner = functools.partial(self._inner, modules=one.modules)
+                variants[key] = compile_variant(self.original, self.graph, self.inputs, one, inner)
             out.add(one, variants[key])
             self.report.rewritten |= one.forms
         return out

@@ -28,7 +28,7 @@ class Options:
         inner: ``inductor``, ``aot_eager``, ``eager`` or a backend callable.
         mode: inductor's mode (``torch.compile`` refuses ``mode=`` beside ``options=``).
         db: the SQLite file with pinned plans.
-        strict: raise instead of falling back.
+        strict: raise instead of falling back; a graph that cannot be normalised runs unchanged.
         inductor: config patches handed to inductor.
     """
 

@@ -1,7 +1,7 @@
 """One variant of a graph: rewritten with one layer's forms and compiled.
 
-The parameters of the forms and of the deltas become inputs of the compiled graph, so that layers
-which differ in nothing else share it.
+The parameters of the forms and of the deltas become inputs of the compiled graph. So layers that
+differ only in the values of these parameters share one variant.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from attnpass.plan import Delta
 from attnpass.rewrite import FORMS_ATTRIBUTE, check_rewritten, rewrite
 from attnpass.torch_internals import mark_static, reparametrized
 
-Hand = Callable[[fx.GraphModule, list[Any]], Compiled]
+InnerCompiler = Callable[[fx.GraphModule, list[Any]], Compiled]
 """Hands a graph and its inputs on to the inner compiler."""
 
 
@@ -55,7 +55,11 @@ def _signature(module: nn.Module) -> tuple[Any, ...]:
 
 
 def compile_variant(
-    original: fx.GraphModule, graph: MatchedGraph, inputs: list[Any], layer: Layer, hand: Hand
+    original: fx.GraphModule,
+    graph: MatchedGraph,
+    inputs: list[Any],
+    layer: Layer,
+    inner: InnerCompiler,
 ) -> Compiled:
     """The graph under one layer's forms, compiled; takes the inputs and then the added values.
 
@@ -64,7 +68,7 @@ def compile_variant(
     """
     modules = layer.modules
     if not modules:
-        return hand(original, inputs)
+        return inner(original, inputs)
     # rewrite: each region becomes a call of its form's module
     rewritten = rewrite(graph.normal, graph.regions, modules)
     inside = layer.deltas if torch.is_grad_enabled() else {}
@@ -89,7 +93,7 @@ def compile_variant(
     if checked():
         check_rewritten(graph.normal, traced, "traced")
     dump("traced", traced)
-    return hand(unfold(traced), everything)
+    return inner(unfold(traced), everything)
 
 
 def _by_position(

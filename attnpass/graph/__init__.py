@@ -1,8 +1,8 @@
 """Dynamo's graph in one functional vocabulary. Knows torch.fx, and nothing of attention.
 
 ``normalize`` yields the normal form: pre-dispatch ATen, in-place writes made functional, one
-spelling of softmax. The rest reads its nodes: their operators, shapes, places in the model, and
-which of them share storage. ``dump`` and ``require`` show and check the stages of the pass. It
+spelling of softmax. Other functions read the nodes of this graph: operators, shapes, places in the
+model, shared storage. ``dump`` and ``require`` show and check the stages of the pass. This room
 imports ``errors`` alone.
 """
 

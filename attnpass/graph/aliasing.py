@@ -5,7 +5,8 @@ Conditions:
 
 1. An operator without a schema may return a view of any operand.
 2. Where storage is hidden (a batched tensor inside vmap), the schema decides alone.
-3. A piece that is kept as it is (``Opaque``) and writes inside, writes all that it is given.
+3. A piece that is carried as one node (``Opaque``) and contains a write counts as a write to
+   every operand of this node.
 
 Not covered: tensors that alias before the graph begins, as two of its inputs.
 """

@@ -1,4 +1,4 @@
-"""Whether a graph is in normal form."""
+"""Checks the stage ``normal_form``: a graph keeps the promises of the normal form."""
 
 from __future__ import annotations
 

@@ -39,7 +39,8 @@ def dump(stage: str, gm: fx.GraphModule, marks: Mapping[fx.Node, str] | None = N
     """Write a graph as text and SVG where ``ATTNPASS_DUMP`` names a folder.
 
     ``marks`` says which node belongs to which region; regions are coloured in the picture.
-    Files are numbered in the order of the stages: ``0003_matched.txt``, ``0003_matched.svg``.
+    Files begin with the process and a number in the order of the stages:
+    ``4711_0001_matched.txt``, ``4711_0001_matched.svg``.
     """
     folder = os.environ.get("ATTNPASS_DUMP")
     if not folder:

@@ -4,14 +4,15 @@ An axis is a product of factors, outermost first. A linear layer or convolution 
 *feature* factor; tokens and batches are carried along; ``view`` splits and merges factors; so
 ``[B*H, T, d]`` still knows that its first axis is (token, feature) and its last is a feature.
 
-Soundness: two axes with equal factors index the same things, position by position; an axis whose
-factors are of kind ``token`` or ``feature`` is that. Conditions:
+Soundness: two axes with equal factors index the same things, position by position; an axis holds
+tokens (or features) where its factors are of kind ``token`` (or ``feature``). Conditions:
 
 1. A view keeps provenance only where the sizes of its factors multiply to the new sizes, exactly
    and symbolically (``factors.regroup``); else its axes are new and unknown.
-2. A slice, split or gather of an axis makes another axis; the same cut of the same axis the same.
+2. A slice, split or gather of an axis gives a new axis; equal cuts of one axis give equal axes.
 3. An operator without a rule gives axes that are new and unknown, unless it is pointwise.
-4. Operands that meet in one axis give it the name of the surer kind, where the size is theirs.
+4. Where several operands share an axis of the result, the result has the axis of the operand
+   with the surest kind (``factors.PRIORITY``), among those of the result's size.
 
 Not covered: equal factors of two operands that a pointwise operator aligns, where one of them was
 permuted by values (sorted tokens).

@@ -7,12 +7,13 @@ that stands for the whole chain computes all that the chain did. Conditions:
 
 1. Each way from the softmax's operand ends at a product of two activations.
 2. The softmax weights meet values in a product.
-3. A maximum that is subtracted is one of the softmax's own row: softmax does not feel it.
+3. A maximum that is subtracted is one of the softmax's own row: it does not change the softmax.
 4. Gradients are not switched on or off between the two products.
 5. Neither the product nor a step is written in place.
 
-Nodes that read the map on its way elsewhere are not refused: they are noted as ``escapes`` and
-decide which forms are legal. Not covered: steps in another graph (a graph break between them).
+Other readers of the logits or the weights do not refuse the anchor: the chain records them as
+``escapes``, and fewer forms are then legal. Not covered: steps in another graph (a graph break
+between them).
 """
 
 from __future__ import annotations

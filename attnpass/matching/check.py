@@ -1,4 +1,4 @@
-"""Whether regions are what a rewrite relies on."""
+"""Checks the stage ``matched``: regions have the properties that ``rewrite`` relies on."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Where the axes of a map are, step by step from its product to softmax and on to the values.
+"""The rows and columns of a map, followed from ``q k^T`` through softmax to the values.
 
-Rows are queries, columns keys.
+A map is the tensor of logits, and later of weights: one number per query and key. Its rows are
+queries, its columns keys.
 
 Soundness: rows and columns are followed by position through every operator of a chain and by
 provenance through views, never by size; so ``[B, H, T, T]`` with T = H is read as any other.

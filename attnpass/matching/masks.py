@@ -1,4 +1,4 @@
-"""What a mask is made of: kept positions, float biases, and the fill of masked logits.
+"""The parts of a mask: kept positions, float biases, and the fill of masked logits.
 
 A float mask is taken apart into the positions that it keeps and the biases that it adds; kept
 positions into factors that all must hold. Each factor is named by what is proven of it: causal,
@@ -15,8 +15,8 @@ exactly what it adds elsewhere. Conditions:
    heads, by its shape or because its heads are a ``repeat`` (never because sizes are equal).
 5. Patterns of factors that no input reaches: see ``patterns``.
 
-Nothing is inferred from a mask being there. A factor of which nothing is proven is ``arbitrary``
-and is applied as it stands.
+The presence of a mask proves nothing about it. A factor of which nothing is proven is
+``arbitrary``, and the rewrite applies it unchanged.
 """
 
 from __future__ import annotations

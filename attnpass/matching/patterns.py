@@ -1,4 +1,4 @@
-"""Which pattern a mask has that depends on no input: all, causal, window, or arbitrary.
+"""The pattern of a mask that depends on no input: all, causal, window, or arbitrary.
 
 The mask is computed for real and compared with the pattern, position by position.
 
@@ -7,9 +7,10 @@ mask is then dropped in favour of an exact causal form. Conditions:
 
 1. No input and no random number reaches the mask (``constants.constant_slice``).
 2. All planes ``[T, S]`` of the mask are the same: it is one mask for all batches and heads.
-3. T = S where the pattern is causal or a window: s <= t means nothing else.
-4. Where a size is symbolic, the mask has the pattern at two sets of sizes, and no number in its
-   making could matter at a third one only (``constants.large_constant``).
+3. T = S where the pattern is causal or a window: with T != S, ``s <= t`` has two meanings.
+4. Where a size is symbolic, the mask has the pattern at two sets of sizes, and no node that
+   computes the mask uses a number above 1, which could change the pattern at a third set of sizes
+   (``constants.large_constant``).
 
 Not covered: condition 4 is a trial at two sizes and not a proof. A pattern that changes at a size
 which is itself computed (``min(n, 128)`` spelled without a number, a tensor that holds a window)

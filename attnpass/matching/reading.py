@@ -8,7 +8,7 @@ and ``logits``:
 2. The weights and the values have the heads that queries and keys have.
 3. The values are not computed from the weights.
 4. The second product sums over the axis over which softmax ran.
-5. Where a sink was joined there is one, and exactly its column is dropped before the values.
+5. At most one sink is joined, and exactly its column is dropped before the values.
 6. The product of queries and keys runs over features, not over tokens (else: channel attention).
 7. Softmax compares tokens, not features.
 8. An operand has every leading axis of its product; keys and values may lack the heads.

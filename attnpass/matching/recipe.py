@@ -1,11 +1,11 @@
-"""Recipes: how a mask or bias of the original graph is made again elsewhere.
+"""Recipes: how to compute a mask or bias of the original graph a second time, elsewhere.
 
 A recipe is a base node and the steps that follow it. The steps are a small language; ``apply`` is
 its one interpreter. It runs on real tensors (constant masks are evaluated), on fake tensors (the
 shape of a recipe) and on the nodes of a graph that is being written (``rewrite``).
 
-Soundness: a recipe gives the values that its term had in the original graph. Each step repeats
-the operator that stood there, or one of its equivalents for the operand that remains:
+Soundness: a recipe gives the values that its mask or bias had in the original graph. Each step
+repeats the operator of the original graph, or an equivalent one on the operand that is followed:
 
 1. A recipe that is continued on an operand of a broadcasting operator first lifts the operand to
    the operator's rank, so that later axes mean the same (``Recipe.on``).
