@@ -33,9 +33,6 @@ EXECUTED = {"README.md": 1, "docs/usage.md": 2, "CONTRIBUTING.md": 1}
 """Blocks of Python per page: those of CONTRIBUTING.md are executed here, the others in
 test_readme.py."""
 
-AWAITED: set[str] = set()
-"""Named by the pages, and not there yet."""
-
 every_page = pytest.mark.parametrize("name", sorted(PAGES))
 
 
@@ -69,7 +66,7 @@ def names(path: Path) -> set[str]:
 @every_page
 def test_paths_exist(name):
     found = [x for x in spans(PAGES[name]) if re.fullmatch(rf"[\w./-]+\.({SUFFIXES})", x)]
-    missing = [x for x in found if x not in YOURS | AWAITED and not (ROOT / x).exists()]
+    missing = [x for x in found if x not in YOURS and not (ROOT / x).exists()]
     assert missing == []
     folders = [x for x in spans(PAGES[name]) if re.fullmatch(r"[\w.-]+(/[\w.-]+)*/", x)]
     assert [x for x in folders if not (ROOT / x).is_dir()] == []
@@ -82,7 +79,7 @@ def test_code_locations_exist(name):
     missing = [
         f"{path}::{inside}"
         for path, inside in found
-        if path not in AWAITED and (not (ROOT / path).exists() or inside not in names(ROOT / path))
+        if not (ROOT / path).exists() or inside not in names(ROOT / path)
     ]
     assert missing == []
 
@@ -154,7 +151,7 @@ def test_scripts_take_what_is_said(name):
 def test_targets_of_make_exist(name):
     targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.M))
     used = [x.split()[1] for x in lines(PAGES[name]) if re.match(r"make [a-z]", x)]
-    assert [x for x in used if x not in targets | AWAITED] == []
+    assert [x for x in used if x not in targets] == []
 
 
 @every_page
@@ -174,13 +171,4 @@ def test_environment_variables_are_read_somewhere():
     code = "".join(path.read_text() for path in house.modules().values())
     for text in PAGES.values():
         for variable in re.findall(r"\bATTNPASS_[A-Z]+", text):
-            assert variable in code or variable in AWAITED, variable
-
-
-def test_nothing_is_awaited_that_is_there():
-    code = "".join(path.read_text() for path in house.modules().values())
-    made = (ROOT / "Makefile").read_text()
-    there = [
-        x for x in AWAITED if (ROOT / x).exists() or x.isupper() and x in code or f"\n{x}:" in made
-    ]
-    assert there == [], "take these out of AWAITED"
+            assert variable in code, variable

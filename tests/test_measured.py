@@ -6,7 +6,8 @@ import house
 import pytest
 from pages import encoder_speed, flat, recovery, result, train_forms
 
-from attnpass.tuner.show import tables as show
+from attnpass.tuner import show
+from attnpass.tuner.search import RunResult
 
 MEASURED, MATCHING = flat("docs/measured.md"), flat("docs/matching.md")
 
@@ -242,7 +243,7 @@ def test_softmax_that_learns_at_more_tokens_is_the_committed_result():
 
 def test_the_plans_for_the_encoder_are_the_committed_results():
     row, text = result("minilm_recovered_cpu.json"), flat("docs/recovery.md")
-    assert all(line in text for line in show.verdict(row).splitlines())
+    assert all(line in text for line in show.verdict(RunResult.from_dict(row)).splitlines())
     (best,) = [r for r in row["front"] if r["plan"] == row["best"]]
     ratio, upper = best["latency"]["ratio"]["median"], best["held_out"]["upper"]
     assert f"is {ratio:.2f}x with a drop of {upper:.2%} MRR at most" in MEASURED
@@ -254,7 +255,9 @@ def test_the_plans_for_the_encoder_are_the_committed_results():
 
 def test_the_plan_for_the_built_in_task_is_the_committed_result():
     row, text = result("digits_recovered_cpu.json"), flat("docs/recovery.md")
-    assert show.verdict(row) in text and f"`attnpass tune {row['task']} " in text
+    assert (
+        show.verdict(RunResult.from_dict(row)) in text and f"`attnpass tune {row['task']} " in text
+    )
 
 
 def test_training_from_scratch_is_the_committed_result():

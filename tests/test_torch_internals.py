@@ -58,6 +58,13 @@ def test_every_entry_has_a_test():
     assert missing == []
 
 
+def test_gpu_sleep_is_there_and_runs_where_there_is_a_gpu():
+    assert callable(torch.cuda._sleep)
+    if torch.cuda.is_available():
+        internals.gpu_sleep(1000)
+        torch.cuda.synchronize()
+
+
 def test_private_modules_of_torch_are_imported_in_that_file_alone():
     users = {
         name

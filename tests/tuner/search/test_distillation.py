@@ -12,6 +12,7 @@ from tuning import DISTIL, opened, pool
 
 from attnpass.errors import MeasureError
 from attnpass.recover import Checkpoint, LocalLoss, Trainer
+from attnpass.recover.schedule import Pace
 from attnpass.store import Store
 from attnpass.tuner.search import distillation as module
 from attnpass.tuner.search.distillation import (
@@ -57,7 +58,7 @@ def test_every_site_and_form_is_distilled_once(recovered):
 
 def test_attention_that_stays_softmax_makes_up_for_the_identity(tmp_path, monkeypatch):
     # as many steps on a busy machine as on an idle one
-    monkeypatch.setattr(Trainer, "_progress", property(lambda self: (self.done.steps + 1) / 40))
+    monkeypatch.setattr(Pace, "progress", lambda self, stage: (stage.steps + 1) / 40)
     monkeypatch.setattr(Trainer, "_over", lambda self: self.done.steps >= 40)
     with Store(tmp_path / "a.db") as store:
         candidates = pool(store, **DISTIL)
