@@ -18,7 +18,7 @@ struct Problem {
     return reinterpret_cast<float*>(x.data) + (item * chunks + chunk) * features();
   }
   bool kept(int64_t item, int64_t token) const {
-    return !keep || keep.at<bool>(item, 0, 0)[token * keep.stride[3]];
+    return !keep || keep.at<uint8_t>(item, 0, 0)[token * keep.stride[3]] != 0;
   }
   Vec gains(int64_t head, int64_t c, Lanes on) const {
     return gain ? _mm512_maskz_loadu_ps(on, gain.at<float>(0, head, 0) + c) : all(1);

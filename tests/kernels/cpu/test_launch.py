@@ -21,12 +21,10 @@ def test_the_kernels_are_there_where_the_machine_has_what_they_need():
 
 
 def test_without_a_compiler_plain_torch_runs_and_one_line_says_so(monkeypatch, caplog):
-    from torch._inductor.codecache import CppCodeCache
-
     def fails(*_):
         raise RuntimeError("No working C++ compiler found\nlong\nstory")
 
-    monkeypatch.setattr(CppCodeCache, "load", fails)
+    monkeypatch.setattr(cpu, "load_cpp", fails)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(cpu, "library", functools.cache(cpu.library.__wrapped__))
     p = problems.problem(CASES["all"])
