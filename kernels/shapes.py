@@ -53,7 +53,8 @@ def without_positions(call: PointwiseCall) -> PointwiseCall:
         near = t - s if call.causal else (t - s).abs()
         masks.append(near < call.window)
     if call.slopes is not None:
-        alibi = wide(call.slopes).view(-1, 1, 1) * -(t - s).abs()
-        bias = alibi if bias is None else wide(bias) + alibi
+        dtype = torch.promote_types(call.q.dtype, torch.float32)
+        alibi = call.slopes.to(dtype).view(-1, 1, 1) * -(t - s).abs()
+        bias = alibi if bias is None else bias.to(dtype) + alibi
     keep = functools.reduce(torch.logical_and, masks) if masks else None
     return replace(call, bias=bias, keep=keep, slopes=None, lengths=None, window=0)

@@ -25,7 +25,8 @@ struct Problem {
   }
 };
 
-// The type of the inputs; where features fill whole vectors, no lane is ever masked.
+// The type of the inputs; where features fill all of the vectors that are read side by side, no
+// lane is ever masked.
 template <class T, bool Whole>
 struct Kind {
   using In = T;
@@ -272,11 +273,12 @@ Problem merged(Problem p) {
   return p;
 }
 
-// f(problem, Kind) for the dtype, and for whether features fill all vectors.
+// f(problem, Kind) for the dtype, and for whether features fill all vectors: `norms` reads them
+// four vectors at a time.
 template <class F>
 void by_kind(const Problem& given, F f) {
   const Problem p = merged(given);
-  const bool whole = p.d % LANES == 0;
+  const bool whole = p.d % (4 * LANES) == 0;
   if (p.q.type == FLOAT32) whole ? f(p, Kind<float, true>()) : f(p, Kind<float, false>());
   else if (p.q.type == FLOAT16) whole ? f(p, Kind<Half, true>()) : f(p, Kind<Half, false>());
   else whole ? f(p, Kind<BFloat16, true>()) : f(p, Kind<BFloat16, false>());
