@@ -16,6 +16,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +27,29 @@ from torch import Tensor
 
 HERE = Path(__file__).parent
 
-LONGEST = 60
+LONGEST = 120
 """Seconds after which a call counts as crashed: it hangs."""
 
 ALLOWED = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest error over the largest entry; a gradient gets six times that."""
 
-MOST_CRASHES = 10
-"""So many dead children are enough."""
-
 UNSEEN = ("a sparse tensor", "a tensor without memory")
 """Faults of memory, which a trace does not see."""
 
 
-def draw(seed: int, index: int) -> Call:
-    """Call number ``index``: forward and backward, half of the calls with a fault."""
+def draw(seed: int, index: int, fault: str | None = None) -> Call:
+    """Call number ``index``: half of the calls have a fault, or all have the given one."""
     source = Draw(f"{seed}:{index}")
-    call = source.call()
-    if source.often(0.5):
-        return call
-    if source.often(0.4):
-        call = backward(call)
-    call.fault, call.given = spoiled(call.operator, call.given, source.pick)
-    return call
+    while True:
+        call = source.call()
+        if fault is None and source.often(0.5):
+            return call
+        if source.often(0.4):
+            call = backward(call)
+        found = spoiled(call.operator, call.given, source.pick, fault)
+        if found is not None:
+            call.fault, call.given = found
+            return call
 
 
 def run(call: Call, given: dict[str, Any]) -> Any:
@@ -128,41 +129,47 @@ def _far(name: str, got: Tensor, want: Tensor, allowed: float) -> str:
 
 def child(given: argparse.Namespace) -> None:
     """Run calls one after the other; say which one begins, and how it ended."""
-    torch.set_num_threads(1)
     from provers import mutated
 
     from attnpass.kernels import ops  # noqa: F401
     from attnpass.kernels.cpu import launch
 
     compiled = launch.library
+    for name in ("pointwise", "pointwise_backward", "hydra"):
+        compiled(name)  # takes a while when it is compiled, and is no call
     change = mutated(*given.mutate) if given.mutate else contextlib.nullcontext()
     with change:
         for index in range(given.begin, given.begin + given.calls):
             print(json.dumps({"begin": index}), flush=True)
             signal.alarm(LONGEST)
-            call = draw(given.seed, index)
+            call = draw(given.seed, index, given.fault)
             launch.library = (lambda name: "switched off") if call.tiled else compiled
+            torch.set_num_threads(call.threads)
             print(json.dumps({"end": verdict(call), "call": str(call)}), flush=True)
             signal.alarm(0)
 
 
-def many(seed: int, calls: int, mutate: list[str] | None = None) -> dict[str, Any]:
-    """The summary of many calls; a child that dies is followed by another."""
-    tally: dict[str, Any] = {"valid": 0, "refused": 0, "wrong": 0, "crashed": 0}
-    failures, begin = [], 0
-    while begin < calls and tally["crashed"] < MOST_CRASHES:
-        command = [sys.executable, __file__, "--child", "--begin", str(begin), "--seed", str(seed)]
-        command += ["--calls", str(calls - begin), *(["--mutate", *mutate] if mutate else [])]
+def many(given: Sequence[str], calls: int, most: int = 10) -> dict[str, Any]:
+    """The summary of ``calls`` calls; a child that dies is followed by another, ``most`` times.
+
+    ``given``: the arguments of every child.
+    """
+    tally = {"valid": 0, "refused": 0, "wrong": 0, "crashed": 0}
+    failures: list[dict[str, Any]] = []
+    begin = 0
+    while begin < calls and tally["crashed"] < most:
+        which = ["--begin", str(begin), "--calls", str(calls - begin)]
+        command = [sys.executable, __file__, "--child", *which, *given]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=HERE)
         lines = [json.loads(line) for line in done.stdout.splitlines()]
+        begun = [line["begin"] for line in lines if "begin" in line]
+        if not begun:
+            raise SystemExit(f"no call began: exit code {done.returncode}")
         for line in lines:
             if "end" in line:
                 kind = line["end"] if line["end"] in ("valid", "refused") else "wrong"
                 tally[kind] += 1
                 failures += [line] if kind == "wrong" else []
-        begun = [line["begin"] for line in lines if "begin" in line]
-        if not begun:
-            raise SystemExit(f"no call began: exit code {done.returncode}")
         if "begin" in lines[-1] or done.returncode:
             tally["crashed"] += 1
             failures.append({"end": f"exit code {done.returncode}", "begin": begun[-1]})
@@ -177,17 +184,19 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--begin", type=int, default=0, help="number of the first call")
     parser.add_argument("--child", action="store_true", help="run the calls in this process")
-    parser.add_argument("--mutate", nargs=3, metavar=("MODULE", "OLD", "NEW"))
+    parser.add_argument("--fault", help="every call has this one")
+    parser.add_argument(
+        "--mutate", nargs=3, metavar=("MODULE", "OLD", "NEW"), help="run with a changed line"
+    )
     given = parser.parse_args()
     if given.child:
         child(given)
         return 0
-    result = many(given.seed, given.calls, given.mutate)
+    result = many(["--seed", str(given.seed)], given.calls)
     failures = result.pop("failures")
     for failure in failures[:20]:
-        if "call" not in failure:
-            failure["call"] = str(draw(given.seed, failure["begin"]))
-        print(f"{failure['end']}\n  {failure['call']}")
+        call = failure.get("call") or draw(given.seed, failure["begin"])
+        print(f"{failure['end']}\n  {call}")
     print(json.dumps({"seed": given.seed, "calls": given.calls, **result}))
     return int(bool(failures))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,12 +28,13 @@ class Call:
     fault: str = ""
     grad: Tensor | None = None
     tiled: bool = False
+    threads: int = 1
 
     def __str__(self) -> str:
         shown = {n: describe(x) for n, x in self.given.items() if x is not None}
         text = ", ".join(f"{n}={x}" for n, x in shown.items())
-        path = "tiled" if self.tiled else "default"
-        return f"{self.operator}({text}) {path} fault={self.fault or None}"
+        path = f"{'tiled' if self.tiled else 'default'}, {self.threads} threads"
+        return f"{self.operator}({text}); {path}; fault: {self.fault or None}"
 
 
 def describe(x: Any) -> str:
@@ -134,7 +135,8 @@ class Draw:
         given = getattr(self, operator)()
         width = given["v"].shape[3]
         grad = self.tensor((*given["q"].shape[:3], width), given["q"].dtype)
-        return Call(operator, given, grad=grad, tiled=self.often(0.3))
+        threads = self.pick.choice([1, 1, 2, 3])
+        return Call(operator, given, grad=grad, tiled=self.often(0.3), threads=threads)
 
 
 def backward(call: Call) -> Call:
@@ -147,7 +149,7 @@ def backward(call: Call) -> Call:
         given["tile"] = tile
         items = [(n, given[n]) for n in order]
         given = dict([*items[: where + 1], ("needs_bias", True), *items[where + 1 :]])
-    return Call(f"{call.operator}_backward", given, call.fault, call.grad, call.tiled)
+    return replace(call, operator=f"{call.operator}_backward", given=given)
 
 
 def expected(call: Call) -> tuple[Tensor, dict[str, Tensor]]:

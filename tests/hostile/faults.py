@@ -182,11 +182,14 @@ HYDRA: dict[str, Fault] = {
 }
 
 
-def spoiled(operator: str, given: Given, pick: random.Random) -> tuple[str, Given]:
-    """The name of a fault that these arguments can have, and the arguments with it."""
+def spoiled(
+    operator: str, given: Given, pick: random.Random, fault: str | None = None
+) -> tuple[str, Given] | None:
+    """The name of a fault, or of the given one, and the arguments with it; None without one."""
     table = POINTWISE if operator.startswith("pointwise") else HYDRA
-    while True:
-        name = pick.choice(list(table))
+    names = [n for n in table if fault is None or n == fault]
+    for name in pick.sample(names, len(names)):
         changed = table[name](given, pick)
         if changed is not None:
             return name, changed
+    return None
