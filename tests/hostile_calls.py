@@ -1,6 +1,7 @@
 """Hostile calls of the registered operators, in a child process that may die.
 
     python hostile_calls.py --calls 2000 --seed 1    prints a summary as one JSON line
+    TRITON_INTERPRET=1 python hostile_calls.py --calls 50 --triton    the GPU's kernels
 
 A valid call must equal the float64 reference, output and gradients, whatever its shapes, strides,
 dtypes, scalars and tile; its inputs end before memory that kills who reads it. A call with one
@@ -37,9 +38,10 @@ UNSEEN = ("a sparse tensor", "a tensor without memory")
 """Faults of memory, which a trace does not see."""
 
 
-def draw(seed: int, index: int, fault: str | None = None) -> Call:
+def draw(given: argparse.Namespace, index: int) -> Call:
     """Call number ``index``: half of the calls have a fault, or all have the given one."""
-    source = Draw(f"{seed}:{index}")
+    small = {"most": 40, "blocks": (16, 32, 64)} if given.triton else {}
+    source, fault = Draw(f"{given.seed}:{index}", **small), given.fault
     while True:
         call = source.call()
         if fault is None and source.often(0.5):
@@ -131,8 +133,11 @@ def child(given: argparse.Namespace) -> None:
     """Run calls one after the other; say which one begins, and how it ended."""
     from provers import mutated
 
-    from attnpass.kernels import ops  # noqa: F401
+    from attnpass.kernels import dispatch, ops  # noqa: F401
     from attnpass.kernels.cpu import launch
+
+    if given.triton:
+        dispatch._has_triton = lambda x: x.dtype != torch.float64
 
     compiled = launch.library
     for name in ("pointwise", "pointwise_backward", "hydra"):
@@ -142,7 +147,7 @@ def child(given: argparse.Namespace) -> None:
         for index in range(given.begin, given.begin + given.calls):
             print(json.dumps({"begin": index}), flush=True)
             signal.alarm(LONGEST)
-            call = draw(given.seed, index, given.fault)
+            call = draw(given, index)
             launch.library = (lambda name: "switched off") if call.tiled else compiled
             torch.set_num_threads(call.threads)
             print(json.dumps({"end": verdict(call), "call": str(call)}), flush=True)
@@ -184,6 +189,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--begin", type=int, default=0, help="number of the first call")
     parser.add_argument("--child", action="store_true", help="run the calls in this process")
+    parser.add_argument("--triton", action="store_true", help="by Triton's interpreter")
     parser.add_argument("--fault", help="every call has this one")
     parser.add_argument(
         "--mutate", nargs=3, metavar=("MODULE", "OLD", "NEW"), help="run with a changed line"
@@ -192,10 +198,11 @@ def main() -> int:
     if given.child:
         child(given)
         return 0
-    result = many(["--seed", str(given.seed)], given.calls)
+    more = ["--triton"] if given.triton else []
+    result = many(["--seed", str(given.seed), *more], given.calls)
     failures = result.pop("failures")
     for failure in failures[:20]:
-        call = failure.get("call") or draw(given.seed, failure["begin"])
+        call = failure.get("call") or draw(given, failure["begin"])
         print(f"{failure['end']}\n  {call}")
     print(json.dumps({"seed": given.seed, "calls": given.calls, **result}))
     return int(bool(failures))

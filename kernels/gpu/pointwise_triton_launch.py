@@ -75,6 +75,11 @@ def _float(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float()
 
 
+def _vector(x: Tensor | None) -> Tensor | None:
+    """A term per head as float32 without gaps: kernels take its entries by their place."""
+    return None if x is None else x.float().contiguous()
+
+
 def prepare(call: PointwiseCall, *more: Tensor) -> Prepared:
     """The shared arguments of a call; ``more`` are other tensors that its kernels read.
 
@@ -90,14 +95,14 @@ def prepare(call: PointwiseCall, *more: Tensor) -> Prepared:
     keep, keep_st = spread(flags, (b, h, t, s))
     offset, offset_st = spread(_float(call.offset), (b, h, t, 1))
     gain, gain_st = spread(_float(call.gain), (b, h, t, 1))
-    lengths = None if call.lengths is None else call.lengths.clamp(0, s).int()
+    lengths = None if call.lengths is None else call.lengths.clamp(0, s).int().contiguous()
     inputs = (call.q, call.k, call.v)
     apart = max(max(x.stride()[2:]) for x in (*inputs, *more))
     return Prepared(
         call=call,
         sizes=sizes,
         form=_form(call, sizes, _kind(offset), _kind(gain), apart),
-        terms=(bias, keep, _float(call.tau), offset, gain, _float(call.slopes), lengths),
+        terms=(bias, keep, _vector(call.tau), offset, gain, _vector(call.slopes), lengths),
         strides=(*(x.stride() for x in inputs), bias_st, keep_st, offset_st, gain_st),
     )
 

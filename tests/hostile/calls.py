@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from hostile.memory import guarded, strided
 FLOATS = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8)
 H = (*reference.H_FUNCTIONS, "sigmoid_tanh")
+BLOCKS = (1, 2, 7, 16, 33, 128, 256, 65536)
 LEAVES = ("q", "k", "v", "bias", "tau", "offset", "gain")
 
 
@@ -47,17 +49,20 @@ def describe(x: Any) -> str:
 
 
 class Draw:
-    """Random arguments of valid calls."""
+    """Random arguments of valid calls, with at most ``most`` queries and keys.
 
-    def __init__(self, seed: str) -> None:
-        self.pick = random.Random(seed)
+    ``blocks``: the sizes that a block of a tile may have.
+    """
+
+    def __init__(self, seed: str, most: int = 150, blocks: Sequence[int] = BLOCKS) -> None:
+        self.pick, self.most, self.blocks = random.Random(seed), most, blocks
         torch.manual_seed(self.pick.getrandbits(62))
 
     def often(self, share: float = 0.5) -> bool:
         return self.pick.random() < share
 
     def length(self) -> int:
-        few, many = self.pick.randint(1, 40), self.pick.randint(1, 150)
+        few, many = self.pick.randint(1, 40), self.pick.randint(1, self.most)
         return self.pick.choice([0, 1, 2, few, few, few, many])
 
     def tensor(self, shape: list[int] | tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -65,7 +70,7 @@ class Draw:
 
     def place(self, x: Tensor) -> Tensor:
         x = strided(self.pick, x)
-        return x if x.is_neg() else guarded(x)
+        return x if x.is_neg() else guarded(self.pick, x)
 
     def broadcast(self, *shape: int, least: int = 0) -> list[int]:
         rank = self.pick.randint(least, 4)
@@ -79,9 +84,10 @@ class Draw:
         return self.place(torch.rand(shape) < share) if self.often() else None
 
     def tile(self) -> list[int]:
-        sizes = [1, 2, 7, 16, 33, 128, 256, 65536]
-        full = [*(self.pick.choice(sizes) for _ in range(2)), 4, 2, self.pick.choice([1, 2, 9])]
-        return [*full, self.pick.randint(0, 1), self.pick.randint(0, 1)][: self.pick.randint(0, 7)]
+        blocks = [self.pick.choice(self.blocks) for _ in range(2)]
+        switches = [self.pick.randint(0, 1), self.pick.randint(0, 1)]
+        full = [*blocks, 4, 2, self.pick.choice([1, 2, 9]), *switches]
+        return full[: self.pick.randint(0, 7)]
 
     def pointwise(self) -> dict[str, Any]:
         dtype = self.pick.choice(FLOATS)

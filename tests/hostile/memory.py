@@ -13,20 +13,22 @@ PAGE = mmap.PAGESIZE
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def guarded(x: Tensor) -> Tensor:
-    """``x`` with the same strides, its last entry before a page that kills who reads it.
+def guarded(pick: random.Random, x: Tensor) -> Tensor:
+    """``x`` with the same strides, between two pages that kill who reads them.
 
-    The first entry lies wherever that puts it: aligned to the size of an entry alone.
+    Either the first entry lies right behind a page, or the last one right before a page; the first
+    is then aligned to the size of an entry alone.
     """
     if x.numel() == 0:
         return x
     count = 1 + sum((n - 1) * st for n, st in zip(x.shape, x.stride(), strict=True))
     flat = torch.as_strided(x, (count,), (1,), x.storage_offset())
     room = -(-count * x.element_size() // PAGE) * PAGE
-    memory = mmap.mmap(-1, room + PAGE)
+    memory = mmap.mmap(-1, room + 2 * PAGE)
     first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    assert _LIBC.mprotect(ctypes.c_void_p(first + room), PAGE, 0) == 0
-    at = room - count * x.element_size()
+    for page in (first, first + PAGE + room):
+        assert _LIBC.mprotect(ctypes.c_void_p(page), PAGE, 0) == 0
+    at = PAGE + pick.choice([0, room - count * x.element_size()])
     held = torch.frombuffer(memory, dtype=x.dtype, count=count, offset=at)
     held.copy_(flat)
     return held.as_strided(x.shape, x.stride())
