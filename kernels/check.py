@@ -9,21 +9,22 @@ or add numbers that mean nothing. A call of any operator is valid if
 2. q, k, v and grad have four axes and one of the dtypes ``FLOATS``, the same for all four;
 3. the sizes of q, k and v agree: B everywhere, d in q and k, G and S in k and v;
 4. grad has the shape of the output;
-5. its tiles are sound, which ``Tile`` itself checks.
+5. its tiles are sound, which ``Tile`` itself checks;
+6. no forward-mode derivative is being taken: the operators have none, and it would come out as 0.
 
 A call of the pointwise family is valid if moreover
 
-6. the query heads H are a multiple of the key/value heads G, and G >= 1 where H > 0;
-7. bias has a dtype of ``FLOATS``, keep is bool, and both broadcast to ``[B, H, T, S]``;
-8. tau and slopes ``[H]``, offset and gain, which broadcast to ``[B, H, T, 1]``, have one, too;
-9. lengths ``[B]`` has a dtype of ``WHOLE``; a length below 0 means 0, one beyond S means S;
-10. h is known, scale is finite in float32, window >= 0.
+7. the query heads H are a multiple of the key/value heads G, and G >= 1 where H > 0;
+8. bias has a dtype of ``FLOATS``, keep is bool, and both broadcast to ``[B, H, T, S]``;
+9. tau and slopes ``[H]``, offset and gain, which broadcast to ``[B, H, T, 1]``, have one, too;
+10. lengths ``[B]`` has a dtype of ``WHOLE``; a length below 0 means 0, one beyond S means S;
+11. h is known, scale is finite in float32, window >= 0.
 
-A call of hydra is valid if besides 1 to 5
+A call of hydra is valid if besides 1 to 6
 
-11. k and v have the heads and the head dim of q, and T = S where the call is causal;
-12. keep is bool ``[B|1, 1, 1, S|1]``, and gain ``[1, H, 1, d]`` has a dtype of ``FLOATS``;
-13. eps is a normal number of float32, so that no norm is zero.
+12. k and v have the heads and the head dim of q, and T = S where the call is causal;
+13. keep is bool ``[B|1, 1, 1, S|1]``, and gain ``[1, H, 1, d]`` has a dtype of ``FLOATS``;
+14. eps is a normal number of float32, so that no norm is zero.
 
 In a trace a size may be symbolic. It then passes every comparison, because comparing it would put
 a guard on the user's graph; the call itself is checked again when it runs.
@@ -41,6 +42,7 @@ from torch import Tensor
 from attnpass.errors import ArgumentError
 from attnpass.kernels.activations import EXACT, H
 from attnpass.kernels.call import HydraCall, PointwiseCall
+from attnpass.torch_internals import in_forward_mode
 
 FLOATS = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 """The dtypes of queries, keys, values and terms."""
@@ -108,7 +110,9 @@ def _main(name: str, x: Tensor, device: torch.device, dtype: torch.dtype, traced
 def _inputs(
     q: Tensor, k: Tensor, v: Tensor, device: torch.device, traced: bool
 ) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
-    """The sizes of q, k and v under conditions 1 to 3."""
+    """The sizes of q, k and v under conditions 1 to 3 and 6."""
+    if in_forward_mode():
+        _refuse("a call outside of forward-mode differentiation", "one in it (use backward)")
     dtype = q.dtype
     if dtype not in FLOATS:
         _refuse("q in float32, bfloat16, float16 or float64", dtype)

@@ -31,8 +31,11 @@ HERE = Path(__file__).parent
 LONGEST = 120
 """Seconds after which a call counts as crashed: it hangs."""
 
-ALLOWED = {torch.float64: 1e-10, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest error over the largest entry; a gradient gets six times that."""
+ALLOWED = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest error over the largest entry; a gradient gets six times that.
+
+Of float64 softplus decides: torch takes it for its argument from 20 on, which is 2e-9 off.
+"""
 
 UNSEEN = ("a sparse tensor", "a tensor without memory")
 """Faults of memory, which a trace does not see."""

@@ -384,6 +384,18 @@ def test_cpu_extensions_are_known_to_the_cpu():
         assert ("bf16" in found) == ("avx512_bf16" in flags)
 
 
+def test_in_forward_mode_inside_a_dual_level_alone():
+    def inside(x):
+        assert internals.in_forward_mode()
+        return x
+
+    assert not internals.in_forward_mode()
+    torch.func.jvp(inside, (torch.ones(1),), (torch.ones(1),))
+    with torch.autograd.forward_ad.dual_level():
+        inside(None)
+    assert not internals.in_forward_mode()
+
+
 @pytest.mark.slow
 def test_load_cpp_compiles_a_function():
     """Adds a run of the C++ compiler."""

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from hostile.faults import HYDRA, POINTWISE
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -133,3 +134,17 @@ def test_lengths_beyond_the_keys_mean_none_and_all(dtype, path):
     found = [ATTN.pointwise(*x.values()) for x in (wild, tame)]
     assert torch.equal(*found)
     assert bool((found[0][1] == 0).all()) and bool((found[0][0] != 0).any())
+
+
+@pytest.mark.parametrize(("name", "make"), [("pointwise", pointwise), ("hydra", hydra)])
+def test_a_forward_mode_derivative_is_refused_and_not_zero(name, make):
+    given = forward_of(make())
+
+    def run(q):
+        return getattr(ATTN, name)(*(given | {"q": q}).values())
+
+    with pytest.raises(ArgumentError, match="expected a call outside of forward-mode"):
+        torch.func.jvp(run, (given["q"],), (given["q"],))
+    with forward_ad.dual_level(), pytest.raises(ArgumentError, match="got one in it"):
+        run(forward_ad.make_dual(given["q"], given["q"]))
+    run(given["q"])
