@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from compiling import BOUND, INNER, build, captured, compiled, data, error, make_plan
@@ -59,15 +57,6 @@ def to_half_and_back(model, plan):
     model.half().float()
 
 
-def swapped_on_conversion(model, plan):
-    gc.collect()  # torch swaps no parameter with weak references, also not those of garbage
-    torch.__future__.set_swap_module_params_on_conversion(True)
-    try:
-        model.bfloat16().float()
-    finally:
-        torch.__future__.set_swap_module_params_on_conversion(False)
-
-
 def assigned(model, plan):
     state = {k: v * 1.3 for k, v in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
@@ -121,7 +110,7 @@ WAYS = {
     f.__name__: f
     for f in (
         *(in_place, past_autograd, other_storage, set_storage, through_numpy, to_half_and_back),
-        *(swapped_on_conversion, assigned, new_parameters, averaged, other_delta),
+        *(assigned, new_parameters, averaged, other_delta),
         *(other_form_values, delta_past_autograd, in_inference_mode),
     )
 } | {f"fused {name}": fused(name) for name in ("SGD", "Adam", "AdamW", "Adagrad")}
