@@ -11,7 +11,7 @@ import ctypes
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,26 @@ def schema(node: Any) -> FunctionSchema | None:
     """
     found: FunctionSchema | None = getattr(getattr(node, "target", None), "_schema", None)
     return found
+
+
+def side_effects() -> Container[Any]:
+    """Operators that fx keeps though nothing reads their result: assertions, prints, tokens.
+
+    Public API: none (``torch.fx.node.has_side_effect`` registers, nothing lists).
+    """
+    from torch.fx.node import _side_effectful_functions
+
+    return _side_effectful_functions
+
+
+def dynamo_exceptions() -> tuple[type[BaseException], ...]:
+    """What Dynamo raises to steer itself: restarts of its analysis, graph breaks, user errors.
+
+    Public API: none. A backend that swallows a restart compiles a graph that is given up.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    return (TorchDynamoException,)
 
 
 def overload_name(target: OpOverload) -> str:
@@ -175,10 +195,14 @@ WEIGHT_SOURCES = "_param_name_to_source"
 def weight_sources(old: fx.GraphModule, new: fx.GraphModule) -> None:
     """Carry the origin of every weight from Dynamo's graph to the one traced from it.
 
-    Without it the inner compiler fails: "not found in param_name_to_source".
+    A constant that tracing lifted into the graph is its own origin. Without one the inner compiler
+    fails: "not found in param_name_to_source".
     """
+    from torch._dynamo.source import ConstantSource
+
     if hasattr(old, WEIGHT_SOURCES):
-        setattr(new, WEIGHT_SOURCES, getattr(old, WEIGHT_SOURCES))
+        constants = {name: ConstantSource(f"attnpass_{name}") for name, _ in new.named_buffers()}
+        setattr(new, WEIGHT_SOURCES, constants | getattr(old, WEIGHT_SOURCES))
 
 
 def mark_static(parameters: Iterable[nn.Parameter]) -> None:
