@@ -5,6 +5,7 @@ Two measurements can be compared where their environments are equal.
 
 from __future__ import annotations
 
+import os
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,6 +15,18 @@ import torch
 
 from attnpass.fingerprint import kernels_digest
 from attnpass.torch_internals import cpu_extensions, pytree
+
+NUMERIC = (
+    *("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "KMP_", "OPENBLAS_", "BLIS_", "GOMP_"),
+    *("CUBLAS_", "CUDNN_", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32", "TORCH_BLAS"),
+)
+"""Beginnings of the environment variables that choose among implementations of one function."""
+
+CUDNN = ("enabled", "benchmark", "deterministic", "allow_tf32")
+"""Switches of ``torch.backends.cudnn``."""
+
+SDP = ("flash", "mem_efficient", "math", "cudnn")
+"""Implementations of attention that CUDA may take."""
 
 PROTOCOL = 1
 """Version of the way latency and accuracy are measured; part of every cache key."""
@@ -37,6 +50,32 @@ def device(kind: str = "cpu") -> dict[str, object]:
     if kind == "cuda":
         found = {"device": torch.cuda.get_device_name(), "driver": torch.version.cuda}
     return {**found, "threads": torch.get_num_threads()}
+
+
+def switches() -> dict[str, object]:
+    """The settings of torch and of its libraries that may change a result in its last digits.
+
+    A score can change with them: two classes may be nearly equal.
+    """
+    cuda, names = torch.backends.cuda, sorted(n for n in os.environ if n.startswith(NUMERIC))
+    return {
+        "matmul": torch.get_float32_matmul_precision(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "dtype": str(torch.get_default_dtype()),
+        "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "cudnn": [getattr(torch.backends.cudnn, n) for n in CUDNN],
+        "attention": [getattr(cuda, f"{n}_sdp_enabled")() for n in SDP],
+        "reduced": [
+            str(getattr(cuda.matmul, f"allow_{n}_reduced_precision_reduction"))
+            for n in ("fp16", "bf16")
+        ],
+        "autocast": [
+            [torch.is_autocast_enabled(n), str(torch.get_autocast_dtype(n))]
+            for n in ("cpu", "cuda")
+        ],
+        "variables": {n: os.environ[n] for n in names},
+        "python": platform.python_version(),
+    }
 
 
 @cache

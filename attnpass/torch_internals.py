@@ -16,7 +16,7 @@ import torch.fx.traceback as fx_traceback
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._guards import TracingContext
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ __all__ = [
     "FakeTensor",
     "HigherOrderOperator",
     "OpOverload",
+    "OpOverloadPacket",
     "TracingContext",
     "pytree",
     "unset_fake_temporarily",
 ]
 # TracingContext: Dynamo's own fake tensors; other fake tensors would add guards nobody checks.
 # pytree: the trees that Dynamo itself flattens; torch.utils.pytree is not in 2.13.
-# HigherOrderOperator, OpOverload: how a graph's targets are told apart.
+# HigherOrderOperator, OpOverload, OpOverloadPacket: how a graph's targets are told apart.
 # FakeTensor, unset_fake_temporarily: to run a constant part of a graph on real tensors.
 
 GRAD_MODE = "_set_grad_enabled"
@@ -278,3 +279,27 @@ def load_cpp(source: str) -> Any:
     from torch._inductor.codecache import CppCodeCache
 
     return CppCodeCache.load(source, "cpu")
+
+
+def custom_op_functions(name: str) -> list[Any]:
+    """The Python functions behind an operator ``space::name`` of ``torch.library.custom_op``.
+
+    None where there is no such operator. Public API: none. Stored scores depend on the functions.
+    """
+    from torch._library.custom_ops import OPDEFS
+
+    found: Any = OPDEFS.get(name)
+    if found is None:
+        return []
+    inner = (found._backend_fns, found._abstract_fn, found._vmap_fn, found._torch_dispatch_fns)
+    return [found._init_fn, *inner]
+
+
+def custom_op_names() -> list[str]:
+    """The operators of ``torch.library.custom_op`` in this process, sorted.
+
+    Public API: none.
+    """
+    from torch._library.custom_ops import OPDEFS
+
+    return sorted(OPDEFS)
