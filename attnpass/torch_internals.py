@@ -16,6 +16,7 @@ import torch.fx.traceback as fx_traceback
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._guards import TracingContext
+from torch._library.custom_ops import OPDEFS, CustomOpDef
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from torch._C import FunctionSchema
 
 __all__ = [
+    "CustomOpDef",
     "FakeTensor",
     "HigherOrderOperator",
     "OpOverload",
@@ -34,6 +36,7 @@ __all__ = [
 # TracingContext: Dynamo's own fake tensors; other fake tensors would add guards nobody checks.
 # pytree: the trees that Dynamo itself flattens; torch.utils.pytree is not in 2.13.
 # HigherOrderOperator, OpOverload, OpOverloadPacket: how a graph's targets are told apart.
+# CustomOpDef: what torch.library.custom_op returns, to find the functions behind it.
 # FakeTensor, unset_fake_temporarily: to run a constant part of a graph on real tensors.
 
 GRAD_MODE = "_set_grad_enabled"
@@ -281,25 +284,19 @@ def load_cpp(source: str) -> Any:
     return CppCodeCache.load(source, "cpu")
 
 
-def custom_op_functions(name: str) -> list[Any]:
-    """The Python functions behind an operator ``space::name`` of ``torch.library.custom_op``.
+def custom_op_functions(definition: CustomOpDef) -> list[Any]:
+    """The Python functions behind a ``torch.library.custom_op``; the first is its own.
 
-    None where there is no such operator. Public API: none. Stored scores depend on the functions.
+    Public API: none. Stored scores depend on them.
     """
-    from torch._library.custom_ops import OPDEFS
-
-    found: Any = OPDEFS.get(name)
-    if found is None:
-        return []
-    inner = (found._backend_fns, found._abstract_fn, found._vmap_fn, found._torch_dispatch_fns)
-    return [found._init_fn, *inner]
+    own = definition
+    inner = (own._backend_fns, own._abstract_fn, own._vmap_fn, own._torch_dispatch_fns)
+    return [own._init_fn, *inner]
 
 
-def custom_op_names() -> list[str]:
-    """The operators of ``torch.library.custom_op`` in this process, sorted.
+def custom_ops() -> dict[str, CustomOpDef]:
+    """The operators of ``torch.library.custom_op`` in this process, by ``space::name``.
 
     Public API: none.
     """
-    from torch._library.custom_ops import OPDEFS
-
-    return sorted(OPDEFS)
+    return dict(sorted(OPDEFS.items()))

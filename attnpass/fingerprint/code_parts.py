@@ -24,7 +24,13 @@ from typing import Any
 
 from attnpass.fingerprint.origin import is_library, is_named
 from attnpass.fingerprint.parts import Parts, parts
-from attnpass.torch_internals import OpOverload, OpOverloadPacket, custom_op_functions
+from attnpass.torch_internals import (
+    CustomOpDef,
+    OpOverload,
+    OpOverloadPacket,
+    custom_op_functions,
+    custom_ops,
+)
 
 MADE_AT_RUN_TIME = frozenset(
     {"globals", "vars", "eval", "exec", "modules", "__dict__", "__globals__", "import_module"}
@@ -176,5 +182,9 @@ def _descriptor(x: Any) -> Parts:
 @parts.register(OpOverload)
 @parts.register(OpOverloadPacket)
 def _operator(x: Any) -> Parts:
-    name = "::".join(str(x).split(".")[:2])
-    return Parts(f"operator {x}", [custom_op_functions(name)])
+    return Parts(f"operator {x}", [custom_ops().get("::".join(str(x).split(".")[:2]))])
+
+
+@parts.register(CustomOpDef)
+def _custom_op(x: CustomOpDef) -> Parts:
+    return Parts("custom operator", custom_op_functions(x))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnpass.fingerprint.closure import closure
 from attnpass.fingerprint.walk import Walk
-from attnpass.torch_internals import custom_op_functions, custom_op_names
+from attnpass.torch_internals import CustomOpDef, custom_op_functions, custom_ops
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ def contents(
         "data": walk.digest(data),
     }
     found = closure({*walk.modules, *starts})
-    behind = {name: custom_op_functions(name) for name in custom_op_names()}
-    near = {name: held for name, held in behind.items() if held[0].__module__ in found.files}
+    near = {k: v for k, v in custom_ops().items() if _home(v) in found.files}
     digests |= {
         "operators": walk.digest(near),
         "sources": found.sources,
@@ -52,3 +51,8 @@ def contents(
         "variables": found.variables,
     }
     return Contents(digests, tuple(sorted(walk.opaque)))
+
+
+def _home(operator: CustomOpDef) -> str:
+    """The module in which a custom operator is written."""
+    return str(custom_op_functions(operator)[0].__module__)

@@ -41,7 +41,9 @@ def is_library(module: object) -> bool:
     """Whether the name of a module is that of an installed package, or of ours."""
     top = str(module).split(".")[0]
     if top in sys.builtin_module_names or top in sys.stdlib_module_names or top == OURS:
-        return top != "__main__"
+        return True
+    if top == "__main__":  # whoever was started, the user's functions may be in it
+        return False
     found = sys.modules.get(str(module)) or sys.modules.get(top)
     file = getattr(found, "__file__", None)
     return isinstance(file, str) and is_installed(file)

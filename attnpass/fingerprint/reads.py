@@ -77,11 +77,11 @@ def _opened(path: object, mode: object, flags: object) -> None:
 def digests_of(paths: Iterable[str]) -> dict[str, str]:
     """Digest of each file of the user, by its path; compiled modules count as their sources.
 
-    Files that are gone (temporary ones), devices, folders and installed files are left out.
+    Devices and installed files are left out. A file that is not there has the digest ``""``: it is
+    a temporary one, which stays away, or one that was looked for and may appear.
     """
     sources = {_source(path) for path in paths}
-    found = {path: _digest(path) for path in sorted(sources) if _counts(path)}
-    return {path: digest for path, digest in found.items() if digest}
+    return {path: _digest(path) for path in sorted(sources) if _counts(path)}
 
 
 def changed_file(known: Mapping[str, str]) -> str:

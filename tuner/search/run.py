@@ -8,7 +8,7 @@ which field differs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from attnpass.errors import MeasureError
@@ -53,7 +53,8 @@ def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> 
                 stopped=lambda: session.stop.requested,
             ) as worker,
         ):
-            for done in believed(inspection, session, Latencies(inspection, session, worker)):
+            latencies = Latencies(inspection, session, worker)
+            for done in believed(session, lambda: stages(inspection, session, latencies)):
                 findings = done
         finalists, status = findings.finalists.plans if findings.finalists else [], "done"
     except KeyboardInterrupt:
@@ -64,18 +65,18 @@ def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> 
     return result
 
 
-def believed(inspection: Inspection, session: Session, latencies: Latencies) -> Iterator[Findings]:
+def believed(session: Session, stages: Callable[[], Iterator[Findings]]) -> Iterator[Findings]:
     """The stages; from the start, and nothing from the store, if a stored plan is another now.
 
     Raises:
         KeyboardInterrupt: the run is to stop.
     """
     try:
-        yield from stages(inspection, session, latencies)
+        yield from stages()
     except NotReproducedError as error:
         session.progress.say(f"[yellow]{error}; measured anew[/]")
         session.refresh = True
-        yield from stages(inspection, session, latencies)
+        yield from stages()
 
 
 def stages(inspection: Inspection, session: Session, latencies: Latencies) -> Iterator[Findings]:

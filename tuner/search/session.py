@@ -80,7 +80,6 @@ class Session:
         anew leaves nothing of the old one to be found, whatever happens to this run.
         """
         self._ground = {"baseline": baseline} if baseline else {}
-        self._explained.add("baseline changed")  # the reason was said with the baseline
 
     def resting(self, context: Context) -> Context:
         """A context with the measurement of the baseline that it rests on."""
@@ -100,7 +99,9 @@ class Session:
         if self.refresh and not fresh:
             return None
         value, why = self.store.get(kind, subject, self.resting(context))
-        if value is None and why not in ("never measured", "", *self._explained):
+        # another baseline has another reason, which was said with it
+        said = why in ("never measured", "", *self._explained) or why.startswith("baseline")
+        if value is None and not said:
             self._explained.add(why)
             self.progress.say(f"[dim]measuring again what is stored: {why}[/]")
         return value

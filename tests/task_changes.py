@@ -1,0 +1,202 @@
+"""Changes to a tiny task, each measured before and after, with and without what was stored.
+
+    python task_changes.py            every change; prints what was served and what caught it
+    python task_changes.py --write    and keeps the summary in benchmarks/results
+
+The oracle is the task after the change, measured without a cache. Figures that are served and
+differ from it are a wrong hit. Where the change has no effect, measuring anew is a needless miss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from changes import CHANGES
+from changes.change import Change
+
+from attnpass import environment
+from attnpass.store import Store
+from attnpass.tuner.progress import ProgressPrinter
+from attnpass.tuner.search import Settings, inspect_task
+from attnpass.tuner.search.baseline import measure_baseline
+from attnpass.tuner.search.candidates import Candidates
+from attnpass.tuner.search.pieces import PieceLibrary
+from attnpass.tuner.search.run import believed
+from attnpass.tuner.search.session import Session
+from attnpass.tuner.search.speed import Savings
+
+RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "task_changes_cpu.json"
+
+
+class Lines(ProgressPrinter):
+    """Keeps the lines that a run says."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def say(self, text: Any) -> None:
+        self.lines.append(str(text))
+
+
+def figures(task: str, db: str) -> dict[str, Any]:
+    """Scores of the unchanged model and of a calibrated plan, as a run of the tuner takes them."""
+    asked = Settings(task, inner="eager", trials=1, forms=("hydra",))
+    lines = Lines()
+    with Store(db) as store:
+        before = {row["key"] for row in store.db.query("SELECT key FROM measurements")}
+        inspection = inspect_task(asked, store)
+        session = Session(inspection.run, store, lines)
+
+        def stages():
+            baseline, library = measure_baseline(inspection, session), PieceLibrary(inspection)
+            candidates = Candidates(inspection, session, baseline, library, 1.0, Savings({}))
+            library.calibrate(session)
+            found = candidates.of({s.name: "hydra" for s in inspection.sites})
+            yield {
+                "run": inspection.run,
+                "random": baseline.random,
+                "scores": [baseline.scored.tolist(), found.scores.tolist()],
+            }
+
+        *_, found = believed(session, stages)
+        after = {row["key"] for row in store.db.query("SELECT key FROM measurements")}
+        known = store.get("accuracy", "baseline scores", inspection.context)[0] or {}
+    return {
+        **found,
+        "kept": sorted(after - before),
+        "mark": known.get("mark"),
+        "said": lines.lines,
+    }
+
+
+def forked(work: Callable[[], Any]) -> Any:
+    """What ``work`` returns in a copy of this process, which then ends."""
+    sys.stdout.flush()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with open(writer, "w") as pipe:
+            try:
+                json.dump(work(), pipe)
+            except BaseException:
+                json.dump({"error": traceback.format_exc()}, pipe)
+        os._exit(0)
+    os.close(writer)
+    with open(reader) as pipe:
+        text = pipe.read()
+    os.waitpid(child, 0)
+    return json.loads(text)
+
+
+def measured(change: Change, folder: Path, after: bool, db: str) -> dict[str, Any]:
+    """The figures of the task before or after a change, in a process of its own."""
+    change.write(folder, after)
+    for cache in folder.rglob("__pycache__"):  # a second is too long for the time of a change
+        for compiled in cache.iterdir():
+            compiled.unlink()
+
+    def work() -> dict[str, Any]:
+        os.chdir(folder)
+        os.environ.update(change.variables(after))
+        exec(change.begin[after])
+        return figures("mine.py:task", db)
+
+    if not change.apart:
+        return forked(work)
+    found = subprocess.run(
+        [sys.executable, __file__, "--one", str(folder / "mine.py"), db],
+        env={**os.environ, **change.variables(after)},
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return json.loads(found.stdout) if found.returncode == 0 else {"error": found.stderr}
+
+
+def verdict(change: Change) -> dict[str, Any]:
+    """What became of one change; a wrong hit, a wrong run and an error are failures."""
+    row = {"kind": change.kind, "name": change.name}
+    with tempfile.TemporaryDirectory() as place:
+        folder, db = Path(place) / "task", str(Path(place) / "a.db")
+        folder.mkdir()
+        before = measured(change, folder, False, db)
+        again = measured(change, folder, False, db) if "error" not in before else {}
+        served = measured(change, folder, True, db)
+        truth = measured(change, folder, True, str(Path(place) / "other.db"))
+    errors = [x["error"] for x in (before, again, served, truth) if "error" in x]
+    if errors:
+        return {**row, "verdict": "error", "why": errors[0]}
+    row["unchanged task"] = "measured anew" if again["kept"] else "served"
+    differs = before["scores"] != truth["scores"]
+    if served["scores"] != truth["scores"]:
+        row["verdict"] = "wrong hit"
+    elif change.calibrates and served["run"] == before["run"]:
+        row["verdict"] = "wrong run"
+    elif differs:
+        row["verdict"] = "caught"
+    else:
+        row["verdict"] = "needless miss" if served["kept"] else "hit"
+    reasons = [x for x in served["said"] if "unchanged model" not in x]
+    return {**row, "random": truth["random"], "why": "; ".join(reasons)}
+
+
+def main() -> int:
+    """Apply every change in two processes and print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--only", default="", help="changes whose kind or name holds this")
+    parser.add_argument("--one", nargs=2, help="print the figures of a task with a database")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.one:
+        print(json.dumps(figures(f"{given.one[0]}:task", given.one[1])))
+        return 0
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as place:  # what is imported late is imported once
+        Change("", "").write(Path(place), False)
+        os.environ["KNOB"] = "1"
+        figures(f"{place}/mine.py:task", f"{place}/a.db")
+    chosen = [c for c in CHANGES if given.only in f"{c.kind} {c.name}"]
+    rows = []
+    with ProcessPoolExecutor(2) as pool:
+        for row in pool.map(verdict, chosen):
+            rows.append(row)
+            print(*(row[k] for k in ("verdict", "kind", "name", "why")), sep=" | ", flush=True)
+    result = {
+        "command": "python tests/task_changes.py",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": environment.cpu_name(),
+        "versions": environment.versions(),
+        "system": platform.platform(),
+        "changes": len(rows),
+        "verdicts": dict(collections.Counter(r["verdict"] for r in rows)),
+        "unchanged task measured anew": [
+            r["name"] for r in rows if r.get("unchanged task") == "measured anew"
+        ],
+        "needless misses": [r["name"] for r in rows if r["verdict"] == "needless miss"],
+        "seconds": round(time.perf_counter() - began),
+        "rows": rows,
+    }
+    print(json.dumps({k: v for k, v in result.items() if k != "rows"}, indent=1))
+    if given.write:
+        RESULT.write_text(json.dumps(result, indent=1) + "\n")
+    return int(any(r["verdict"] in ("wrong hit", "wrong run", "error") for r in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
