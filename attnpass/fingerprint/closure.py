@@ -20,6 +20,7 @@ import ast
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -133,7 +134,9 @@ def _origins(module: ModuleType) -> Iterator[str]:
 
 def _version(top: str) -> str:
     """The version of a package, ``""`` where it has none."""
-    found = getattr(sys.modules.get(top), "__version__", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some packages will lose the attribute
+        found = getattr(sys.modules.get(top), "__version__", None)
     if isinstance(found, str):
         return found
     try:

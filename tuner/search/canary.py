@@ -45,8 +45,9 @@ class Canary:
     """Scores and outputs of the unchanged model on a few batches.
 
     Attributes:
-        batches: which. scores: of their items. outputs: one number per batch, a sum of its outputs
-            with other weights for each. noise: relative difference without a meaning.
+        batches: which. scores: of their items. outputs: two numbers per batch, the norm of its
+            outputs and their sum, each with another weight.
+        noise: relative difference without a meaning.
     """
 
     batches: Sequence[int]
@@ -67,6 +68,8 @@ class Canary:
         """
         batches, noise = [int(i) for i in value["batches"]], float(value["noise"])
         scores, outputs = ([float(x) for x in value[k]] for k in ("scores", "outputs"))
+        if len(outputs) != 2 * len(batches):
+            raise ValueError("expected two numbers per batch")
         return cls(batches, scores, outputs, noise)
 
 
@@ -96,7 +99,7 @@ def take(task: Task, run: Callable[..., Any], batches: Sequence[int]) -> Canary:
             output = call(run, arguments)
         tensors.append(first_tensor(output))
         # before the score, which may write into its argument
-        outputs.append(_weighted(tensors[-1]))
+        outputs += _summary(tensors[-1])
         if not task.pooled:
             scores += score_batch(task, output, target).tolist()
     if task.pooled:
@@ -105,11 +108,11 @@ def take(task: Task, run: Callable[..., Any], batches: Sequence[int]) -> Canary:
     return Canary(batches, scores, outputs, min(32 * max(kinds, default=0.0), MOST_NOISE))
 
 
-def _weighted(output: Tensor) -> float:
-    """One number that changes with every output; relative to their size."""
+def _summary(output: Tensor) -> list[float]:
+    """The norm of outputs, and their sum with weights between 0 and 1, no two of which agree."""
     values = output.detach().double().cpu().nan_to_num().flatten()
-    weights = torch.arange(len(values), dtype=torch.float64).cos()
-    return float((values * weights).sum() / values.norm().clamp_min(1e-300))
+    weights = (torch.arange(len(values), dtype=torch.float64) * 0.6180339887498949) % 1
+    return [float(values.norm()), float((values * weights).sum())]
 
 
 def difference(stored: Canary, new: Canary, items: Sequence[int]) -> str:
@@ -120,8 +123,9 @@ def difference(stored: Canary, new: Canary, items: Sequence[int]) -> str:
     found = score_difference(stored.scores, new.scores, items, new.noise)
     if found or stored.batches != new.batches:
         return found or "other batches"
-    for batch, old, now in zip(stored.batches, stored.outputs, new.outputs, strict=True):
-        if not abs(old - now) <= new.noise:
+    for i, batch in enumerate(stored.batches):
+        old, now = (torch.tensor(x.outputs[2 * i : 2 * i + 2]).double() for x in (stored, new))
+        if not bool(((old - now).abs() <= new.noise * old[0]).all()):
             return f"outputs of batch {batch}"
     return ""
 
