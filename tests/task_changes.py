@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -40,6 +41,9 @@ from attnpass.tuner.search.session import Session
 from attnpass.tuner.search.speed import Savings
 
 RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "task_changes_cpu.json"
+
+BAD = ("wrong hit", "wrong run", "error")
+"""Verdicts that are failures."""
 
 
 class Lines(ProgressPrinter):
@@ -84,11 +88,22 @@ def figures(task: str, db: str) -> dict[str, Any]:
     }
 
 
+def warm() -> None:
+    """Measure once here: what is imported late is then there in every fork."""
+    with tempfile.TemporaryDirectory() as place:
+        change = Change("", "")
+        change.write(Path(place), False)
+        os.environ.update(change.variables(False))
+        figures(f"{place}/mine.py:task", f"{place}/a.db")
+
+
 def forked(work: Callable[[], Any]) -> Any:
     """What ``work`` returns in a copy of this process, which then ends."""
     sys.stdout.flush()
     reader, writer = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():  # threads of torch, which are idle, do not matter
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         with open(writer, "w") as pipe:
             try:
@@ -128,19 +143,19 @@ def measured(change: Change, folder: Path, after: bool, db: str) -> dict[str, An
     return json.loads(found.stdout) if found.returncode == 0 else {"error": found.stderr}
 
 
-def verdict(change: Change) -> dict[str, Any]:
-    """What became of one change; a wrong hit, a wrong run and an error are failures."""
+def verdict(change: Change, twice: bool = True) -> dict[str, Any]:
+    """What became of one change; ``twice``: and of the task as it was, measured again."""
     row = {"kind": change.kind, "name": change.name}
     with tempfile.TemporaryDirectory() as place:
         folder, db = Path(place) / "task", str(Path(place) / "a.db")
         folder.mkdir()
         before = measured(change, folder, False, db)
-        again = measured(change, folder, False, db) if "error" not in before else {}
+        again = measured(change, folder, False, db) if twice else {"kept": []}
         served = measured(change, folder, True, db)
         truth = measured(change, folder, True, str(Path(place) / "other.db"))
     errors = [x["error"] for x in (before, again, served, truth) if "error" in x]
     if errors:
-        return {**row, "verdict": "error", "why": errors[0]}
+        return {**row, "verdict": "error", "why": errors[0].strip().split("\n")[-1]}
     row["unchanged task"] = "measured anew" if again["kept"] else "served"
     differs = before["scores"] != truth["scores"]
     if served["scores"] != truth["scores"]:
@@ -155,6 +170,69 @@ def verdict(change: Change) -> dict[str, Any]:
     return {**row, "random": truth["random"], "why": "; ".join(reasons)}
 
 
+def commands() -> list[dict[str, Any]]:
+    """Six changes to one task through the command ``tune``, against the same without a cache."""
+    wanted = {"function", "open", "os.environ", "name made at run time", "calibration", "comment"}
+    chosen = [c for c in CHANGES if c.name in wanted and c.kind != "file"]
+    return [command(c) for c in [*chosen, *(c for c in CHANGES if c.name == "open")]]
+
+
+def command(change: Change, oracle: bool = True) -> dict[str, Any]:
+    """The verdict on one change where the command line measures, beside the scores.
+
+    Without ``oracle`` the scores after it need only be others than before.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "task"
+        folder.mkdir()
+
+        def tuned(after: bool, name: str) -> dict[str, Any]:
+            change.write(folder, after)
+            asked = [
+                "tune",
+                "mine.py:task",
+                "--inner",
+                "eager",
+                "--trials",
+                "1",
+                "--forms",
+                "hydra",
+            ]
+            done = subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "attnpass.tuner.cli",
+                    *asked,
+                    "--json",
+                    "--db",
+                    f"../{name}",
+                ],
+                env={**os.environ, **change.variables(after), "PYTHONDONTWRITEBYTECODE": "1"},
+                cwd=folder,
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            return {**json.loads(done.stdout), "said": done.stderr}
+
+        before, served = tuned(False, "a.db"), tuned(True, "a.db")
+        truth = tuned(True, "b.db") if oracle else served
+    scores = [x["facts"]["baseline_score"] for x in (before, served, truth)]
+    runs = before["run"] != served["run"]
+    wrong = scores[1] != scores[2] or (change.calibrates and not runs)
+    said = [
+        x for x in served["said"].splitlines() if "measur" in x and "again" in x or "anew" in x
+    ]
+    return {
+        "name": f"{change.kind}: {change.name}",
+        "verdict": "wrong hit" if wrong else "right",
+        "before, served, truth": scores,
+        "another run": runs,
+        "why": "; ".join(said),
+    }
+
+
 def main() -> int:
     """Apply every change in two processes and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -167,16 +245,16 @@ def main() -> int:
         print(json.dumps(figures(f"{given.one[0]}:task", given.one[1])))
         return 0
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as place:  # what is imported late is imported once
-        Change("", "").write(Path(place), False)
-        os.environ["KNOB"] = "1"
-        figures(f"{place}/mine.py:task", f"{place}/a.db")
+    warm()
     chosen = [c for c in CHANGES if given.only in f"{c.kind} {c.name}"]
     rows = []
     with ProcessPoolExecutor(2) as pool:
         for row in pool.map(verdict, chosen):
             rows.append(row)
             print(*(row[k] for k in ("verdict", "kind", "name", "why")), sep=" | ", flush=True)
+    through_cli = [] if given.only else commands()
+    for row in through_cli:
+        print(row, flush=True)
     result = {
         "command": "python tests/task_changes.py",
         "date": time.strftime("%Y-%m-%d"),
@@ -190,12 +268,14 @@ def main() -> int:
         ],
         "needless misses": [r["name"] for r in rows if r["verdict"] == "needless miss"],
         "seconds": round(time.perf_counter() - began),
+        "through the command line": through_cli,
         "rows": rows,
     }
     print(json.dumps({k: v for k, v in result.items() if k != "rows"}, indent=1))
     if given.write:
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
-    return int(any(r["verdict"] in ("wrong hit", "wrong run", "error") for r in rows))
+
+    return int(any(r["verdict"] in BAD for r in [*rows, *through_cli]))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ that the task can reach, changes ``Closure.sources``. The conditions:
 3. A file counts with every byte: comments, too, since ``torch.jit`` reads some of them.
 
 Not covered: a module that is imported later, by a name made at run time (``reads.py`` sees its
-file); a file that is edited between its import and the key; files of installed packages, for
-which their versions stand (``Closure.libraries``).
+file); a file that is edited between its import and the key; modules in a zip file; files of
+installed packages, for which their versions stand (``Closure.libraries``).
 """
 
 from __future__ import annotations

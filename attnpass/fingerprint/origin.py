@@ -38,15 +38,19 @@ def source_of(module: ModuleType) -> Path | None:
 
 
 def is_library(module: object) -> bool:
-    """Whether the name of a module is that of an installed package, or of ours."""
-    top = str(module).split(".")[0]
-    if top in sys.builtin_module_names or top in sys.stdlib_module_names or top == OURS:
-        return True
-    if top == "__main__":  # whoever was started, the user's functions may be in it
-        return False
-    found = sys.modules.get(str(module)) or sys.modules.get(top)
+    """Whether the name of a module is that of an installed package, or of ours.
+
+    The file decides: a user's module may have the name of one of the standard library.
+    """
+    name = str(module)
+    top = name.split(".")[0]
+    if top in (OURS, "__main__"):  # whoever was started, the user's functions may be in __main__
+        return top == OURS
+    found = sys.modules.get(name) or sys.modules.get(top)
     file = getattr(found, "__file__", None)
-    return isinstance(file, str) and is_installed(file)
+    if isinstance(file, str):
+        return is_installed(file)
+    return top in sys.builtin_module_names or top in sys.stdlib_module_names
 
 
 def is_named(x: type | FunctionType) -> bool:

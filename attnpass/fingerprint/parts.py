@@ -74,8 +74,16 @@ def parts(x: object) -> Parts | Opaque:
     made, arguments, state, items, pairs = (*reduced[:5], *(None,) * 5)[:5]
     more = [list(items) if items else None, [*pairs] if pairs else None]
     # a __getstate__ of the user's own may leave something out
-    hidden = None if is_library(cls.__module__) or state is held else held
+    shown = is_library(cls.__module__) or (held is not None and state is held)
+    hidden = None if shown else [held, _slots(x)]
     return Parts(f"object {name.rpartition('.')[2]}", [cls, made, arguments, state, *more, hidden])
+
+
+def _slots(x: object) -> dict[str, object]:
+    """The values of an object that are not in its ``__dict__``."""
+    named = [vars(cls).get("__slots__", ()) for cls in type(x).__mro__]
+    names = {n for some in named for n in ([some] if isinstance(some, str) else some)}
+    return {n: getattr(x, n) for n in sorted(names - {"__dict__"}) if hasattr(x, n)}
 
 
 @parts.register(dict)

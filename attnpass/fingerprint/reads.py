@@ -3,7 +3,8 @@
 Files that are read when a task is loaded or judged are no part of its objects or sources: a stored
 measurement names them with their digests, and is a miss where one differs.
 
-Not covered: files that C++ code or another process opens; variables and sockets.
+Not covered: files that C++ code or another process opens, and those of which only the existence is
+asked; variables and sockets.
 """
 
 from __future__ import annotations
@@ -52,23 +53,20 @@ def _listen() -> None:
     """Hear of every opened file from now on: such a hook cannot be removed."""
 
     def heard(event: str, arguments: tuple[object, ...]) -> None:
-        if event == "open" and _reading:
+        if _reading and event in ("open", "sqlite3.connect", "ctypes.dlopen"):
             # an error here would be the opener's; a folder that is gone has no absolute path
             with suppress(Exception):
-                _opened(*arguments)
+                _opened(arguments[0], arguments[2] if event == "open" else 0)
 
     sys.addaudithook(heard)
 
 
-def _opened(path: object, mode: object, flags: object) -> None:
-    if not isinstance(path, (str, bytes)):
+def _opened(path: object, flags: object) -> None:
+    if not isinstance(path, (str, bytes)) or not path:
         return
     name = os.path.abspath(os.fsdecode(path))
-    writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR)
-    if isinstance(mode, str):
-        writes = bool(set("wxa") & set(mode))
     for read, written in list(_reading.values()):
-        if writes:
+        if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_TRUNC | os.O_APPEND):
             written.add(name)
         elif name not in written:
             read.add(name)

@@ -25,6 +25,7 @@ Not covered: what a function finds by other means than names (``gc``, ``sys._get
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from attnpass.fingerprint.code_parts import Names
 from attnpass.fingerprint.parts import Opaque, Parts, parts, plain_text
 
 PROCESS = uuid.uuid4().hex
-"""A part of digests that no other process may meet."""
+"""With the number of a fork, a part of digests that no other process may meet."""
 
 
 @dataclass
@@ -103,7 +104,7 @@ class Walk:
         found = parts(x)
         if isinstance(found, Opaque):
             self.opaque.add(found.name)
-            return _hash(f"{PROCESS} {found.name} {id(x)}")
+            return _hash(f"{PROCESS} {os.getpid()} {found.name} {id(x)}")
         if isinstance(x, (type, FunctionType)):
             self.modules.add(str(x.__module__))
         self._known[key] = (x, "")

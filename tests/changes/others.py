@@ -32,7 +32,7 @@ def machine(name, variables):
     return Change("machine", name, env=({}, variables), apart=True)
 
 
-ONE = ("1", "2")
+ONE = ("1.5", "2.5")
 
 OTHERS = [
     data("one value of one item", "x[37, 2, 3] = KNOB"),
@@ -83,36 +83,40 @@ OTHERS = [
         },
         env=({"SCALE": "1"}, {"SCALE": "2"}),
     ),
-    file("open", "float(open('numbers.txt').read())", "1", ONE),
-    file("name made at run time", "float(open('num' + 'bers.txt').read())", "1", ONE),
+    file("open", "float(open('numbers.txt').read())", "1.5", ONE),
+    file("name made at run time", "float(open('num' + 'bers.txt').read())", "1.5", ONE),
     file(
         "beside the source",
         "float((pathlib.Path(__file__).parent / 'numbers.txt').read_text())",
-        "1",
+        "1.5",
         ONE,
         top="import pathlib",
     ),
-    file("json", "json.load(open('numbers.txt'))['k']", '{"k": 1}', ONE, top="import json"),
-    file("numpy.loadtxt", "np.loadtxt('numbers.txt')[()]", "1", ONE, top="import numpy as np"),
-    file("os.open", "float(os.read(os.open('numbers.txt', os.O_RDONLY), 9))", "1", ONE),
+    file("json", "json.load(open('numbers.txt'))['k']", '{"k": 1.5}', ONE, top="import json"),
+    file("numpy.loadtxt", "np.loadtxt('numbers.txt')[()]", "1.5", ONE, top="import numpy as np"),
+    file("os.open", "float(os.read(os.open('numbers.txt', os.O_RDONLY), 9))", "1.5", ONE),
     file(
         "mmap",
-        "float(mmap.mmap(open('numbers.txt').fileno(), 0, access=1)[:1])",
-        "1",
+        "float(mmap.mmap(os.open('numbers.txt', os.O_RDONLY), 0, access=1)[:])",
+        "1.5",
         ONE,
         top="import mmap",
     ),
     file(
         "another process reads it",
         "float(subprocess.check_output(['cat', 'numbers.txt']))",
-        "1",
+        "1.5",
         ONE,
         top="import subprocess",
     ),
     file(
-        "linecache", "float(linecache.getline('numbers.txt', 1))", "1", ONE, top="import linecache"
+        "linecache",
+        "float(linecache.getline('numbers.txt', 1))",
+        "1.5",
+        ONE,
+        top="import linecache",
     ),
-    file("read when loaded", "HELD", "1", ONE, top="HELD = float(open('numbers.txt').read())"),
+    file("read when loaded", "HELD", "1.5", ONE, top="HELD = float(open('numbers.txt').read())"),
     file(
         "ini",
         "float(read())",
@@ -120,11 +124,26 @@ OTHERS = [
         ("k=1", "k=2"),
         top="import configparser\ndef read():\n    c = configparser.ConfigParser()\n    c.read('numbers.txt')\n    return c['a']['k']",
     ),
-    file("a file that appears", "2 if os.path.exists('there.txt') else 1", "", ("", "")),
+    Change(
+        "file",
+        "a file that appears",
+        {"score": SCALED.format("2 if os.path.exists('there.txt') else 1")},
+        begin=("", "open('there.txt', 'w').close()"),
+    ),
+    Change(
+        "file",
+        "a file that appears where it was looked for",
+        {
+            "score": SCALED.format("numbers()"),
+            "top": "def numbers():\n    try:\n        return float(open('th' + 'ere.txt').read())\n"
+            "    except FileNotFoundError:\n        return 1.0",
+        },
+        begin=("", "print(2, file=open('there.txt', 'w'))"),
+    ),
     file(
         "one item outside the canary",
         "1 + (output[:, 0] == PICK) * float(open('numbers.txt').read())",
-        "1",
+        "1.5",
         ONE,
         top="PICK = None",
         setup="globals()['PICK'] = model(x)[25, 0]",
@@ -136,7 +155,7 @@ OTHERS = [
             "forward": "x = times(x)",
             "top": "@torch.compiler.disable\ndef times(x):\n    return x * float(open('numbers.txt').read())",
         },
-        {"numbers.txt": "1"},
+        {"numbers.txt": "1.5"},
         ONE,
     ),
     Change(

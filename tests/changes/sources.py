@@ -23,10 +23,8 @@ LOADED = (
 def helper(name, text, call, *, top="import helper", change=ARG, files=None):
     """A helper of this text that the score calls."""
     score = f"def score(output, target):\n    {call}"
-    more = {k.replace("__", "/") + ".py": v for k, v in files.items()}
-    return Change(
-        "source", name, {"top": top, "score": score}, {"helper.py": text, **more}, change
-    )
+    texts = {"helper.py": text, **(files or {})}
+    return Change("source", name, {"top": top, "score": score}, texts, change)
 
 
 CALL = "return helper.metric(output, target)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import sys
 
@@ -20,6 +21,16 @@ def test_files_of_packages_are_installed_and_others_are_not(tmp_path):
 def test_modules_of_packages_are_the_library_s():
     assert all(map(is_library, ("torch.nn", "json", "builtins", "attnpass.task", "sys")))
     assert not any(map(is_library, ("tiny_tasks", "__main__", "never_heard_of", None)))
+
+
+def test_a_user_s_module_may_have_a_name_of_the_standard_library(tmp_path, monkeypatch):
+    (tmp_path / "sched.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "sched", raising=False)
+    assert is_library("sched")
+    assert importlib.import_module("sched").__file__ == str(tmp_path / "sched.py")
+    assert not is_library("sched") and source_of(sys.modules["sched"]) is not None
+    monkeypatch.delitem(sys.modules, "sched")
 
 
 def test_only_modules_of_the_user_have_sources():

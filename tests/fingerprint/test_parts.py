@@ -31,6 +31,16 @@ class Hidden:
         return {}
 
 
+class HiddenSlots:
+    __slots__ = ("k",)
+
+    def __init__(self, k):
+        self.k = k
+
+    def __getstate__(self):
+        return None
+
+
 class Rows(dict):
     pass
 
@@ -57,6 +67,7 @@ def object_array(k):
         lambda k: types.MappingProxyType({"k": k}),
         lambda k: Rows(k=k),
         hidden,
+        HiddenSlots,
         lambda k: io.StringIO(str(k)),
         lambda k: re.compile("a", k * 8),
         lambda k: random.Random(k),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from attnpass.fingerprint.reads import LARGE
 
 
 def test_every_way_to_open_a_file_is_heard(tmp_path, monkeypatch):
-    names = [tmp_path / n for n in "abcd"]
+    names = [tmp_path / n for n in "abcdef"]
     for path in names:
         path.write_text("1")
     monkeypatch.chdir(tmp_path)
@@ -24,6 +25,8 @@ def test_every_way_to_open_a_file_is_heard(tmp_path, monkeypatch):
         Path("b").read_text()
         np.loadtxt("c")
         os.close(os.open(b"d", os.O_RDONLY))
+        open("e", "r+").close()
+        sqlite3.connect("f").close()
     assert set(map(str, names)) <= found
     with files_read() as later:
         pass
