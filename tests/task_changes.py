@@ -31,6 +31,7 @@ from changes.change import Change
 
 from attnpass import environment
 from attnpass.store import Store
+from attnpass.task import load_task
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search import Settings, inspect_task
 from attnpass.tuner.search.baseline import measure_baseline
@@ -170,6 +171,40 @@ def verdict(change: Change, twice: bool = True) -> dict[str, Any]:
     return {**row, "random": truth["random"], "why": "; ".join(reasons)}
 
 
+def unstable() -> list[str]:
+    """Changes before which the contents of the task have other digests in another process."""
+    found = []
+    with tempfile.TemporaryDirectory() as place:
+        for seed in ("1", "2"):
+            done = subprocess.run(
+                [sys.executable, __file__, "--contents", place],
+                env={**os.environ, "PYTHONHASHSEED": seed},
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            found.append(json.loads(done.stdout))
+    return [name for name in found[0] if found[0][name] != found[1][name]]
+
+
+def contents(place: Path) -> dict[str, Any]:
+    """The digests of every task before its change, each in a fork."""
+    found = {}
+    for i, change in enumerate(CHANGES):
+        folder = place / str(i) / "task"
+        folder.mkdir(parents=True, exist_ok=True)
+        change.write(folder, False)
+
+        def work(change: Change = change, folder: Path = folder) -> Any:
+            os.chdir(folder)
+            os.environ.update(change.variables(False))
+            exec(change.begin[False])
+            return dict(load_task("mine.py:task").contents().digests)
+
+        found[f"{change.kind} {change.name}"] = forked(work)
+    return found
+
+
 def commands() -> list[dict[str, Any]]:
     """Six changes to one task through the command ``tune``, against the same without a cache."""
     wanted = {"function", "open", "os.environ", "name made at run time", "calibration", "comment"}
@@ -239,10 +274,14 @@ def main() -> int:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--only", default="", help="changes whose kind or name holds this")
     parser.add_argument("--one", nargs=2, help="print the figures of a task with a database")
+    parser.add_argument("--contents", help="print the digests of all tasks, made in this folder")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.one:
         print(json.dumps(figures(f"{given.one[0]}:task", given.one[1])))
+        return 0
+    if given.contents:
+        print(json.dumps(contents(Path(given.contents))))
         return 0
     began = time.perf_counter()
     warm()
@@ -253,6 +292,8 @@ def main() -> int:
             rows.append(row)
             print(*(row[k] for k in ("verdict", "kind", "name", "why")), sep=" | ", flush=True)
     through_cli = [] if given.only else commands()
+    differ = unstable()
+    print("other digests in another process:", differ, flush=True)
     for row in through_cli:
         print(row, flush=True)
     result = {
@@ -266,6 +307,7 @@ def main() -> int:
         "unchanged task measured anew": [
             r["name"] for r in rows if r.get("unchanged task") == "measured anew"
         ],
+        "other digests in another process": differ,
         "needless misses": [r["name"] for r in rows if r["verdict"] == "needless miss"],
         "seconds": round(time.perf_counter() - began),
         "through the command line": through_cli,

@@ -23,13 +23,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 from attnpass.fingerprint.origin import is_library
 from attnpass.fingerprint.values import digest_weights
 
 PLAIN = (type(None), bool, float, complex, str, bytes, type(...), type(NotImplemented))
 """Types whose ``repr`` is complete."""
+
+
+OWN = frozenset({"_torchdynamo_wrapper_id", "_original_object_hash"})
+"""Attributes of torch and of transformers that hold an address or a ``hash`` of one process."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def _slots(x: object) -> dict[str, object]:
 def _dict(x: dict[object, object]) -> Parts | Opaque:
     if type(x) is not dict:
         return _general(x)
-    return Parts("dict", [part for pair in x.items() for part in pair])
+    pairs = [pair for pair in x.items() if not (isinstance(pair[0], str) and pair[0] in OWN)]
+    return Parts("dict", [part for pair in pairs for part in pair])
 
 
 @parts.register(list)
@@ -181,6 +186,17 @@ def _array(x: np.ndarray[Any, Any]) -> Parts:
         return Parts(label, [x.tolist(), *held])
     data = np.ascontiguousarray(x).tobytes()
     return Parts(f"{label} {hashlib.sha256(data).hexdigest()}", held)
+
+
+@parts.register(nn.Module)
+def _layer(x: nn.Module) -> Parts:
+    """A layer with all that it holds: one with parametrizations refuses to be pickled."""
+    return Parts("layer", [type(x), vars(x)])
+
+
+@parts.register(fx.GraphModule)
+def _traced(x: fx.GraphModule) -> Parts | Opaque:
+    return _general(x)  # its graph is a chain of nodes that know their process
 
 
 @parts.register(torch.jit.ScriptFunction)
