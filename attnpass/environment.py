@@ -5,11 +5,12 @@ Two measurements can be compared where their environments are equal.
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,17 +23,27 @@ NUMERIC = (
 )
 """Beginnings of the environment variables that choose among implementations of one function."""
 
-CUDNN = ("enabled", "benchmark", "deterministic", "allow_tf32")
-"""Switches of ``torch.backends.cudnn``."""
+DEVICES = ("cpu", "cuda")
 
-SDP = ("flash", "mem_efficient", "math", "cudnn")
-"""Implementations of attention that CUDA may take."""
+SETTINGS = (
+    *("get_float32_matmul_precision", "are_deterministic_algorithms_enabled", "get_default_dtype"),
+    *("backends.fp32_precision", "backends.opt_einsum.enabled", "backends.opt_einsum.strategy"),
+    *(f"backends.mkldnn.{n}" for n in ("is_available", "enabled", "deterministic", "allow_tf32")),
+    *(f"backends.mkldnn.{n}.fp32_precision" for n in ("matmul", "conv", "rnn")),
+    *(f"backends.cudnn.{n}" for n in ("enabled", "benchmark", "deterministic", "allow_tf32")),
+    *(f"backends.cudnn.{n}.fp32_precision" for n in ("conv", "rnn")),
+    *("backends.cuda.matmul.allow_tf32", "backends.cuda.matmul.fp32_precision"),
+    "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
+    "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
+    *(f"backends.cuda.{n}_sdp_enabled" for n in ("flash", "mem_efficient", "math", "cudnn")),
+)
+"""Settings of torch that choose among implementations of one function, or their precision."""
 
 PROTOCOL = 1
 """Version of the way latency and accuracy are measured; part of every cache key."""
 
 
-@cache
+@functools.cache
 def cpu_name() -> str:
     """The processor's name, as the system tells it."""
     try:
@@ -57,28 +68,28 @@ def switches() -> dict[str, object]:
 
     A score can change with them: two classes may be nearly equal.
     """
-    cuda, names = torch.backends.cuda, sorted(n for n in os.environ if n.startswith(NUMERIC))
+    names = sorted(n for n in os.environ if n.startswith(NUMERIC))
+    autocast = [[torch.is_autocast_enabled(n), str(torch.get_autocast_dtype(n))] for n in DEVICES]
     return {
-        "matmul": torch.get_float32_matmul_precision(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "dtype": str(torch.get_default_dtype()),
-        "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
-        "cudnn": [getattr(torch.backends.cudnn, n) for n in CUDNN],
-        "attention": [getattr(cuda, f"{n}_sdp_enabled")() for n in SDP],
-        "reduced": [
-            str(getattr(cuda.matmul, f"allow_{n}_reduced_precision_reduction"))
-            for n in ("fp16", "bf16")
-        ],
-        "autocast": [
-            [torch.is_autocast_enabled(n), str(torch.get_autocast_dtype(n))]
-            for n in ("cpu", "cuda")
-        ],
+        **{path: _setting(path) for path in SETTINGS},
+        "autocast": autocast,
         "variables": {n: os.environ[n] for n in names},
         "python": platform.python_version(),
     }
 
 
-@cache
+def _setting(path: str) -> str:
+    """A setting as text, also where this version of torch lacks it, or will not tell it."""
+    try:
+        found: Any = functools.reduce(getattr, path.split("."), torch)
+        return str(found() if callable(found) else found)
+    except AttributeError:
+        return "absent"
+    except RuntimeError:  # where the older and the newer way to set a precision were mixed
+        return "refused"
+
+
+@functools.cache
 def instructions() -> str:
     """The CPU's vector instructions, with ``bf16`` and ``amx`` where torch can use them."""
     found = torch.backends.cpu.get_cpu_capability()

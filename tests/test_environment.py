@@ -88,10 +88,9 @@ def test_the_processor_has_a_name():
 @pytest.mark.parametrize(
     ("name", "switch", "value", "back"),
     [
-        ("matmul", torch.set_float32_matmul_precision, "medium", "highest"),
-        ("deterministic", torch.use_deterministic_algorithms, True, False),
-        ("dtype", torch.set_default_dtype, torch.float64, torch.float32),
-        ("attention", torch.backends.cuda.enable_math_sdp, False, True),
+        ("are_deterministic_algorithms_enabled", torch.use_deterministic_algorithms, True, False),
+        ("get_default_dtype", torch.set_default_dtype, torch.float64, torch.float32),
+        ("backends.cuda.math_sdp_enabled", torch.backends.cuda.enable_math_sdp, False, True),
     ],
 )
 def test_a_switch_of_torch_is_seen(name, switch, value, back):
@@ -112,3 +111,16 @@ def test_a_variable_that_chooses_instructions_is_seen(name, monkeypatch):
     monkeypatch.setenv(name, "other")
     monkeypatch.setenv("SOMETHING_ELSE", "other")
     assert environment.switches()["variables"] == {**before, name: "other"}
+
+
+def test_a_precision_that_torch_will_not_tell_is_no_error(monkeypatch):
+    def refuses():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert environment.switches()["get_float32_matmul_precision"] == "medium"
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    monkeypatch.delattr(torch, "get_default_dtype")
+    found = environment.switches()
+    assert found["get_float32_matmul_precision"] == "refused"
+    assert found["get_default_dtype"] == "absent"

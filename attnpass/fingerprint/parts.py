@@ -13,7 +13,6 @@ import io
 import re
 import sys
 import threading
-import warnings
 import weakref
 import zipfile
 from collections.abc import Callable, Iterable
@@ -61,17 +60,15 @@ def plain_text(x: object) -> str | None:
 
 @functools.singledispatch
 def parts(x: object) -> Parts | Opaque:
-    """The parts of an object: of any type that has no rule of its own, what pickle would save."""
+    """The parts of an object: of any type that has no rule of its own, what pickle would save.
+
+    Whatever an object raises when it is looked at, goes through: it shows no content.
+    """
     cls, name = type(x), f"{type(x).__module__}.{type(x).__qualname__}"
     if name == "builtins.PyCapsule":  # a function of C++, whose file is a source
         return Parts(name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # some iterators will lose their pickle
-            reduce: Callable[[object], Any] | None = copyreg.dispatch_table.get(cls)
-            reduced = reduce(x) if reduce is not None else x.__reduce_ex__(4)
-    except Exception:
-        return Opaque(name)
+    reduce: Callable[[object], Any] | None = copyreg.dispatch_table.get(cls)
+    reduced = reduce(x) if reduce is not None else x.__reduce_ex__(4)
     held = getattr(x, "__dict__", None)
     if isinstance(reduced, str):
         return Parts(f"{name} called {reduced}", [held])
@@ -154,28 +151,25 @@ def _file(x: io.IOBase) -> Parts | Opaque:
 
 
 @parts.register(Tensor)
-def _tensor(x: Tensor) -> Parts | Opaque:
+def _tensor(x: Tensor) -> Parts:
     """Every property that its users can see, and what was attached to it."""
     cls, name = type(x), f"{x.dtype} {tuple(x.shape)} {x.device.type} {x.layout}"
     held = {k: v for k, v in vars(x).items() if not k.startswith("_dynamo")}
-    try:
-        if x.is_meta:
-            return Parts(f"tensor {name}", [cls, held])
-        if hasattr(x, "__tensor_flatten__"):
-            names, context = x.__tensor_flatten__()
-            inner = [getattr(x, n) for n in names]
-            return Parts(f"tensor {name}", [cls, names, inner, context, held])
-        if x.is_quantized:
-            return Parts(f"tensor {name}", [x.int_repr(), x.dequantize(), held])
-        if x.is_nested:
-            return Parts("nested tensor", [*x.unbind(), held])
-        if x.layout is not torch.strided:
-            return Parts(f"tensor {name}", [cls, x.to_dense(), held])
-        order = "" if x.is_contiguous() else str(x.stride())  # decides which kernel runs
-        values = digest_weights([x.resolve_conj().resolve_neg()])
-        return Parts(f"tensor {name} {order} {values}", [cls, held])
-    except Exception:
-        return Opaque(cls.__qualname__)
+    if x.is_meta:
+        return Parts(f"tensor {name}", [cls, held])
+    if hasattr(x, "__tensor_flatten__"):
+        names, context = x.__tensor_flatten__()
+        inner = [getattr(x, n) for n in names]
+        return Parts(f"tensor {name}", [cls, names, inner, context, held])
+    if x.is_quantized:
+        return Parts(f"tensor {name}", [x.int_repr(), x.dequantize(), held])
+    if x.is_nested:
+        return Parts("nested tensor", [*x.unbind(), held])
+    if x.layout is not torch.strided:
+        return Parts(f"tensor {name}", [cls, x.to_dense(), held])
+    order = "" if x.is_contiguous() else str(x.stride())  # decides which kernel runs
+    values = digest_weights([x.resolve_conj().resolve_neg()])
+    return Parts(f"tensor {name} {order} {values}", [cls, held])
 
 
 @parts.register(np.ndarray)
@@ -201,13 +195,10 @@ def _traced(x: fx.GraphModule) -> Parts | Opaque:
 
 @parts.register(torch.jit.ScriptFunction)
 @parts.register(torch.jit.ScriptModule)
-def _script(x: Any) -> Parts | Opaque:
+def _script(x: Any) -> Parts:
     """The code, constants and weights of a script, as it would be saved."""
     buffer = io.BytesIO()
-    try:
-        torch.jit.save(x, buffer)
-    except Exception:
-        return Opaque("ScriptModule")
+    torch.jit.save(x, buffer)
     with zipfile.ZipFile(buffer) as archive:
         # line numbers, and an id made of them
         names = [n for n in archive.namelist() if not n.endswith((".debug_pkl", "ation_id"))]

@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import os
 import uuid
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -101,7 +102,12 @@ class Walk:
             return f"^{len(opened) - above[key]}"
         if key in self._known:
             return self._known[key][1]
-        found = parts(x)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some iterators will lose their pickle
+                found = parts(x)
+        except Exception:  # whatever an object of the user raises when it is looked at
+            found = Opaque(f"{type(x).__module__}.{type(x).__qualname__}")
         if isinstance(found, Opaque):
             self.opaque.add(found.name)
             return _hash(f"{PROCESS} {os.getpid()} {found.name} {id(x)}")
