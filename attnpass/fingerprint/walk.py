@@ -97,7 +97,7 @@ class Walk:
         plain = plain_text(x)
         if plain is not None:
             return _hash(plain)
-        key: object = x if isinstance(x, Names) else id(x)
+        key: object = x if type(x) is Names else id(x)
         if key in above:
             return f"^{len(opened) - above[key]}"
         if key in self._known:

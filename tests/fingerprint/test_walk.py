@@ -52,6 +52,17 @@ def test_an_object_without_content_is_this_process_s_alone():
     assert len(set(apart(code))) == 2
 
 
+class Refuses:
+    def __getattribute__(self, name):
+        raise RuntimeError("working outside of a request")
+
+
+def test_an_object_that_raises_shows_no_content():
+    walk = Walk()
+    walk.digest([Refuses()])
+    assert walk.opaque == {f"{__name__}.Refuses"}
+
+
 def test_the_modules_of_functions_and_classes_are_named():
     walk = Walk()
     walk.digest([Plain(f=made), os.path.join])
