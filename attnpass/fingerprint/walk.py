@@ -73,6 +73,11 @@ class Walk:
 
         The walk needs no recursion, so that a chain of any length is read.
         """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some iterators will lose their pickle
+            return self._read(x)
+
+    def _read(self, x: object) -> str:
         opened: list[_Open] = []
         above: dict[object, int] = {}
         found = self._enter(x, opened, above)
@@ -103,9 +108,7 @@ class Walk:
         if key in self._known:
             return self._known[key][1]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # some iterators will lose their pickle
-                found = parts(x)
+            found = parts(x)
         except Exception:  # whatever an object of the user raises when it is looked at
             found = Opaque(f"{type(x).__module__}.{type(x).__qualname__}")
         if isinstance(found, Opaque):
@@ -113,6 +116,8 @@ class Walk:
             return _hash(f"{PROCESS} {os.getpid()} {found.name} {id(x)}")
         if isinstance(x, (type, FunctionType)):
             self.modules.add(str(x.__module__))
+        if isinstance(x, FunctionType):  # functools.wraps gives it the module of what it wraps
+            self.modules.add(str(x.__globals__.get("__name__")))
         self._known[key] = (x, "")
         above[key] = len(opened)
         opened.append(_Open(key, found, iter(found.children)))
