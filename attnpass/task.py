@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from attnpass.batch import Batch
 from attnpass.errors import AttnpassError, TaskError
-from attnpass.fingerprint import behaviour, digest
+from attnpass.fingerprint import Contents, contents
 
 BUILT_IN = {"digits": "attnpass.tuner.digits:task"}
 
@@ -59,10 +59,11 @@ class Task:
     pooled: bool = False
     path: str = field(default="", repr=False)
 
-    def digest(self) -> str:
-        """Digest of the validation data, the example and the score function, 16 hex digits."""
-        how = [self.metric, behaviour(self.score), self.outputs, self.pooled]
-        return digest([*how, list(self.validation), self.example])
+    def contents(self) -> Contents:
+        """Digests of all that decides a score: model, score, data, and the sources behind them."""
+        judged = [self.metric, self.outputs, self.pooled, list(self.validation), self.example]
+        where = BUILT_IN.get(self.path, self.path).rpartition(":")[0]
+        return contents(self.model, self.score, judged, [_module_name(where)])
 
 
 def load_task(path: str) -> Task:
@@ -105,7 +106,7 @@ def _module(where: str, path: str) -> ModuleType:
         file = Path(where).resolve()
         if not file.exists():
             raise TaskError(f"expected a file {where} for task {path}, found none")
-        name = f"attnpass_task_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+        name = _module_name(where)
         spec = importlib.util.spec_from_file_location(name, file)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -119,6 +120,14 @@ def _module(where: str, path: str) -> ModuleType:
         raise TaskError(
             f"expected task {path} to import, got {type(error).__name__}: {error}"
         ) from error
+
+
+def _module_name(where: str) -> str:
+    """The name of a task's module: that of a file holds a digest of its path."""
+    if not where.endswith(".py"):
+        return where
+    path = str(Path(where).resolve())
+    return f"attnpass_task_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
 
 
 def _check(task: Task, path: str) -> None:

@@ -22,23 +22,27 @@ import torch.fx.traceback as fx_traceback
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._guards import TracingContext
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._library.custom_ops import OPDEFS, CustomOpDef
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 if TYPE_CHECKING:
     from torch._C import FunctionSchema
 
 __all__ = [
+    "CustomOpDef",
     "FakeTensor",
     "HigherOrderOperator",
     "OpOverload",
+    "OpOverloadPacket",
     "TracingContext",
     "pytree",
     "unset_fake_temporarily",
 ]
 # TracingContext: Dynamo's own fake tensors; other fake tensors would add guards nobody checks.
 # pytree: the trees that Dynamo itself flattens; torch.utils.pytree is not in 2.13.
-# HigherOrderOperator, OpOverload: how a graph's targets are told apart.
+# HigherOrderOperator, OpOverload, OpOverloadPacket: how a graph's targets are told apart.
+# CustomOpDef: what torch.library.custom_op returns, to find the functions behind it.
 # FakeTensor, unset_fake_temporarily: to run a constant part of a graph on real tensors.
 
 GRAD_MODE = "_set_grad_enabled"
@@ -335,3 +339,21 @@ def load_cpp(source: str) -> Any:
                 one.build()
                 os.replace(one.get_target_file_path(), library)
     return ctypes.CDLL(str(library))
+
+
+def custom_op_functions(definition: CustomOpDef) -> list[Any]:
+    """The Python functions behind a ``torch.library.custom_op``; the first is its own.
+
+    Public API: none. Stored scores depend on them.
+    """
+    own = definition
+    inner = (own._backend_fns, own._abstract_fn, own._vmap_fn, own._torch_dispatch_fns)
+    return [own._init_fn, *inner]
+
+
+def custom_ops() -> dict[str, CustomOpDef]:
+    """The operators of ``torch.library.custom_op`` in this process, by ``space::name``.
+
+    Public API: none.
+    """
+    return dict(sorted(OPDEFS.items()))

@@ -86,11 +86,12 @@ def test_pytree_flattens_what_dynamo_does():
     assert internals.pytree.tree_unflatten(leaves, spec) == {"a": (1, [2]), "b": None}
 
 
-def test_OpOverload_and_HigherOrderOperator_tell_targets_apart():
+def test_OpOverload_OpOverloadPacket_and_HigherOrderOperator_tell_targets_apart():
     assert isinstance(ADD, internals.OpOverload)
     assert isinstance(torch.ops.higher_order.cond, internals.HigherOrderOperator)
     assert not isinstance(torch.ops.higher_order.cond, internals.OpOverload)
     assert not isinstance(torch.relu, internals.OpOverload)
+    assert isinstance(torch.ops.aten.add, internals.OpOverloadPacket)
 
 
 def test_FakeTensor_and_unset_fake_temporarily_compute_a_constant():
@@ -442,3 +443,19 @@ def test_load_cpp_with_processes_that_die_or_race(tmp_path):
     both = [start(), start()]
     assert [process.communicate()[0] for process in both] == ["42\n", "42\n"]
     assert len(list((tmp_path / "cache" / "attnpass").glob("*.so"))) == 1
+
+
+def test_custom_ops_holds_a_CustomOpDef_and_custom_op_functions_all_that_it_runs():
+    def own(x: torch.Tensor) -> torch.Tensor:
+        return x + 1
+
+    def fake(x):
+        return torch.empty_like(x)
+
+    made = torch.library.custom_op("internals_test::add", own, mutates_args=())
+    made.register_fake(fake)
+    made.register_kernel("cpu", lambda x: x + 2)
+    assert internals.custom_ops()["internals_test::add"] is made
+    assert isinstance(made, internals.CustomOpDef)
+    first, kernels, shape, *_ = internals.custom_op_functions(made)
+    assert first is own and "cpu" in kernels and shape is fake

@@ -17,6 +17,10 @@ Value = dict[str, Any]
 """A measurement as JSON."""
 
 
+class NotReproducedError(Exception):
+    """A stored measurement is not what this run measures: nothing stored is to be believed."""
+
+
 class StopRequest:
     """Whether Ctrl-C asked the run to stop; read before every measurement."""
 
@@ -55,6 +59,9 @@ class Session:
 
     Args:
         run: id of the run. refresh: measure again what is stored.
+
+    Attributes:
+        verified: whether the stored scores of a plan were reproduced in this run.
     """
 
     def __init__(
@@ -62,7 +69,21 @@ class Session:
     ) -> None:
         self.run, self.store, self.progress, self.refresh = run, store, progress, refresh
         self.stop = StopRequest()
+        self.verified = False
+        self._ground: Context = {}
         self._explained: set[str] = set()
+
+    def rest_on(self, baseline: str) -> None:
+        """Look for measurements that rest on this measurement of the baseline, and no others.
+
+        All that is kept from here on has it in its context, so that a baseline that is measured
+        anew leaves nothing of the old one to be found, whatever happens to this run.
+        """
+        self._ground = {"baseline": baseline} if baseline else {}
+
+    def resting(self, context: Context) -> Context:
+        """A context with the measurement of the baseline that it rests on."""
+        return {**context, **self._ground}
 
     def find(
         self, kind: str, subject: str, context: Context, *, fresh: bool = False
@@ -77,8 +98,10 @@ class Session:
         self.stop.check()
         if self.refresh and not fresh:
             return None
-        value, why = self.store.get(kind, subject, context)
-        if value is None and why not in ("never measured", "", *self._explained):
+        value, why = self.store.get(kind, subject, self.resting(context))
+        # another baseline has another reason, which was said with it
+        said = why in ("never measured", "", *self._explained) or why.startswith("baseline")
+        if value is None and not said:
             self._explained.add(why)
             self.progress.say(f"[dim]measuring again what is stored: {why}[/]")
         return value
@@ -87,6 +110,7 @@ class Session:
         self, kind: str, subject: str, context: Context, value: Value, *, outcome: str = "ok"
     ) -> None:
         """Commit one measurement."""
+        context = self.resting(context)
         self.store.put(kind, subject, context, value, outcome=outcome, run=self.run)
 
     def measured(
