@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx, nn
 
@@ -58,7 +59,9 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     mode = context.fake_mode
     try:
         fakes = [_fake(x, context) for x in inputs]
-        with mode, fx_traceback.preserve_node_meta():
+        # what is saved for a backward while tracing is no business of the user's hooks
+        hooks = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+        with mode, hooks, fx_traceback.preserve_node_meta():
             out = tidy(make_fx(run, *fakes))
         _refuse_lifted(out)
     except dynamo_exceptions():
@@ -70,6 +73,10 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     _describe_added(out, inputs, context)
     out.recompile()
     return out
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def _refuse_lifted(gm: fx.GraphModule) -> None:
