@@ -71,6 +71,7 @@ class AttentionSite:
         sink: a column of the logits belongs to no key.
         mixed_fills: masked logits are not all the same number, so that rows without a kept key
             depend on the order of the masks.
+        cached: the keys are those of a growing cache, followed by the queries' own tokens.
         width: features of the block output (after the output projection), ``None`` if not found.
         grid: rows and columns of patch tokens, ``None`` where the tokens are a sequence.
         prefix: tokens before the patch tokens (class, registers).
@@ -97,6 +98,7 @@ class AttentionSite:
     mixed: bool = False
     sink: bool = False
     mixed_fills: bool = False
+    cached: bool = False
     width: int | None = None
     grid: tuple[int, int] | None = None
     prefix: int = 0

@@ -71,8 +71,11 @@ def check_options(form: str, options: dict[str, Any]) -> None:
 
 
 def default_length(site: AttentionSite) -> str:
-    """The option ``L`` of a site: ``visible`` for a causal or padding mask, else ``keys``."""
-    return "visible" if site.mask & {"causal", "padding"} else "keys"
+    """The option ``L`` of a site: ``visible`` where a mask is known, else ``keys``.
+
+    So a row has the same L in the whole sequence and in a step that reads its keys from a cache.
+    """
+    return "visible" if site.mask else "keys"
 
 
 def build(

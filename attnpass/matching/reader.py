@@ -5,7 +5,7 @@ that the guards allow. Conditions, beside those of ``reading``:
 
 1. The head dims of queries and values are known numbers.
 2. Keys and values have the same heads.
-3. Keys and values have the same length.
+3. Keys and values have the same length; where two symbols stand for it, a guard says so.
 4. No operand and no factor on the queries is written in place.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
@@ -21,6 +21,7 @@ from torch import fx
 
 from attnpass.graph import op_name, operand, value
 from attnpass.matching.chain import chains
+from attnpass.matching.factors import kinds
 from attnpass.matching.facts import GraphFacts
 from attnpass.matching.layout import SHARED, Operand, ungrouped
 from attnpass.matching.legality import Traits
@@ -76,7 +77,8 @@ def _grouped(r: Reading, anchor: fx.Node) -> _Grouped:
     if not isinstance(head_dim, int) or not isinstance(value_dim, int):
         raise Refuse("reader 1", "DYNAMIC_AXIS", "the head dim is symbolic", anchor)
     t, s, values = (value(x.node).shape[x.permutation[-2]] for x in (r.q, k, v))
-    if expression(s) != expression(values):
+    # a fused operator asks for it; of two symbols the comparison makes a guard
+    if expression(s) != expression(values) and not bool(s == values):
         hint = "keys and values differ in length"
         raise Refuse("reader 3", "AXIS_UNPROVEN", hint, anchor)
     return _Grouped(k, v, own, head_dim, value_dim, t, s)
@@ -87,7 +89,9 @@ def _region(facts: GraphFacts, r: Reading, anchor: fx.Node, name: str, source: s
     for node in (r.q.node, r.k.node, r.v.node, *(p.recipe.base for p, _ in r.logits.tempers)):
         facts.refuse_written(node, "reader 4")
     sizes = _grouped(r, anchor)
-    kind = "self" if r.rows == r.columns else "class" if sizes.queries == 1 else "cross"
+    cached = _cached(r)
+    own = r.rows == r.columns or cached
+    kind = "self" if own else "class" if sizes.queries == 1 else "cross"
     block, output = block_output(facts, r.out.node, r.rows)
     weights = projection_weights(facts, [r.q.node, sizes.k.node, sizes.v.node])
     grid, prefix = patch_grid(r.rows)
@@ -109,6 +113,7 @@ def _region(facts: GraphFacts, r: Reading, anchor: fx.Node, name: str, source: s
         sink=r.sink,
         added=logits.added and (bool(logits.biases) or not _swallows(anchor, logits.fill)),
         mixed_fills=logits.mixed_fills,
+        cached=cached,
         bias=bool(logits.biases),
         dropout=r.dropout,
         width=None if block is None else int(value(block).shape[-1]),
@@ -147,10 +152,18 @@ def _traits(r: Reading, site: AttentionSite, sizes: _Grouped) -> Traits:
         sink=r.sink,
         mixed_fills=site.mixed_fills,
         swappable=r.softmax is not None,
-        cached=site.kind == "cross" and any(f.parts and f.kind == "input" for f in r.columns),
+        cached=site.cached,
         same_len=expression(sizes.queries) == expression(sizes.keys),
         value_dim_differs=sizes.head_dim != sizes.value_dim,
     )
+
+
+def _cached(r: Reading) -> bool:
+    """Whether the keys are those of a cache, followed by the queries' own tokens."""
+    if len(r.columns) != 1 or len(r.columns[0].parts) < 2:
+        return False
+    *before, last = r.columns[0].parts
+    return last == r.rows and all("input" in kinds(part) for part in before)
 
 
 def _swallows(anchor: fx.Node, fill: float | None) -> bool:
