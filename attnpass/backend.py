@@ -66,7 +66,7 @@ def _has_anchor(gm: fx.GraphModule) -> bool:
     return any(
         marked(node)
         or "flex_attention" in str(node.target)
-        or getattr(node.target, "__name__", node.target) == "exp"
+        or getattr(node.target, "__name__", node.target) in ("exp", "exp2")
         for module in gm.modules()
         if isinstance(module, fx.GraphModule)
         for node in module.graph.nodes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -25,6 +26,7 @@ from torch._guards import TracingContext
 from torch._library.custom_ops import OPDEFS, CustomOpDef
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from torch._C import FunctionSchema
@@ -35,6 +37,7 @@ __all__ = [
     "HigherOrderOperator",
     "OpOverload",
     "OpOverloadPacket",
+    "TorchDispatchMode",
     "TracingContext",
     "pytree",
     "unset_fake_temporarily",
@@ -42,6 +45,7 @@ __all__ = [
 # TracingContext: Dynamo's own fake tensors; other fake tensors would add guards nobody checks.
 # pytree: the trees that Dynamo itself flattens; torch.utils.pytree is not in 2.13.
 # HigherOrderOperator, OpOverload, OpOverloadPacket: how a graph's targets are told apart.
+# TorchDispatchMode: to hear which operators run outside every graph.
 # CustomOpDef: what torch.library.custom_op returns, to find the functions behind it.
 # FakeTensor, unset_fake_temporarily: to run a constant part of a graph on real tensors.
 
@@ -69,6 +73,48 @@ def side_effects() -> Container[Any]:
     from torch.fx.node import _side_effectful_functions
 
     return _side_effectful_functions
+
+
+def traced_function() -> tuple[str, bool] | None:
+    """``'name' (file:line)`` of the function that Dynamo compiles, and whether it is new to it.
+
+    Public API: none. The name is as Dynamo prints it. None outside of a backend's call.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+    from torch._guards import CompileContext
+
+    try:
+        code = InstructionTranslator.current_tx().output.root_tx.f_code
+    except (AttributeError, AssertionError):
+        return None
+    turn = CompileContext.current_compile_id()
+    new = turn is None or not turn.frame_compile_id
+    return f"'{code.co_name}' ({code.co_filename}:{code.co_firstlineno})", new
+
+
+class _RecompileLimit(logging.Filter):
+    """Hears what Dynamo logs where it gives up compiling a function."""
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        super().__init__()
+        self.told = told
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Every record passes."""
+        if "hit config." in str(record.msg) and isinstance(record.args, tuple):
+            self.told(str(record.args[2]))
+        return True
+
+
+def on_recompile_limit(told: Callable[[str], None]) -> None:
+    """Call ``told`` with the function that Dynamo compiles no more, whenever it gives one up.
+
+    Public API: none but the log; where it is silenced, nothing is heard. What ``told`` raises
+    reaches the caller of the function.
+    """
+    log = logging.getLogger("torch._dynamo.convert_frame")
+    if not any(isinstance(f, _RecompileLimit) and f.told == told for f in log.filters):
+        log.addFilter(_RecompileLimit(told))
 
 
 def dynamo_exceptions() -> tuple[type[BaseException], ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import logging
 import os
 import shutil
 import signal
@@ -274,7 +275,13 @@ def test_weight_sources_are_carried():
     assert set(getattr(old, internals.WEIGHT_SOURCES)), "Dynamo's graph has them"
     new, bare = (torch.fx.GraphModule(nn.Module(), torch.fx.Graph()) for _ in "ab")
     internals.weight_sources(old, new)
-    assert getattr(new, internals.WEIGHT_SOURCES) is getattr(old, internals.WEIGHT_SOURCES)
+    assert getattr(new, internals.WEIGHT_SOURCES) == getattr(old, internals.WEIGHT_SOURCES)
+    new.register_buffer("_tensor_constant0", torch.ones(1))
+    internals.weight_sources(old, new)
+    added = set(getattr(new, internals.WEIGHT_SOURCES)) - set(
+        getattr(old, internals.WEIGHT_SOURCES)
+    )
+    assert added == {"_tensor_constant0"}, "a constant is its own origin"
     internals.weight_sources(bare, bare)
     assert not hasattr(bare, internals.WEIGHT_SOURCES)
 
@@ -459,3 +466,66 @@ def test_custom_ops_holds_a_CustomOpDef_and_custom_op_functions_all_that_it_runs
     assert isinstance(made, internals.CustomOpDef)
     first, kernels, shape, *_ = internals.custom_op_functions(made)
     assert first is own and "cpu" in kernels and shape is fake
+
+
+def test_side_effects_hold_assertions_and_no_arithmetic():
+    assert torch.ops.aten._assert_async.msg in internals.side_effects()
+    assert torch.ops.aten.add.Tensor not in internals.side_effects()
+
+
+def test_dynamo_exceptions_are_restarts_and_graph_breaks():
+    from torch._dynamo import exc
+
+    steering = (exc.RestartAnalysis, exc.TensorifyScalarRestartAnalysis, exc.Unsupported)
+    assert all(issubclass(e, internals.dynamo_exceptions()) for e in steering)
+    assert not issubclass(RuntimeError, internals.dynamo_exceptions())
+
+
+def test_traced_function_is_named_and_new_once():
+    seen = []
+
+    def backend(gm, inputs):
+        seen.append(internals.traced_function())
+        return gm.forward
+
+    def double(x):
+        return x * 2
+
+    assert internals.traced_function() is None
+    torch._dynamo.reset()
+    run = torch.compile(double, backend=backend, dynamic=False)
+    run(torch.ones(2)), run(torch.ones(3))
+    assert [name.split(" ")[0] for name, _ in seen] == ["'double'"] * 2
+    assert [new for _, new in seen] == [True, False]
+
+
+def test_on_recompile_limit_tells_the_function():
+    told = []
+    log = logging.getLogger("torch._dynamo.convert_frame")
+    before, level = list(log.filters), log.level
+    try:
+        log.setLevel("WARNING")
+        for _ in range(2):
+            internals.on_recompile_limit(told.append)
+        assert len(log.filters) == len(before) + 1
+        given = ("recompile_limit", 8, "'f' (file.py:3)", "why", "url")
+        log.warning("torch._dynamo hit config.%s (%s) %s %s %s", *given)
+        log.warning("something else")
+    finally:
+        log.setLevel(level)
+        for f in log.filters[len(before) :]:
+            log.removeFilter(f)
+    assert told == ["'f' (file.py:3)"]
+
+
+def test_TorchDispatchMode_hears_operators():
+    heard = []
+
+    class Mode(internals.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            heard.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Mode():
+        torch.ones(2).softmax(-1)
+    assert any("softmax" in name for name in heard)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from attnpass.capture.capture import Capture
+from attnpass.capture.uncaptured import uncaptured
 from attnpass.plan import Plan, assign
 from attnpass.report import Report
 
@@ -24,13 +25,14 @@ def find_sites(model: nn.Module, *args: Any, allow: Sequence[str] = (), **kwargs
         CaptureError: the model cannot be captured.
     """
     capture = Capture(model, allow=allow).trace(*args, **kwargs)
+    declined = capture.declined + uncaptured(capture, args, kwargs)
     if not capture.sites:
         log.warning(
             "no attention found in %s; %d look-alikes declined",
             type(model).__name__,
-            len(capture.declined),
+            len(declined),
         )
-    out = Report(capture.sites, capture.declined, graphs=len(capture.graphs))
+    out = Report(capture.sites, declined, graphs=len(capture.graphs))
     capture.close()
     return out
 

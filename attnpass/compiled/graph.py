@@ -17,6 +17,7 @@ from attnpass.compiled.inner import Compiled, compile_inner
 from attnpass.compiled.layers import Layer, Served, others, refused, served
 from attnpass.compiled.meeting import Meeting
 from attnpass.compiled.options import Options
+from attnpass.compiled.steady import keep_steady
 from attnpass.compiled.variant import compile_variant, signature
 from attnpass.environment import kernel_context
 from attnpass.errors import AttnpassError
@@ -59,6 +60,7 @@ class GraphCompiler:
             return self._unchanged()
         if not self.graph.regions:
             log.warning("no attention found in a graph; it runs unchanged")
+            self._steady({})
             return self._unchanged()
         warn_frozen(plan, self.inputs)
         refuse_held(plan, self.inputs)
@@ -74,6 +76,8 @@ class GraphCompiler:
             for absent in plan.absent(set(found.names.values()), "graph")[:1]:
                 log.warning("%s", absent)
         layers = self._layers(found, meeting)
+        ran = layers[0].names if found.names else {}
+        self._steady({own: plan.sites[name].form for own, name in ran.items()})
         if not any(one.modules for one in layers):
             return self._unchanged()
         self.report.plan = plan.hash
@@ -86,6 +90,12 @@ class GraphCompiler:
         reports.record(self.report)
         log.info("%s; plan %s", self.report.summary, plan.hash)
         return out.__call__
+
+    def _steady(self, forms: Mapping[str, str]) -> None:
+        """Say where an attention runs otherwise than in an earlier graph."""
+        options = self.options
+        chosen = (options.form, str(options.form_options), options.sites, id(options.plan))
+        keep_steady(self.graph, forms, chosen, strict=options.strict)
 
     def _refuse(self, found: Served, plan: Plan) -> None:
         """Decline the attentions that are none of the plan's."""

@@ -2,9 +2,10 @@
 
 Every softmax-like anchor gets exactly one verdict: a region with its site, or a Decline.
 
-Soundness: a site is claimed only of an anchor that the readers proved. One condition is its own:
+Soundness: a site is claimed only of an anchor that the readers proved. Two conditions are its own:
 
 1. The anchor's operator can be read; those of ``OPAQUE`` hide what they compute.
+2. The anchor is a softmax, not an exponential that is normalised in another way (off by one).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from types import MappingProxyType
 from torch import fx
 
 from attnpass.graph import Opaque, module_path, op_name, operators, source_line
+from attnpass.matching.chain import reached
 from attnpass.matching.facts import GraphFacts
 from attnpass.matching.legality import legality
 from attnpass.matching.reader import read_region
@@ -47,9 +49,21 @@ class Matches:
     declined: list[Decline] = field(default_factory=list)
 
 
+EXPONENTIALS = frozenset({"exp", "exp2"})
+"""What a softmax is made of; one that is written by hand in a known way is a softmax already."""
+
+
 def anchors(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that may be attention, in program order."""
-    return [n for n in graph.nodes if n.op == "call_function" and op_name(n) in ANCHORS]
+    calls = [n for n in graph.nodes if n.op == "call_function"]
+    return [n for n in calls if op_name(n) in ANCHORS or _of_logits(n)]
+
+
+def _of_logits(node: fx.Node) -> bool:
+    """Whether a node is the exponential of a product of two activations."""
+    if op_name(node) not in EXPONENTIALS or not isinstance(node.args[0], fx.Node):
+        return False
+    return any(not isinstance(way, Refuse) for way in reached(node))
 
 
 def match(graph: fx.Graph, parameters: set[fx.Node], allow: Collection[str] = ()) -> Matches:
@@ -74,6 +88,9 @@ def match(graph: fx.Graph, parameters: set[fx.Node], allow: Collection[str] = ()
             if op_name(anchor) in OPAQUE:
                 hint = OPAQUE[op_name(anchor)]
                 raise Refuse("verdicts 1", "OPAQUE_FASTPATH", hint, anchor)
+            if op_name(anchor) in EXPONENTIALS:
+                hint = "exp of logits that is not divided by its sum alone: not softmax"
+                raise Refuse("verdicts 2", "UNKNOWN_SOFTMAX", hint, anchor)
             region = read_region(facts, anchor, name, source)
         except Refuse as no:
             decline = replace(at, code=no.code, hint=no.hint, node=no.node.name)

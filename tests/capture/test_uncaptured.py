@@ -1,0 +1,71 @@
+"""Attention outside every graph is declined by name, and attention in a graph is not."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from models import Stack
+from torch import nn
+
+import attnpass
+
+
+class Skipped(nn.Module):
+    """Attention in a context that Dynamo does not compile."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(24, 72)
+
+    def forward(self, x):
+        q, k, v = (y.unflatten(-1, (2, 12)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        return self.attend(q, k, v).transpose(1, 2).flatten(2)
+
+    @torch.compiler.disable
+    def attend(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v)
+
+
+def declined(model, *inputs):
+    report = attnpass.find_sites(model, *inputs)
+    return [d for d in report.declined if d.code == "NOT_CAPTURED"]
+
+
+def test_attention_that_dynamo_skips_is_declined_with_its_module_and_line():
+    model = nn.Sequential(Skipped(), Stack(1)).eval()
+    (found,) = declined(model, torch.randn(2, 5, 24))
+    assert found.path == "0" and "test_uncaptured.py" in found.source
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_attention_in_a_graph_is_not(train):
+    x = torch.randn(2, 5, 24)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = nn.TransformerEncoderLayer(24, 2, dropout=0.0, batch_first=True).train(train)
+        assert declined(layer, x) == [] == declined(Stack(2).train(train), x)
+
+
+# Dynamo itself looks at .grad of every input
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_buffers_and_random_numbers_are_as_before():
+    class Counting(Skipped):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(F.dropout(x, 0.5))
+
+    model = Counting().train()
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    attnpass.find_sites(model, torch.zeros(2, 5, 24))
+    assert model.calls == 0
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), want)
