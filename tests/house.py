@@ -17,7 +17,9 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: begin -->", "<!-- rooms: end -->"
 
 ARROWS: dict[str, dict[str, str]] = {
-    "errors": {},
+    "text": {},
+    "console": {"text": "prints no character that a terminal obeys"},
+    "errors": {"text": "a message is one printable line"},
     "site": {},
     "seeds": {},
     "files": {},
@@ -25,7 +27,10 @@ ARROWS: dict[str, dict[str, str]] = {
     "graph": {"errors": "a stage that does not keep its promise"},
     "kernels": {},
     "batch": {"errors": "refuses arguments that are no batch"},
-    "report": {"site": "a report lists sites and declines"},
+    "report": {
+        "console": "prints names as they are",
+        "site": "a report lists sites and declines",
+    },
     "fingerprint": {"graph": "a graph's computation is part of a cache key"},
     "environment": {"fingerprint": "a measured tile depends on the kernel sources"},
     "matching": {
@@ -37,6 +42,7 @@ ARROWS: dict[str, dict[str, str]] = {
         "kernels": "the implementations of the forms",
         "seeds": "a reproducible start of the parameters",
         "site": "a form is built for a site",
+        "text": "a message shows a value",
     },
     "rewrite": {
         "forms": "how a form is called depends on its kind",
@@ -51,6 +57,7 @@ ARROWS: dict[str, dict[str, str]] = {
         "forms": "builds the module of an entry",
         "kernels": "a plan carries tiles",
         "site": "an entry fits a site",
+        "text": "messages show names and values of a file",
     },
     "task": {
         "batch": "a task holds batches",

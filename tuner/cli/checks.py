@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from attnpass.errors import OptionError
 from attnpass.tuner.cli.command import Answer, main, options, path_option
@@ -27,7 +28,7 @@ def sites(task: str, as_json: bool, db: str | None) -> Answer:
     def show(console: Console) -> None:
         console.print(report.table())
         for d in report.declined:
-            console.print(f"declined {d.path}: {d} ({d.source})", markup=False)
+            console.print(f"declined {d.path}: {d} ({d.source})")
 
     return Answer(report.as_dict(), show, 0 if report.sites else 1)
 
@@ -75,7 +76,7 @@ def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | 
         for matrix in ("Z", "A"):
             console.print(cka_table(found, matrix))
         names = ", ".join(found.suggested) or "none"
-        console.print(f"like the layer before by {least} or more: {names}", markup=False)
+        console.print(f"like the layer before by {least} or more: {names}")
 
     return Answer(value, show)
 
@@ -97,7 +98,7 @@ def verify(name: str, task: str, as_json: bool, db: str | None) -> Answer:
 
     def show(console: Console) -> None:
         for line in result.problems:
-            console.print(f"[red]{line}[/]")
+            console.print(line, style="red")
         console.print(
             f"plan {plan.hash}: {len(result.rewritten)} sites rewritten, score"
             f" {result.score:.4f}, unchanged model {result.baseline:.4f} on"
@@ -117,9 +118,9 @@ def doctor(as_json: bool, db: str | None) -> Answer:
 
     def show(console: Console) -> None:
         for row in rows:
-            mark = "[green]ok[/]  " if row.ok else "[yellow]miss[/]"
+            mark = Text("ok  ", "green") if row.ok else Text("miss", "yellow")
             cure = "" if row.ok else f"  ({row.cure})"
-            console.print(f"{mark} {row.what:<22} {row.found}{cure}")
+            console.print(mark, f"{row.what:<22} {row.found}{cure}")
 
     value = {"checks": [row.as_dict() for row in rows]}
     return Answer(value, show, 0 if all(r.ok for r in rows if r.needed) else 1)

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
+from attnpass.console import PlainConsole
 from attnpass.errors import AttnpassError
 
 
@@ -62,7 +63,7 @@ def options(command: Command) -> Callable[..., None]:
         if as_json:
             print(json.dumps(answer.value, default=str))
         else:
-            answer.show(Console(width=None if sys.stdout.isatty() else 160, highlight=False))
+            answer.show(PlainConsole(width=None if sys.stdout.isatty() else 160))
         sys.exit(answer.code)
 
     return run

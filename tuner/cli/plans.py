@@ -55,7 +55,7 @@ def export_(name: str, path: Path, as_json: bool, db: str | None) -> Answer:
         if tiles := store.tiles(context):
             plan.add_tiles(context, tiles)
     written = plan.save(path)
-    return Answer({"plan": str(written)}, lambda c: c.print(f"plan: {written}", markup=False))
+    return Answer({"plan": str(written)}, lambda c: c.print(f"plan: {written}"))
 
 
 @main.command("import")

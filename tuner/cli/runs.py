@@ -45,7 +45,7 @@ def show(names: tuple[str, ...], as_json: bool, db: str | None) -> Answer:
             def show_run(console: Console) -> None:
                 console.print(sensitivity_table(result))
                 console.print(front_table(result))
-                console.print(verdict(result), markup=False)
+                console.print(verdict(result))
 
             return Answer(run["result"], show_run)
         plans = [plan_named(store, name) for name in names[:2]]
@@ -65,4 +65,4 @@ def report(run: str, out: Path, as_json: bool, db: str | None) -> Answer:
 
     with Store(db) as store:
         path = write_report(RunResult.from_dict(result_named(store, run)), out)
-    return Answer({"report": str(path)}, lambda c: c.print(f"report: {path}", markup=False))
+    return Answer({"report": str(path)}, lambda c: c.print(f"report: {path}"))

@@ -99,9 +99,9 @@ def _show(console: Console, result: RunResult, files: Mapping[str, str]) -> None
     if result.facts.saving_ms_per_site:
         console.print(sensitivity_table(result))
     console.print(front_table(result))
-    console.print(verdict(result), style="bold", markup=False)
+    console.print(verdict(result), style="bold")
     for name, path in files.items():
-        console.print(f"{name}: {path}", markup=False)
+        console.print(f"{name}: {path}")
     if "plan" in files:
         console.print(
             'use it:  fast = torch.compile(model, backend="attnpass",'

@@ -47,7 +47,7 @@ def recovered(
         found = distil_plan(distillation, candidate.plan, share)
     except MeasureError as error:
         name, say = candidate.plan.hash, candidates.session.progress.say
-        say(f"[yellow]plan {name} not distilled: {error}[/]")
+        say(f"plan {name} not distilled: {error}", style="yellow")
         return candidate
     if found is None:
         return candidate

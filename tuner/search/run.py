@@ -113,7 +113,7 @@ def distil_useful(
     try:
         found = distil_pieces(distillation, library, useful)
     except MeasureError as error:
-        say(f"[yellow]not distilled, calibrated only: {error}[/]")
+        say(f"not distilled, calibrated only: {error}", style="yellow")
         return {}
     for choice, row in found.items():
         worst = max(row.losses.values(), default=0.0)

@@ -80,7 +80,7 @@ class Session:
         value, why = self.store.get(kind, subject, context)
         if value is None and why not in ("never measured", "", *self._explained):
             self._explained.add(why)
-            self.progress.say(f"[dim]measuring again what is stored: {why}[/]")
+            self.progress.say(f"measuring again what is stored: {why}", style="dim")
         return value
 
     def keep(

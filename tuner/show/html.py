@@ -8,8 +8,7 @@ import io
 import json
 from pathlib import Path
 
-from rich.console import Console
-
+from attnpass.console import PlainConsole
 from attnpass.errors import MissingDependencyError, OutputError
 from attnpass.tuner.search import RunResult
 from attnpass.tuner.show.pictures import draw_front
@@ -34,7 +33,7 @@ def write_report(result: RunResult, path: Path) -> Path:
     ]
     for table in (front_table(result), sensitivity_table(result)):
         out = io.StringIO()
-        Console(file=out, width=170).print(table)
+        PlainConsole(file=out, width=170).print(table)
         parts.append(f"<pre>{html.escape(out.getvalue())}</pre>")
     stored = result.as_dict()
     where = {k: stored[k] for k in ("device", "versions", "created", "settings")}
