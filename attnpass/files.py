@@ -19,7 +19,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
     The name of the file beside holds the process id, so that two processes do not share it. Where
     ``write`` raises, ``path`` is unchanged and the file beside is gone.
+
+    Raises:
+        OSError: ``path`` is there and no regular file: a device must not be replaced.
     """
+    if path.exists() and not path.is_file():
+        raise OSError("not a regular file")
     half = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         write(half)

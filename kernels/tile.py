@@ -15,6 +15,9 @@ from attnpass.torch_internals import hint
 
 IMPLEMENTATIONS = ("fused", "aten")
 
+LARGEST = 2**16
+"""The largest size in a tile: a block's scores take memory that grows with both its sizes."""
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -32,7 +35,7 @@ class Tile:
         persistent: 1 starts as many programs as the GPU has multiprocessors (GPU only).
 
     Raises:
-        ValueError: an unknown implementation, a size below 1 or a switch other than 0 and 1.
+        ValueError: an unknown implementation, a size out of range or a switch other than 0 and 1.
     """
 
     implementation: str = "fused"
@@ -53,8 +56,8 @@ class Tile:
             if getattr(self, name) not in (0, 1):
                 raise ValueError(f"expected {name} 0 or 1, got {getattr(self, name)}")
         for name in ("block_m", "block_n", "warps", "stages", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"expected {name} >= 1, got {getattr(self, name)}")
+            if getattr(self, name) not in range(1, LARGEST + 1):
+                raise ValueError(f"expected {name} 1 to {LARGEST}, got {getattr(self, name)}")
 
     def as_list(self) -> list[int]:
         """All fields but the implementation, in order: how an operator takes the tile."""

@@ -68,6 +68,7 @@ ARROWS: dict[str, dict[str, str]] = {
         "errors": "a database that is not usable",
         "kernels": "stores tiles",
         "plan": "stores plans",
+        "text": "messages list names",
     },
     "capture": {
         "batch": "a capture is called with batches",

@@ -84,7 +84,9 @@ class Document:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
+        self.check_values(path)
         out, held = self.as_dict(), self.tensors()
+        made: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             old = _parameters_of(path)
@@ -92,12 +94,15 @@ class Document:
                 digest = digest_tensors(held)
                 beside = _beside(path, digest, old)
                 out |= {"parameters": beside.name, "digest": digest}
+                made = None if beside.exists() else beside
                 replace_file(beside, lambda half: save_file(held, half))
             text = json.dumps(out, indent=2) + "\n"
             replace_file(path, lambda half: half.write_text(text))
             if old and old[0] != out.get("parameters"):
                 path.with_name(old[0]).unlink(missing_ok=True)
         except (OSError, SafetensorError, UnicodeError) as error:
+            if made is not None:
+                made.unlink(missing_ok=True)
             raise PlanError(
                 f"expected to write the plan to {path}, got {reason(error)}; choose another folder"
             ) from error
@@ -145,14 +150,22 @@ class Document:
         beside = path
         if tensors is None:
             beside, tensors = _tensors(data, path)
-        values, deltas = split_tensors(tensors, sites, beside)
-        for name, entry in sites.items():
-            if entry.needs_values and not values.get(name):
+        found = cls(sites, *split_tensors(tensors, sites, beside), **extras)
+        found.check_values(beside)
+        return found
+
+    def check_values(self, path: Path) -> None:
+        """Check that sites of a model have their forms' parameters; ``path`` names them in errors.
+
+        Raises:
+            PlanError: a site has none.
+        """
+        for name, entry in self.sites.items():
+            if entry.needs_values and not self.values.get(name):
                 raise PlanError(
-                    f"expected the parameters of {name} ({entry.form}) in {beside}, got none;"
-                    " export the plan again"
+                    f"expected the parameters of {name} ({entry.form}) for {path}, got none;"
+                    " export the plan again, or make them by Plan.initialise"
                 )
-        return cls(sites, values, deltas, **extras)
 
 
 def _tensors(data: Mapping[str, Any], path: Path) -> tuple[Path, dict[str, Tensor]]:

@@ -92,7 +92,7 @@ def verify(name: str, task: str, as_json: bool, db: str | None) -> Answer:
     from attnpass.tuner.check import verify_plan
     from attnpass.tuner.cli.lookup import plan_named
 
-    with Store(db) as store:
+    with Store(db, read=True) as store:
         plan = plan_named(store, name)
     result = verify_plan(plan, load_task(task))
 
@@ -100,7 +100,7 @@ def verify(name: str, task: str, as_json: bool, db: str | None) -> Answer:
         for line in result.problems:
             console.print(line, style="red")
         console.print(
-            f"plan {plan.hash}: {len(result.rewritten)} sites rewritten, score"
+            f"plan {result.plan}: {len(result.rewritten)} sites rewritten, score"
             f" {result.score:.4f}, unchanged model {result.baseline:.4f} on"
             f" {result.items} items"
         )

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from attnpass.errors import PlanError, StoreError
 from attnpass.plan import Plan
 from attnpass.store import Store
+from attnpass.tuner.search import RunResult, read_result
 
 
-def result_named(store: Store, name: str) -> Mapping[str, Any]:
-    """The stored result of a finished run: an id, a prefix of one, or ``last``.
+def result_named(store: Store, name: str) -> RunResult:
+    """The stored result of a finished run: an id, the beginning of exactly one, or ``last``.
 
     Raises:
-        StoreError: there is no such run, or it is not finished.
+        StoreError: there is no such run, it is not finished, or its result is damaged.
     """
     run = store.run(name)
     if run is None:
@@ -27,8 +26,7 @@ def result_named(store: Store, name: str) -> Mapping[str, Any]:
             f"expected a finished run, got {run['id']} which is {run['status']};"
             " run the same tune command again to go on"
         )
-    result: Mapping[str, Any] = run["result"]
-    return result
+    return read_result(run["result"], run["id"])
 
 
 def plan_named(store: Store, name: str) -> Plan:
@@ -43,7 +41,7 @@ def plan_named(store: Store, name: str) -> Plan:
     if plan is not None:
         return plan
     run = store.run(name)
-    best = (run or {}).get("result", {}).get("best")
+    best = read_result(run["result"], run["id"]).best if run and run["result"] else None
     if run is not None and not best:
         raise PlanError(f"expected a run with a proven plan, got {run['id']} without one")
     plan = store.plan(best) if best else None

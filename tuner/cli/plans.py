@@ -49,7 +49,7 @@ def export_(name: str, path: Path, as_json: bool, db: str | None) -> Answer:
     from attnpass.environment import kernel_context
     from attnpass.store import Store
 
-    with Store(db) as store:
+    with Store(db, read=True) as store:
         plan = plan_named(store, name)
         context = kernel_context("cuda" if torch.cuda.is_available() else "cpu")
         if tiles := store.tiles(context):

@@ -72,7 +72,11 @@ def measure_baseline(inspection: Inspection, session: Session) -> Baseline:
     """
     task, capture, limit = inspection.task, inspection.capture, inspection.settings.max_drop
     value = session.measured(
-        "accuracy", "baseline scores", inspection.context, lambda: _score(inspection, session)
+        "accuracy",
+        "baseline scores",
+        inspection.context,
+        lambda: _score(inspection, session),
+        lambda value: _fits(value, len(task.validation)),
     )
     sizes = value["sizes"]
     if sum(sizes) < 2:
@@ -94,6 +98,18 @@ def measure_baseline(inspection: Inspection, session: Session) -> Baseline:
         f" {len(held_out)}" + (" (cross-fitted)" if parts.crossed else "")
     )
     return baseline
+
+
+def _fits(value: dict[str, Any], batches: int) -> bool:
+    """Whether stored scores are of as many batches, and of all their items."""
+    sizes = value.get("sizes", [])
+    if len(sizes) != batches or sum(sizes) < 1:
+        return False
+    parts = split(sizes)
+    return all(
+        len(value[name]) == sum(sizes[i] for i in chosen)
+        for name, chosen in (("selection", parts.selection), ("held_out", parts.held_out))
+    )
 
 
 def _score(inspection: Inspection, session: Session) -> dict[str, Any]:

@@ -67,7 +67,9 @@ class Candidates:
             return known
         base = self.baseline.selection
         context = {**self.inspection.context, "batches": list(self.baseline.split.selection)}
-        value = self.session.measured("accuracy", plan.hash, context, lambda: self._score(plan))
+        value = self.session.measured(
+            "accuracy", plan.hash, context, lambda: self._score(plan), self._fits
+        )
         taken = torch.tensor(value["scores"], dtype=torch.float64)
         candidate = Candidate(
             assignment,
@@ -87,6 +89,13 @@ class Candidates:
             "divergence", plan.hash, context, lambda: self._diverge(plan)
         )
         return float(value["divergence"])
+
+    def _fits(self, value: Value) -> bool:
+        """Whether stored scores are of all items, or of the first ones where it was stopped."""
+        if "scores" not in value:
+            return False
+        wanted, found = len(self.baseline.selection), len(value["scores"])
+        return found == wanted if value["complete"] else 0 < found < wanted
 
     def _score(self, plan: Plan) -> Value:
         capture, baseline = self.inspection.capture, self.baseline

@@ -9,6 +9,7 @@ from typing import Any
 
 from attnpass.store import Store
 from attnpass.tuner.progress import ProgressPrinter
+from attnpass.tuner.search.stored import whole
 
 Context = Mapping[str, Any]
 """All that a measurement depends on: a part of its key in the store."""
@@ -65,11 +66,18 @@ class Session:
         self._explained: set[str] = set()
 
     def find(
-        self, kind: str, subject: str, context: Context, *, fresh: bool = False
+        self,
+        kind: str,
+        subject: str,
+        context: Context,
+        *,
+        fresh: bool = False,
+        fits: Callable[[Value], bool] = lambda value: True,
     ) -> Value | None:
         """A stored measurement; a miss that had a near hit says which field differs.
 
-        With ``refresh`` only a ``fresh`` one, committed by this run, is a hit.
+        With ``refresh`` only a ``fresh`` one, committed by this run, is a hit. A damaged one, or
+        one that does not fit what it is wanted for, is a miss too.
 
         Raises:
             KeyboardInterrupt: the run is to stop.
@@ -78,6 +86,8 @@ class Session:
         if self.refresh and not fresh:
             return None
         value, why = self.store.get(kind, subject, context)
+        if value is not None and not (whole(kind, value) and fits(value)):
+            value, why = None, f"the stored {kind} is damaged"
         if value is None and why not in ("never measured", "", *self._explained):
             self._explained.add(why)
             self.progress.say(f"measuring again what is stored: {why}", style="dim")
@@ -90,14 +100,19 @@ class Session:
         self.store.put(kind, subject, context, value, outcome=outcome, run=self.run)
 
     def measured(
-        self, kind: str, subject: str, context: Context, measure: Callable[[], Value]
+        self,
+        kind: str,
+        subject: str,
+        context: Context,
+        measure: Callable[[], Value],
+        fits: Callable[[Value], bool] = lambda value: True,
     ) -> Value:
-        """A measurement from the store, else taken now and committed.
+        """A measurement from the store where it fits, else taken now and committed.
 
         Raises:
             KeyboardInterrupt: the run is to stop.
         """
-        value = self.find(kind, subject, context)
+        value = self.find(kind, subject, context, fits=fits)
         if value is None:
             value = measure()
             self.keep(kind, subject, context, value)

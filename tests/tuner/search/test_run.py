@@ -110,7 +110,7 @@ def test_what_cannot_be_distilled_stays_calibrated(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "distil_pieces", fails)
     with Store(tmp_path / "a.db") as store:
         inspection, session = opened(store, **DISTIL)
-        monkeypatch.setattr(session.progress, "say", said.append)
+        monkeypatch.setattr(session.progress, "say", lambda text, style: said.append(text))
         library = PieceLibrary(inspection)
         library.calibrate(session)
         pieces = dict(library.pieces)
