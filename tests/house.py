@@ -63,6 +63,7 @@ ARROWS: dict[str, dict[str, str]] = {
         "batch": "a task holds batches",
         "errors": "a task that is not usable",
         "fingerprint": "the digest of data and score",
+        "text": "messages show values",
     },
     "store": {
         "errors": "a database that is not usable",

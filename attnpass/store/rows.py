@@ -1,4 +1,4 @@
-"""Rows as they were read, decoded: another program or a full disk may have left anything in them."""
+"""Rows as they were read, decoded: another program may have left anything in them."""
 
 from __future__ import annotations
 

@@ -10,19 +10,19 @@ from rich.console import Console
 from rich.text import Text
 
 from attnpass.errors import OptionError
-from attnpass.tuner.cli.command import Answer, main, options, path_option
+from attnpass.tuner.cli.command import Answer, main, options, path_option, task_argument
 
 
 @main.command()
-@click.argument("task")
+@task_argument()
 @options
-def sites(task: str, as_json: bool, db: str | None) -> Answer:
+def sites(task: str, load_timeout: float, as_json: bool, db: str | None) -> Answer:
     """What attention was found, per form legal or why not."""
     from attnpass.batch import call
     from attnpass.capture import find_sites
-    from attnpass.task import load_task
+    from attnpass.tuner.cli.lookup import task_named
 
-    loaded = load_task(task)
+    loaded = task_named(task, load_timeout)
     report = call(partial(find_sites, loaded.model), loaded.example)
 
     def show(console: Console) -> None:
@@ -34,14 +34,14 @@ def sites(task: str, as_json: bool, db: str | None) -> Answer:
 
 
 @main.command()
-@click.argument("task")
+@task_argument()
 @options
-def roundtrip(task: str, as_json: bool, db: str | None) -> Answer:
+def roundtrip(task: str, load_timeout: float, as_json: bool, db: str | None) -> Answer:
     """Rewrite every site to softmax from what was extracted; compare with eager."""
-    from attnpass.task import load_task
     from attnpass.tuner.check import check_roundtrip
+    from attnpass.tuner.cli.lookup import task_named
 
-    result = check_roundtrip(load_task(task))
+    result = check_roundtrip(task_named(task, load_timeout))
 
     def show(console: Console) -> None:
         for name, error in result.sites.items():
@@ -55,19 +55,26 @@ def roundtrip(task: str, as_json: bool, db: str | None) -> Answer:
 
 
 @main.command()
-@click.argument("task")
+@task_argument()
 @click.option("--least", default=0.8, show_default=True, help="CKA from which a layer repeats.")
 @path_option("--picture", "Write both matrices to this PNG.")
 @options
-def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | None) -> Answer:
+def cka(
+    task: str,
+    load_timeout: float,
+    least: float,
+    picture: Path | None,
+    as_json: bool,
+    db: str | None,
+) -> Answer:
     """How alike the layers are (CKA), and which of them skipat might leave out."""
-    from attnpass.task import load_task
     from attnpass.tuner.check import similarities
+    from attnpass.tuner.cli.lookup import task_named
     from attnpass.tuner.show import cka_table, draw_similarities
 
     if not -1 <= least <= 1:
         raise OptionError(f"expected --least from -1 to 1, got {least}")
-    found = similarities(load_task(task), least)
+    found = similarities(task_named(task, load_timeout), least)
     value = found.as_dict()
     if picture is not None:
         value["picture"] = str(draw_similarities(found, picture))
@@ -83,18 +90,17 @@ def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | 
 
 @main.command()
 @click.argument("name")
-@click.argument("task")
+@task_argument()
 @options
-def verify(name: str, task: str, as_json: bool, db: str | None) -> Answer:
+def verify(name: str, task: str, load_timeout: float, as_json: bool, db: str | None) -> Answer:
     """Check a plan against a task's model: fits, is legal, and what it scores here."""
     from attnpass.store import Store
-    from attnpass.task import load_task
     from attnpass.tuner.check import verify_plan
-    from attnpass.tuner.cli.lookup import plan_named
+    from attnpass.tuner.cli.lookup import plan_named, task_named
 
     with Store(db, read=True) as store:
         plan = plan_named(store, name)
-    result = verify_plan(plan, load_task(task))
+    result = verify_plan(plan, task_named(task, load_timeout))
 
     def show(console: Console) -> None:
         for line in result.problems:

@@ -7,7 +7,18 @@ from pathlib import Path
 from attnpass.errors import PlanError, StoreError
 from attnpass.plan import Plan
 from attnpass.store import Store
+from attnpass.task import Task, load_task
+from attnpass.tuner.measure import try_task
 from attnpass.tuner.search import RunResult, read_result
+
+
+def task_named(path: str, limit: float) -> Task:
+    """The task of a path, loaded within ``limit`` seconds and tried once.
+
+    Raises:
+        TaskError: it cannot be loaded, or one of its fields is not usable.
+    """
+    return try_task(load_task(path, limit=limit))
 
 
 def result_named(store: Store, name: str) -> RunResult:

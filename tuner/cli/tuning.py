@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from attnpass.errors import MissingDependencyError, OptionError, OutputError
-from attnpass.tuner.cli.command import Answer, main, options, path_option
+from attnpass.tuner.cli.command import Answer, main, options, path_option, task_argument
 
 if TYPE_CHECKING:
     from attnpass.store import Store
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.argument("task")
+@task_argument()
 @click.option("--effort", default="quick", show_default=True, help="quick or full.")
 @click.option(
     "--max-drop",

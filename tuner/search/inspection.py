@@ -21,10 +21,10 @@ from attnpass.site import AttentionSite
 from attnpass.store import Store, now
 from attnpass.task import Task, load_task
 from attnpass.torch_internals import pytree
-from attnpass.tuner.measure import needed
+from attnpass.tuner.measure import needed, try_task
 from attnpass.tuner.search.settings import CHOICES, Settings
 
-NOT_IDENTITY = ("refresh", "timeout")
+NOT_IDENTITY = ("refresh", "timeout", "load_timeout")
 """Settings that change neither what a run measures nor its id."""
 
 
@@ -90,7 +90,7 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
     Raises:
         TaskError: the task is not usable. CaptureError: its model has no softmax attention.
     """
-    task = load_task(settings.task)
+    task = try_task(load_task(settings.task, limit=settings.load_timeout))
     capture = call(Capture(task.model).trace, task.example)
     if not capture.sites:
         why = "; ".join(str(d) for d in capture.declined[:3]) or "no softmax in its graphs"

@@ -73,7 +73,8 @@ class Latencies:
         if value.get("outcome", "ok") == "ok":
             return False
         timeout = self.inspection.settings.timeout
-        return not spare or (value["outcome"] == "timeout" and value["limit"] < timeout)
+        slow = value["outcome"] == "timeout" and value["limit"] < timeout
+        return not spare or slow or value["outcome"] == "killed"
 
     def _ask(self, plans: Sequence[Plan | None] | None) -> Reply:
         rounds = self.inspection.settings.limits["rounds"]

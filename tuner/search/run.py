@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from attnpass.errors import MeasureError
 from attnpass.store import Store
-from attnpass.tuner.measure import Worker
+from attnpass.tuner.measure import Worker, model_digest
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search.baseline import measure_baseline
 from attnpass.tuner.search.candidates import Candidates, measure_damage, search_plans
@@ -50,6 +50,7 @@ def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> 
                 inner=settings.inner,
                 mode=settings.mode,
                 db=str(store.path),
+                weights=model_digest(inspection.task.model),
                 stopped=lambda: session.stop.requested,
             ) as worker,
         ):

@@ -18,8 +18,12 @@ Value = dict[str, Any]
 """A measurement as JSON."""
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a run to stop."""
+
+
 class StopRequest:
-    """Whether Ctrl-C asked the run to stop; read before every measurement."""
+    """Whether Ctrl-C or a signal asked the run to stop; read before every measurement."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -28,14 +32,14 @@ class StopRequest:
         """Stop here if it was asked for.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed.
+            KeyboardInterrupt: it was.
         """
         if self.requested:
             raise KeyboardInterrupt
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Ctrl-C stops before the next measurement, a second one at once.
+        """Ctrl-C, SIGTERM or SIGHUP stops before the next measurement, a second one at once.
 
         Raising in the handler itself is not enough: Python drops an error raised in a finaliser.
         """
@@ -44,11 +48,13 @@ class StopRequest:
             self.check()
             self.requested = True
 
-        before = signal.signal(signal.SIGINT, stop)
+        heard = [s for s in STOPS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores one
+        before = {s: signal.signal(s, stop) for s in heard}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Session:

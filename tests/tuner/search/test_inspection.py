@@ -37,7 +37,7 @@ def test_what_else_decides_a_score_is_part_of_its_key(tmp_path, change, monkeypa
     with Store(tmp_path / "a.db") as store:
         found, session = opened(store)
         session.keep("accuracy", "baseline scores", found.context, {})
-        monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _: task)
+        monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _, limit: task)
         other, _ = opened(store)
         assert store.get("accuracy", "baseline scores", found.context)[0] is not None
         why = {"head": "weights", "program": "program"}.get(change, "data")
@@ -65,7 +65,9 @@ def test_bad_tasks_are_one_line(tmp_path, factory, error, message):
 
 
 def test_outputs_of_a_task_are_checked():
-    with pytest.raises(TaskError, match="expected outputs of .* to be 'logits' or 'features'"):
+    with pytest.raises(
+        TaskError, match="expected Task.outputs of .* to be 'logits' or 'features'"
+    ):
         load_task(f"{TASKS}:wrong_outputs")
 
 
