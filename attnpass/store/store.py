@@ -132,7 +132,7 @@ class Store(Database):
 
     def _named(self, table: str, column: str, name: str) -> dict[str, Any] | None:
         """The row of a name, or of the beginning of exactly one."""
-        if not name:
+        if not (name and name.isprintable()):
             return None
         with self.errors():
             found = [

@@ -164,7 +164,9 @@ def _fail(message: str, as_json: bool) -> NoReturn:
         sys.stderr.write(f"attnpass: {message}\n")
         sys.stderr.flush()
     if as_json:
-        _print(Answer({"error": message}, lambda console: None), True)
+        with suppress(OSError, AttributeError):  # it was said on stderr
+            sys.stdout.write(json.dumps({"error": message}) + "\n")
+            sys.stdout.flush()
     sys.exit(1)
 
 
@@ -205,8 +207,10 @@ class Commands(click.Group):
             _discard_stdout()
             _fail(f"expected to print on stdout, got: {error.strerror or error}", False)
         finally:
-            with suppress(OSError, ValueError, AttributeError):
+            try:
                 sys.stdout.flush()
+            except (OSError, ValueError, AttributeError):
+                _discard_stdout()
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -74,7 +74,7 @@ def tune(
     from attnpass.tuner.progress import ProgressPrinter
     from attnpass.tuner.search import USUAL, Settings, execute, inspect_task
 
-    chosen = tuple(f.strip() for f in forms.split(",") if f.strip()) or USUAL
+    chosen = tuple(f.strip() for f in forms.split(",")) if forms else USUAL
     budget = seconds(recover_budget, "--recover-budget")
     settings = Settings(task=task, forms=chosen, recover_budget=budget, **given)
     progress = ProgressPrinter(quiet=as_json)

@@ -67,6 +67,8 @@ class Settings:
             raise OptionError(f"expected a recover-budget > 0, got {self.recover_budget:g} s")
         if self.recover_rank is not None and self.recover_rank < 0:
             raise OptionError(f"expected a recover-rank >= 0, got {self.recover_rank}")
+        if self.trials < 0:
+            raise OptionError(f"expected trials >= 0, got {self.trials}")
         if self.effort not in EFFORT:
             raise OptionError(f"expected effort of {', '.join(EFFORT)}, got {self.effort!r}")
         unknown = [f for f in self.forms if f not in CHOICES]
