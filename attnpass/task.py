@@ -111,11 +111,15 @@ def users_code(expected: str) -> Iterator[None]:
     """
     try:
         yield
-    except (AttnpassError, KeyboardInterrupt):
+    except (AttnpassError, KeyboardInterrupt, _Late):
         raise
     except BaseException as error:
         lines = [x for x in str(error).splitlines() if x.strip()] or ["no message"]
         raise TaskError(f"expected {expected}, got {type(error).__name__}: {lines[0]}") from error
+
+
+class _Late(BaseException):
+    """The time is over; no ``Exception``, which a user's code may catch."""
 
 
 @contextmanager
@@ -126,16 +130,18 @@ def _within(seconds: float, path: str) -> Iterator[None]:
         return
 
     def late(*_: object) -> None:
-        raise TaskError(
-            f"expected {path} to load within {seconds:g} s, got no task;"
-            " give it more with --load-timeout"
-        )
+        raise _Late
 
     before = signal.signal(signal.SIGALRM, late)
-    # again and again: code that catches every exception would drop the first one
+    # again and again: Python drops an exception that is raised in a finaliser
     signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)
     try:
         yield
+    except _Late:
+        raise TaskError(
+            f"expected {path} to load within {seconds:g} s, got no task;"
+            " give it more with --load-timeout"
+        ) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,16 +57,28 @@ def start(function: Callable[[], object], out: int, err: int) -> int:
         os._exit(code)
 
 
-def run(function: Callable[[], object], limit: float) -> Ended:
-    """Call the function in a child, which is killed after ``limit`` seconds."""
+def run(
+    function: Callable[[], object],
+    limit: float,
+    strikes: Sequence[tuple[float, Callable[[int], object]]] = (),
+) -> Ended:
+    """Call the function in a child, which is killed after ``limit`` seconds.
+
+    ``strikes``: what is done to the process after how many seconds, in order.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = start(function, out.fileno(), err.fileno())
-        deadline, late, most, floor = time.monotonic() + limit, False, 0.0, memory(os.getpid())
+        began, late, most, floor = time.monotonic(), False, 0.0, memory(os.getpid())
+        waiting = list(strikes)
         while (ended := os.wait4(child, os.WNOHANG))[0] == 0:
             most = max(most, memory(child))
-            if time.monotonic() > deadline:
+            passed = time.monotonic() - began
+            if passed > limit:
                 late = True
                 end(child)
+            while waiting and passed > waiting[0][0]:
+                with suppress(ProcessLookupError):
+                    waiting.pop(0)[1](child)
             time.sleep(0.005)
         end(child)
         texts = []

@@ -165,9 +165,11 @@ def cases() -> Iterator[Case]:
     for field, values in FIELDS.items():
         for value in values:
             text = f"{BAD}\ndef task(): return replace(tiny(), {field}={value})"
-            told = "interrupted" if "Keyboard" in value else r"expected|got"
+            told = "interrupted" if "Keyboard" in value else ""
+            # the tiny model takes any size of image, and a check needs no items
+            fine = (0, 1) if "31)" in value or "rand(0" in value else (1,)
             make = functools.partial(module, text)
-            yield Case(f"task: {field}={value}", make, ("roundtrip", path), told=told)
+            yield Case(f"task: {field}={value}", make, ("roundtrip", path), fine, told)
     yield from _printing(path)
     for where in (
         "none.py:task",
@@ -183,7 +185,7 @@ def cases() -> Iterator[Case]:
         yield Case(f"task: at {where!r}", lambda f: None, ("sites", where), told="expected")
     for kind, folder_name in (
         ("a name that is not UTF-8", "\udcff\udcfe"),
-        ("spaces", "a b'\"[/]"),
+        ("spaces", "a b'\"[x]"),
     ):
 
         def elsewhere(folder: Path, name: str = folder_name) -> None:

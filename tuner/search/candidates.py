@@ -95,7 +95,7 @@ class Candidates:
         if "scores" not in value:
             return False
         wanted, found = len(self.baseline.selection), len(value["scores"])
-        return found == wanted if value["complete"] else 0 < found < wanted
+        return found == wanted if value.get("complete") else 0 < found < wanted
 
     def _score(self, plan: Plan) -> Value:
         capture, baseline = self.inspection.capture, self.baseline

@@ -189,7 +189,11 @@ def _judged(candidates: Candidates, candidate: Candidate, confidence: float) -> 
         return {"scores": found.tolist()}
 
     context = {**inspection.context, "batches": list(baseline.split.held_out)}
-    value = candidates.session.measured("accuracy", f"held out {plan.hash}", context, score)
+
+    def fits(value: Value) -> bool:
+        return len(value.get("scores", [])) == len(baseline.held_out)
+
+    value = candidates.session.measured("accuracy", f"held out {plan.hash}", context, score, fits)
     taken = torch.tensor(value["scores"], dtype=torch.float64)
     items = list(candidate.judged) or list(range(len(taken)))
     held_out = bound(baseline.held_out[items], taken[items], confidence)

@@ -19,7 +19,8 @@ Fields = Mapping[str, Any]
 """The fields of a JSON object that are used, each with the annotation that it must conform to."""
 
 BASELINE: Fields = {"sizes": list[int], "selection": list[float], "held_out": list[float]}
-SCORES: Fields = {"scores": list[float], "complete": bool}
+SCORES: Fields = {"scores": list[float]}
+PARTLY: Fields = {**SCORES, "complete": bool}
 TIMES: Fields = {"times": list[list[float]], "hashes": list[str]}
 FAILURE: Fields = {"why": str, "limit": float}
 OTHERS: Mapping[str, Fields] = {
@@ -35,7 +36,10 @@ def fields_of(kind: str, value: Mapping[str, Any]) -> Fields:
     if kind in ("latency", "ceiling"):
         return TIMES if value.get("outcome", "ok") == "ok" else FAILURE
     if kind == "accuracy":
-        return SCORES if "scores" in value else BASELINE
+        if "scores" not in value:
+            return BASELINE
+        # held-out items are scored in full
+        return PARTLY if "complete" in value else SCORES
     return OTHERS.get(kind, {})
 
 
