@@ -34,12 +34,12 @@ from forked import Ended
 from tiny_tasks import tiny
 from tuning import QUIET, settings
 
-from attnpass import Plan, compiled_report
+from attnpass import Plan
 from attnpass.store import Store
 from attnpass.tuner.cli.command import stopped_by_signals
 from attnpass.tuner.measure import Times, worker
 from attnpass.tuner.measure.exchange import CeilingRequest, Request
-from attnpass.tuner.search import execute, inspect_task, optuna_search
+from attnpass.tuner.search import execute, inspect_task
 
 RESULT = Path(__file__).parent.parent / "benchmarks" / "results" / "kills_cpu.json"
 KINDS = {
@@ -68,25 +68,54 @@ class RecordedBench:
         return Times(times, hashes)
 
 
+class Forking:
+    """A context of ``multiprocessing``: processes have torch already, else are as spawned ones."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+
+    def Pipe(self) -> Any:
+        self.ends = self.context.Pipe()
+        return self.ends
+
+    def Process(self, target: Callable[..., None], args: tuple[Any, ...], daemon: bool) -> Any:
+        mine = self.ends[0]
+
+        def serve(*given: Any) -> None:
+            mine.close()  # a process that is spawned has the other end alone
+            target(*given)
+
+        return self.context.Process(target=serve, args=args, daemon=daemon)
+
+
 class Points:
     """What all points share: the captured task, and the answer of an undisturbed run."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
-        # in the children: a worker that is forked has torch already
         worker._bench = lambda path, given: RecordedBench()
-        start = multiprocessing.get_context
-        worker.multiprocessing.get_context = lambda name: start("fork")
-        assert optuna_search
+        forking = Forking(multiprocessing.get_context("fork"))
+        worker.multiprocessing.get_context = lambda name: forking
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "a.db"
             with Store(path) as store:
                 self.inspection = inspect_task(settings(forms=("hydra",), trials=2), store)
-            began = time.monotonic()
-            ended = forked.run(self.search(path), LIMIT)
-            self.seconds = time.monotonic() - began
+                # what it compiles and imports, the children have
+                execute(self.inspection, store, QUIET)
+            self.compiled(path)()
+            ended = forked.run(self.search(Path(folder) / "b.db"), LIMIT)
             self.answer = answer(ended)
+            self.seconds = {kind: self._timed(Path(folder) / f"{kind}.db", kind) for kind in KINDS}
         assert self.answer and self.answer["best"], ended.err
+
+    def act(self, kind: str, path: Path) -> Callable[[], None]:
+        """What a child of a kind of point does."""
+        return self.compiled(path) if kind == "compiling" else self.search(path)
+
+    def _timed(self, path: Path, kind: str) -> float:
+        began = time.monotonic()
+        forked.run(self.act(kind, path), LIMIT)
+        return time.monotonic() - began
 
     def search(self, path: Path) -> Callable[[], None]:
         """A run on a database; prints its result."""
@@ -109,7 +138,6 @@ class Points:
             )
             with torch.no_grad():
                 fast(*task.example)
-            assert compiled_report().rewritten
 
         return act
 
@@ -171,8 +199,7 @@ def attempt(points: Points, kind: str, pick: random.Random) -> tuple[str, bool]:
             with Store(path) as store:
                 store.pin(Plan.create(task.model, *task.example, form="hydra"))
         before = rows(path)
-        action = points.compiled(path) if kind == "compiling" else points.search(path)
-        moments = [pick.uniform(0, points.seconds)]
+        moments = [pick.uniform(0, points.seconds[kind])]
         if kind == "stopped twice":
             moments.append(moments[0] + pick.uniform(0, 0.05))
 
@@ -182,7 +209,7 @@ def attempt(points: Points, kind: str, pick: random.Random) -> tuple[str, bool]:
                 os.kill(target, number)
                 hit.append(target)
 
-        ended = forked.run(action, LIMIT, [(moment, strike) for moment in moments])
+        ended = forked.run(points.act(kind, path), LIMIT, [(moment, strike) for moment in moments])
         problem = fault(points, kind, path, before, ended, bool(hit))
     return problem, bool(hit)
 
@@ -252,7 +279,7 @@ def main() -> int:
         "tried": dict(tally),
         "signal arrived": dict(hits),
         "wrong": len(wrong),
-        "run_seconds": round(points.seconds, 2),
+        "run_seconds": round(points.seconds["coordinator"], 2),
         "seconds": round(time.monotonic() - began),
     }
     print(json.dumps(result))
