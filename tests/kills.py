@@ -121,8 +121,11 @@ class Points:
         """A run on a database; prints its result."""
 
         def act() -> None:
-            with Store(path) as store, stopped_by_signals():
-                result = execute(self.inspection, store, QUIET)
+            try:
+                with stopped_by_signals(), Store(path) as store:
+                    result = execute(self.inspection, store, QUIET)
+            except KeyboardInterrupt:  # as the command does
+                sys.exit(1)
             print(json.dumps(result.as_dict(), default=str), flush=True)
             sys.exit(0 if result.status == "done" else 1)
 
@@ -234,10 +237,12 @@ def fault(
         return "" if Store(path, read=True).pinned() else "the pin is gone"
     if kind == "worker" and answer(ended) != points.answer:
         return f"the run did not go on as ever: {ended.code} {ended.err[-300:]}"
-    if "stopped" in kind and ended.code == 1 and (found := answer(ended)):
+    if "stopped" in kind and path.exists():
         with Store(path, read=True) as store:
-            status = store.run("last")["status"]
-        if not found["status"] == status == "interrupted":
+            run, found = store.run("last"), answer(ended) or {"status": ""}
+        status = run["status"] if run else "none"
+        # it may be over, and not have said so, when the signal comes
+        if status == "running" or found["status"] not in ("", status):
             return f"the run is {status} and says {found['status']}"
     again = forked.run(points.search(path), LIMIT)
     if answer(again) != points.answer:

@@ -178,9 +178,18 @@ class Database:
             try:
                 yield
             except BaseException:
-                self.db.execute("ROLLBACK")
+                self._roll_back()
                 raise
-            self.db.execute("COMMIT")
+            try:
+                self.db.execute("COMMIT")
+            except BaseException:
+                # a full disk, or Ctrl-C in the moment before or after
+                self._roll_back()
+                raise
+
+    def _roll_back(self) -> None:
+        if self.db.conn.in_transaction:
+            self.db.execute("ROLLBACK")
 
     def __enter__(self) -> Self:
         return self

@@ -40,29 +40,35 @@ def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> 
     session = Session(inspection.run, store, progress, refresh=settings.refresh)
     known = store.run(inspection.run)
     created = known["created"] if known else inspection.created
-    _save(inspection, store, created, "running", None)
-    try:
-        with (
-            session.stop.handled(),
-            Worker(
-                settings.task,
-                timeout=settings.timeout,
-                inner=settings.inner,
-                mode=settings.mode,
-                db=str(store.path),
-                weights=model_digest(inspection.task.model),
-                stopped=lambda: session.stop.requested,
-            ) as worker,
-        ):
-            for done in stages(inspection, session, Latencies(inspection, session, worker)):
-                findings = done
-        finalists, status = findings.finalists.plans if findings.finalists else [], "done"
-    except KeyboardInterrupt:
-        candidates, status = findings.candidates, "interrupted"
-        finalists = choose_finalists(candidates) if candidates is not None else []
-    result = summarise(inspection, findings, finalists, status=status, created=created)
-    _save(inspection, store, created, status, result)
+    with session.stop.handled():
+        _save(inspection, store, created, "running", None)
+        try:
+            with _worker(inspection, session) as worker:
+                for done in stages(inspection, session, Latencies(inspection, session, worker)):
+                    findings = done
+            finalists, status = findings.finalists.plans if findings.finalists else [], "done"
+        except KeyboardInterrupt:
+            session.stop.close()
+            candidates, status = findings.candidates, "interrupted"
+            finalists = choose_finalists(candidates) if candidates is not None else []
+        session.stop.close()
+        result = summarise(inspection, findings, finalists, status=status, created=created)
+        _save(inspection, store, created, status, result)
     return result
+
+
+def _worker(inspection: Inspection, session: Session) -> Worker:
+    """The worker of a run, which must make the model that the run captured."""
+    settings = inspection.settings
+    return Worker(
+        settings.task,
+        timeout=settings.timeout,
+        inner=settings.inner,
+        mode=settings.mode,
+        db=str(session.store.path),
+        weights=model_digest(inspection.task.model),
+        stopped=lambda: session.stop.requested,
+    )
 
 
 def stages(inspection: Inspection, session: Session, latencies: Latencies) -> Iterator[Findings]:

@@ -26,7 +26,11 @@ class StopRequest:
     """Whether Ctrl-C or a signal asked the run to stop; read before every measurement."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.closed = False
+
+    def close(self) -> None:
+        """From now on nothing stops the run: what it found is stored, which takes a moment."""
+        self.closed = True
 
     def check(self) -> None:
         """Stop here if it was asked for.
@@ -34,7 +38,8 @@ class StopRequest:
         Raises:
             KeyboardInterrupt: it was.
         """
-        if self.requested:
+        if self.requested and not self.closed:
+            self.close()
             raise KeyboardInterrupt
 
     @contextmanager

@@ -9,7 +9,7 @@ import pytest
 from tuning import QUIET
 
 from attnpass.store import Store
-from attnpass.tuner.search.session import Session, StopRequest
+from attnpass.tuner.search.session import STOPS, Session, StopRequest
 
 
 @pytest.fixture
@@ -60,3 +60,18 @@ def test_ctrl_c_asks_first_and_a_second_one_ends_at_once():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_each_signal_stops_as_ctrl_c_does_unless_it_is_ignored(number):
+    stop = StopRequest()
+    with stop.handled():
+        os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            stop.check()
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopRequest().handled():
+            assert signal.getsignal(number) == signal.SIG_IGN, "as nohup asks"
+    finally:
+        signal.signal(number, before)
