@@ -196,6 +196,7 @@ TUNER: dict[str, dict[str, str]] = {
     },
     "tuner.cli": {
         "tuner.check": "verify, roundtrip, cka, doctor",
+        "tuner.measure": "tries a task once before it is used",
         "tuner.progress": "progress on stderr or none",
         "tuner.search": "tune",
         "tuner.show": "tables, pictures, the report",
