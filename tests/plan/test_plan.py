@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from models import Stack
-from plans import BOUND, build, data, error
+from plans import BOUND, build, data, error, sealed
 from torch import nn
 
 import attnpass
@@ -73,7 +73,7 @@ def changed_heads(model, plan, path):
 
 def another_name(model, plan, path):
     content = json.loads(path.read_text())
-    content["sites"]["blocks.7.attn"] = content["sites"]["blocks.1.attn"]
+    content["sites"]["blocks.7.attn"] = {**content["sites"]["blocks.1.attn"], "weights": ""}
     path.write_text(json.dumps(content))
     return model, Plan.load(path)
 
@@ -91,21 +91,18 @@ def wrong_shape(model, plan, path):
     tensors = load_file(path.with_suffix(".safetensors"))
     tensors["blocks.0.attn|gain"] = torch.ones(3)
     save_file(tensors, path.with_suffix(".safetensors"))
-    return model, Plan.load(path)
+    return model, Plan.load(sealed(path))
 
 
 def wrong_value(model, plan, path):
-    content = json.loads(path.read_text())
-    content["sites"]["blocks.0.attn"].update(form="relu", options={"h": "tanh"})
-    path.write_text(json.dumps(content))
-    return model, Plan.load(path)
+    """As a caller may change a plan; a file with this value is not loaded."""
+    plan.sites["blocks.0.attn"] = Entry("relu", {"h": "tanh"})
+    return model, plan
 
 
 def wrong_type(model, plan, path):
-    content = json.loads(path.read_text())
-    content["sites"]["blocks.0.attn"].update(form="relu", options={"alpha": "one"})
-    path.write_text(json.dumps(content))
-    return model, Plan.load(path)
+    plan.sites["blocks.0.attn"] = Entry("relu", {"alpha": "one"})
+    return model, plan
 
 
 MISFITS = [
@@ -167,7 +164,7 @@ def test_extra_parameters_are_named(saved, warned):
     tensors = load_file(path.with_suffix(".safetensors"))
     tensors["blocks.0.attn|typo"] = torch.ones(3)
     save_file(tensors, path.with_suffix(".safetensors"))
-    attnpass.Capture(model).trace(data()).use(Plan.load(path))
+    attnpass.Capture(model).trace(data()).use(Plan.load(sealed(path)))
     assert [w for w in warned() if "typo" in w and "blocks.0.attn" in w]
 
 
