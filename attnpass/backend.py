@@ -20,6 +20,7 @@ from attnpass.graph import NormalizeError
 from attnpass.matching import marked
 from attnpass.report import Report
 from attnpass.site import Decline
+from attnpass.torch_internals import dynamo_exceptions
 
 log = logging.getLogger("attnpass")
 
@@ -45,6 +46,8 @@ def attnpass_backend(
     try:
         return GraphCompiler(gm, inputs, chosen).compile()
     except AttnpassError:
+        raise
+    except dynamo_exceptions():
         raise
     except NormalizeError as error:
         decline = Decline("HOP_UNSUPPORTED", hint=str(error))

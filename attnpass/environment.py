@@ -5,21 +5,45 @@ Two measurements can be compared where their environments are equal.
 
 from __future__ import annotations
 
+import functools
+import os
 import platform
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from attnpass.fingerprint import kernels_digest
 from attnpass.torch_internals import cpu_extensions, pytree
 
+NUMERIC = (
+    *("ATEN_", "ONEDNN_", "DNNL_", "MKL_", "OMP_", "KMP_", "OPENBLAS_", "BLIS_", "GOMP_"),
+    *("CUBLAS_", "CUDNN_", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32", "TORCH_BLAS"),
+)
+"""Beginnings of the environment variables that choose among implementations of one function."""
+
+DEVICES = ("cpu", "cuda")
+
+SETTINGS = (
+    *("get_float32_matmul_precision", "are_deterministic_algorithms_enabled", "get_default_dtype"),
+    *("backends.fp32_precision", "backends.opt_einsum.enabled", "backends.opt_einsum.strategy"),
+    *(f"backends.mkldnn.{n}" for n in ("is_available", "enabled", "deterministic", "allow_tf32")),
+    *(f"backends.mkldnn.{n}.fp32_precision" for n in ("matmul", "conv", "rnn")),
+    *(f"backends.cudnn.{n}" for n in ("enabled", "benchmark", "deterministic", "allow_tf32")),
+    *(f"backends.cudnn.{n}.fp32_precision" for n in ("conv", "rnn")),
+    *("backends.cuda.matmul.allow_tf32", "backends.cuda.matmul.fp32_precision"),
+    "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
+    "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
+    *(f"backends.cuda.{n}_sdp_enabled" for n in ("flash", "mem_efficient", "math", "cudnn")),
+)
+"""Settings of torch that choose among implementations of one function, or their precision."""
+
 PROTOCOL = 1
 """Version of the way latency and accuracy are measured; part of every cache key."""
 
 
-@cache
+@functools.cache
 def cpu_name() -> str:
     """The processor's name, as the system tells it."""
     try:
@@ -39,7 +63,33 @@ def device(kind: str = "cpu") -> dict[str, object]:
     return {**found, "threads": torch.get_num_threads()}
 
 
-@cache
+def switches() -> dict[str, object]:
+    """The settings of torch and of its libraries that may change a result in its last digits.
+
+    A score can change with them: two classes may be nearly equal.
+    """
+    names = sorted(n for n in os.environ if n.startswith(NUMERIC))
+    autocast = [[torch.is_autocast_enabled(n), str(torch.get_autocast_dtype(n))] for n in DEVICES]
+    return {
+        **{path: _setting(path) for path in SETTINGS},
+        "autocast": autocast,
+        "variables": {n: os.environ[n] for n in names},
+        "python": platform.python_version(),
+    }
+
+
+def _setting(path: str) -> str:
+    """A setting as text, also where this version of torch lacks it, or will not tell it."""
+    try:
+        found: Any = functools.reduce(getattr, path.split("."), torch)
+        return str(found() if callable(found) else found)
+    except AttributeError:
+        return "absent"
+    except RuntimeError:  # where the older and the newer way to set a precision were mixed
+        return "refused"
+
+
+@functools.cache
 def instructions() -> str:
     """The CPU's vector instructions, with ``bf16`` and ``amx`` where torch can use them."""
     found = torch.backends.cpu.get_cpu_capability()

@@ -47,3 +47,7 @@ class MissingDependencyError(AttnpassError):
 
 class CheckError(AttnpassError):
     """A stage of the pass left a graph that does not keep the stage's promises (our mistake)."""
+
+
+class ArgumentError(AttnpassError, ValueError):
+    """An operator's argument has a wrong shape, dtype, device, layout or value."""

@@ -69,6 +69,8 @@ class AttentionSite:
             elsewhere).
         mixed: heads are combined before or after softmax (talking heads), or the map is turned.
         sink: a column of the logits belongs to no key.
+        mixed_fills: masked logits are not all the same number, so that rows without a kept key
+            depend on the order of the masks.
         width: features of the block output (after the output projection), ``None`` if not found.
         grid: rows and columns of patch tokens, ``None`` where the tokens are a sequence.
         prefix: tokens before the patch tokens (class, registers).
@@ -94,6 +96,7 @@ class AttentionSite:
     swapped: bool = False
     mixed: bool = False
     sink: bool = False
+    mixed_fills: bool = False
     width: int | None = None
     grid: tuple[int, int] | None = None
     prefix: int = 0

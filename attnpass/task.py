@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from attnpass.batch import Batch
 from attnpass.errors import AttnpassError, TaskError
-from attnpass.fingerprint import behaviour, digest
+from attnpass.fingerprint import Contents, contents
 from attnpass.text import shown
 from attnpass.torch_internals import pytree
 
@@ -65,10 +65,11 @@ class Task:
     pooled: bool = False
     path: str = field(default="", repr=False)
 
-    def digest(self) -> str:
-        """Digest of the validation data, the example and the score function, 16 hex digits."""
-        how = [self.metric, behaviour(self.score), self.outputs, self.pooled]
-        return digest([*how, list(self.validation), self.example])
+    def contents(self) -> Contents:
+        """Digests of all that decides a score: model, score, data, and the sources behind them."""
+        judged = [self.metric, self.outputs, self.pooled, list(self.validation), self.example]
+        where = BUILT_IN.get(self.path, self.path).rpartition(":")[0]
+        return contents(self.model, self.score, judged, [_module_name(where)])
 
 
 def load_task(path: str, *, limit: float = 0.0) -> Task:
@@ -154,7 +155,7 @@ def _module(where: str, path: str) -> ModuleType:
     file = Path(where).resolve()
     if not file.is_file():
         raise TaskError(f"expected a file {where} for task {path}, found none")
-    name = f"attnpass_task_{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}"
+    name = _module_name(where)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -162,6 +163,14 @@ def _module(where: str, path: str) -> ModuleType:
     sys.path.insert(0, str(file.parent))
     spec.loader.exec_module(module)
     return module
+
+
+def _module_name(where: str) -> str:
+    """The name of a task's module: that of a file holds a digest of its path."""
+    if not where.endswith(".py"):
+        return where
+    path = os.fsencode(Path(where).resolve())
+    return f"attnpass_task_{hashlib.sha256(path).hexdigest()[:12]}"
 
 
 def _check(task: Task, path: str) -> None:

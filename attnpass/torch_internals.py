@@ -7,32 +7,42 @@ that are slow to import are imported inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import ctypes
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.fx.traceback as fx_traceback
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._guards import TracingContext
-from torch._ops import HigherOrderOperator, OpOverload
+from torch._library.custom_ops import OPDEFS, CustomOpDef
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 if TYPE_CHECKING:
     from torch._C import FunctionSchema
 
 __all__ = [
+    "CustomOpDef",
     "FakeTensor",
     "HigherOrderOperator",
     "OpOverload",
+    "OpOverloadPacket",
     "TracingContext",
     "pytree",
     "unset_fake_temporarily",
 ]
 # TracingContext: Dynamo's own fake tensors; other fake tensors would add guards nobody checks.
 # pytree: the trees that Dynamo itself flattens; torch.utils.pytree is not in 2.13.
-# HigherOrderOperator, OpOverload: how a graph's targets are told apart.
+# HigherOrderOperator, OpOverload, OpOverloadPacket: how a graph's targets are told apart.
+# CustomOpDef: what torch.library.custom_op returns, to find the functions behind it.
 # FakeTensor, unset_fake_temporarily: to run a constant part of a graph on real tensors.
 
 GRAD_MODE = "_set_grad_enabled"
@@ -49,6 +59,26 @@ def schema(node: Any) -> FunctionSchema | None:
     """
     found: FunctionSchema | None = getattr(getattr(node, "target", None), "_schema", None)
     return found
+
+
+def side_effects() -> Container[Any]:
+    """Operators that fx keeps though nothing reads their result: assertions, prints, tokens.
+
+    Public API: none (``torch.fx.node.has_side_effect`` registers, nothing lists).
+    """
+    from torch.fx.node import _side_effectful_functions
+
+    return _side_effectful_functions
+
+
+def dynamo_exceptions() -> tuple[type[BaseException], ...]:
+    """What Dynamo raises to steer itself: restarts of its analysis, graph breaks, user errors.
+
+    Public API: none. A backend that swallows a restart compiles a graph that is given up.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    return (TorchDynamoException,)
 
 
 def overload_name(target: OpOverload) -> str:
@@ -169,10 +199,14 @@ WEIGHT_SOURCES = "_param_name_to_source"
 def weight_sources(old: fx.GraphModule, new: fx.GraphModule) -> None:
     """Carry the origin of every weight from Dynamo's graph to the one traced from it.
 
-    Without it the inner compiler fails: "not found in param_name_to_source".
+    A constant that tracing lifted into the graph is its own origin. Without one the inner compiler
+    fails: "not found in param_name_to_source".
     """
+    from torch._dynamo.source import ConstantSource
+
     if hasattr(old, WEIGHT_SOURCES):
-        setattr(new, WEIGHT_SOURCES, getattr(old, WEIGHT_SOURCES))
+        constants = {name: ConstantSource(f"attnpass_{name}") for name, _ in new.named_buffers()}
+        setattr(new, WEIGHT_SOURCES, constants | getattr(old, WEIGHT_SOURCES))
 
 
 def mark_static(parameters: Iterable[nn.Parameter]) -> None:
@@ -270,11 +304,56 @@ def gpu_sleep(cycles: int) -> None:
     torch.cuda._sleep(cycles)
 
 
+def in_forward_mode() -> bool:
+    """Whether tangents are being computed: a custom operator drops them without a word."""
+    return forward_ad._current_level >= 0
+
+
 def load_cpp(source: str) -> Any:
     """C++ source compiled with inductor's own flags for this CPU, cached by source and flags.
 
-    ``torch.utils.cpp_extension`` needs ninja and takes minutes: it includes all of torch.
+    ``torch.utils.cpp_extension`` needs ninja and takes minutes: it includes all of torch. With
+    inductor's ``CppCodeCache`` the linker writes into the cache itself: a process that is killed
+    meanwhile leaves half a library, which the next one loads. Here a library enters the cache
+    when it is whole; the lock spares other processes the same work.
     """
-    from torch._inductor.codecache import CppCodeCache
+    from torch._inductor.codecache import LOCK_TIMEOUT
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+    from torch.utils._filelock import FileLock
 
-    return CppCodeCache.load(source, "cpu")
+    def builder(folder: str) -> CppBuilder:
+        options = CppTorchDeviceOptions(vec_isa=pick_vec_isa(), device_type="cpu")
+        return CppBuilder("main", f"{folder}/main.cpp", options, folder)
+
+    key = hashlib.sha256(f"{source}{builder('').get_command_line()}".encode()).hexdigest()
+    cache = Path(cache_dir()) / "attnpass"
+    cache.mkdir(parents=True, exist_ok=True)
+    library = cache / f"{key}.so"
+    with FileLock(f"{library}.lock", timeout=LOCK_TIMEOUT):
+        if not library.exists():
+            with tempfile.TemporaryDirectory(dir=cache) as folder:
+                Path(folder, "main.cpp").write_text(source)
+                one = builder(folder)
+                one.build()
+                os.replace(one.get_target_file_path(), library)
+    return ctypes.CDLL(str(library))
+
+
+def custom_op_functions(definition: CustomOpDef) -> list[Any]:
+    """The Python functions behind a ``torch.library.custom_op``; the first is its own.
+
+    Public API: none. Stored scores depend on them.
+    """
+    own = definition
+    inner = (own._backend_fns, own._abstract_fn, own._vmap_fn, own._torch_dispatch_fns)
+    return [own._init_fn, *inner]
+
+
+def custom_ops() -> dict[str, CustomOpDef]:
+    """The operators of ``torch.library.custom_op`` in this process, by ``space::name``.
+
+    Public API: none.
+    """
+    return dict(sorted(OPDEFS.items()))

@@ -15,8 +15,9 @@ from attnpass.kernels.gpu import limits
 
 
 def _has_triton(x: Tensor) -> bool:
-    """Whether the Triton kernels serve the device of ``x``."""
-    return x.device.type == "cuda" and limits.capability() >= limits.MIN_CAPABILITY
+    """Whether the Triton kernels serve the device and the dtype of ``x``: they sum in float32."""
+    fits = x.device.type == "cuda" and x.dtype != torch.float64
+    return fits and limits.capability() >= limits.MIN_CAPABILITY
 
 
 def pointwise(call: PointwiseCall) -> Tensor:

@@ -1,7 +1,8 @@
 """The operators ``attnpass::pointwise`` and ``attnpass::hydra``: schemas, fakes and autograd.
 
 Compiled graphs and caches hold the schemas: names, order and defaults of the arguments must not
-change. Behind the schema every function takes a ``PointwiseCall`` or a ``HydraCall``.
+change. Behind the schema every function takes a ``PointwiseCall`` or a ``HydraCall``. Each call is
+checked before it runs and when it is traced: ``check`` says what a valid one is.
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, dv value dim.
 """
 
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, Optional, Protocol
 import torch
 from torch import Tensor
 
-from attnpass.kernels import dispatch
+from attnpass.kernels import check, dispatch
 from attnpass.kernels.call import HydraCall, PointwiseCall
 from attnpass.kernels.shapes import heads_last
 from attnpass.kernels.tile import Tile
@@ -27,6 +28,11 @@ def _filled(q: Tensor, gradients: Sequence[Tensor | None]) -> list[Tensor]:
 def _fakes(inputs: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of q, k and v without values."""
     return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs]
+
+
+def _traced_tile(numbers: Sequence[int]) -> Tile:
+    """The tile of a call that is traced; any sound one where a number is symbolic."""
+    return Tile.from_list(numbers) if all(type(n) is int for n in numbers) else Tile()
 
 
 @torch.library.custom_op("attnpass::pointwise", mutates_args=())
@@ -59,28 +65,36 @@ def pointwise(
         v: values ``[B, G, S, dv]``.
         bias: float, broadcastable to ``[B, H, T, S]``; -inf masks the position.
         keep: bool, broadcastable to ``[B, H, T, S]``; applied after ``h``.
-        tau: temperature > 0, float32 ``[H]``.
-        offset: float32, broadcastable to ``[B, H, T, 1]``.
-        gain: float32, broadcastable to ``[B, H, T, 1]``.
+        tau: temperature > 0, float ``[H]``.
+        offset: float, broadcastable to ``[B, H, T, 1]``.
+        gain: float, broadcastable to ``[B, H, T, 1]``.
         scale: factor on the products of queries and keys.
         h: a key of ``activations.H``, or ``sigmoid_tanh``: on a GPU the hardware's tanh, quicker,
             and wrong by up to 2^-12 of 1, which is as much as a whole weight of 1/4096.
         causal: whether only the keys s <= t are kept.
         tile: ``Tile.as_list()`` of the forward.
         grad_tile: ``Tile.as_list()`` of the backward.
-        slopes: float32 ``[H]``; ``- slope |t - s|`` is added to the bias (ALiBi, 2108.12409).
+        slopes: float ``[H]``; ``- slope |t - s|`` is added to the bias (ALiBi, 2108.12409).
         lengths: int ``[B]``; only the first ``lengths[b]`` keys of an item are kept.
         window: only the keys with ``|t - s| < window`` are kept; 0 keeps all.
 
     Raises:
-        ValueError: a tile with a size below 1.
+        ArgumentError: not a valid call, or a tile with a size out of range.
     """
     given = (q, k, v, bias, keep, tau, offset, gain, scale, h, causal)
-    return dispatch.pointwise(PointwiseCall(*given, Tile.from_list(tile), slopes, lengths, window))
+    call = PointwiseCall(*given, Tile.from_list(tile), slopes, lengths, window)
+    Tile.from_list(grad_tile)  # a tile of the backward is refused before the forward runs
+    check.pointwise(call)
+    return dispatch.pointwise(call)
 
 
 @pointwise.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, *rest: object) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    x = _PointwiseArguments(q, k, v, *rest)
+    _traced_tile(x.grad_tile)
+    terms = (x.bias, x.keep, x.tau, x.offset, x.gain, x.scale, x.h, x.causal)
+    more = (_traced_tile(x.tile), x.slopes, x.lengths, x.window)
+    check.pointwise(PointwiseCall(q, k, v, *terms, *more), traced=True)
     return heads_last(q, v.shape[3])
 
 
@@ -108,9 +122,14 @@ def pointwise_backward(
 
     The arguments are those of ``pointwise``, after ``grad [B, H, T, dv]``; ``needs_bias``: whether
     the bias gets its gradient.
+
+    Raises:
+        ArgumentError: not a valid call, or a tile with a size out of range.
     """
     given = (q, k, v, bias, keep, tau, offset, gain, scale, h, causal)
     call = PointwiseCall(*given, Tile.from_list(tile), slopes, lengths, window)
+    check.pointwise(call)
+    check.gradient(grad, q, v)
     return _filled(q, dispatch.pointwise_backward(grad, call, needs_bias))
 
 
@@ -130,8 +149,14 @@ def _(
     causal: bool,
     tile: list[int],
     needs_bias: bool,
-    *rest: object,
+    slopes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    window: int = 0,
 ) -> list[Tensor]:
+    given = (q, k, v, bias, keep, tau, offset, gain, scale, h, causal)
+    call = PointwiseCall(*given, _traced_tile(tile), slopes, lengths, window)
+    check.pointwise(call, traced=True)
+    check.gradient(grad, q, v, traced=True)
     others = [bias if needs_bias else None, tau, offset, gain]
     terms = [None if x is None else x.new_empty(x.shape) for x in others]
     return [*_fakes((q, k, v)), *_filled(q, terms)]
@@ -153,9 +178,9 @@ class _PointwiseArguments(NamedTuple):
     causal: bool
     tile: list[int]
     grad_tile: list[int]
-    slopes: Tensor | None
-    lengths: Tensor | None
-    window: int
+    slopes: Tensor | None = None
+    lengths: Tensor | None = None
+    window: int = 0
 
 
 class _Saved(Protocol):
@@ -221,19 +246,31 @@ def hydra(
         k: keys ``[B, H, S, d]``; repeat grouped heads first.
         v: values ``[B, H, S, d]``.
         keep: bool ``[B|1, 1, 1, S]``.
-        gain: float32 ``[1, H, 1, d]``.
+        gain: float ``[1, H, 1, d]``.
         causal: whether the sum runs over s <= t alone, which needs T = S.
         eps: floor of the squared norm over all H * d features.
         tile: ``Tile.as_list()`` of both directions.
 
     Raises:
-        ValueError: a tile with a size below 1.
+        ArgumentError: not a valid call, or a tile with a size out of range.
     """
-    return dispatch.hydra(HydraCall(q, k, v, keep, gain, causal, eps, Tile.from_list(tile)))
+    call = HydraCall(q, k, v, keep, gain, causal, eps, Tile.from_list(tile))
+    check.hydra(call)
+    return dispatch.hydra(call)
 
 
 @hydra.register_fake
-def _(q: Tensor, *rest: object) -> Tensor:
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keep: Tensor | None,
+    gain: Tensor | None,
+    causal: bool,
+    eps: float,
+    tile: list[int],
+) -> Tensor:
+    check.hydra(HydraCall(q, k, v, keep, gain, causal, eps, _traced_tile(tile)), traced=True)
     return heads_last(q, q.shape[3])
 
 
@@ -252,8 +289,13 @@ def hydra_backward(
     """The gradients of q, k, v and gain; an empty tensor where there is none.
 
     The arguments are those of ``hydra``, after ``grad [B, H, T, d]``.
+
+    Raises:
+        ArgumentError: not a valid call, or a tile with a size out of range.
     """
     call = HydraCall(q, k, v, keep, gain, causal, eps, Tile.from_list(tile))
+    check.hydra(call)
+    check.gradient(grad, q, v)
     return _filled(q, dispatch.hydra_backward(grad, call))
 
 
@@ -265,8 +307,13 @@ def _(
     v: Tensor,
     keep: Tensor | None,
     gain: Tensor | None,
-    *rest: object,
+    causal: bool,
+    eps: float,
+    tile: list[int],
 ) -> list[Tensor]:
+    call = HydraCall(q, k, v, keep, gain, causal, eps, _traced_tile(tile))
+    check.hydra(call, traced=True)
+    check.gradient(grad, q, v, traced=True)
     dgain = None if gain is None else gain.new_empty(gain.shape)
     return [*_fakes((q, k, v)), *_filled(q, [dgain])]
 

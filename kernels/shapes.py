@@ -23,9 +23,14 @@ def heads_last(q: Tensor, dv: int) -> Tensor:
     return q.new_empty((b, t, heads, dv)).transpose(1, 2)
 
 
+def wide(x: Tensor) -> Tensor:
+    """``x`` in the dtype of logits and sums: float32, or float64 for float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def repeated(x: Tensor, heads: int) -> Tensor:
     """Grouped key/value heads repeated: ``[B, G, S, d]`` -> ``[B, H, S, d]``, without a copy."""
-    group = heads // x.shape[1]
+    group = heads // max(1, x.shape[1])
     if group == 1:
         return x
     return x.unsqueeze(2).expand(-1, -1, group, -1, -1).flatten(1, 2)
@@ -48,7 +53,8 @@ def without_positions(call: PointwiseCall) -> PointwiseCall:
         near = t - s if call.causal else (t - s).abs()
         masks.append(near < call.window)
     if call.slopes is not None:
-        alibi = call.slopes.float().view(-1, 1, 1) * -(t - s).abs()
-        bias = alibi if bias is None else bias.float() + alibi
+        dtype = torch.promote_types(call.q.dtype, torch.float32)
+        alibi = call.slopes.to(dtype).view(-1, 1, 1) * -(t - s).abs()
+        bias = alibi if bias is None else bias.to(dtype) + alibi
     keep = functools.reduce(torch.logical_and, masks) if masks else None
     return replace(call, bias=bias, keep=keep, slopes=None, lengths=None, window=0)

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 
 from torch import Tensor
 
+from attnpass.errors import ArgumentError
 from attnpass.torch_internals import hint
 
 IMPLEMENTATIONS = ("fused", "aten")
 
 LARGEST = 2**16
-"""The largest size in a tile: a block's scores take memory that grows with both its sizes."""
+"""The largest size in a tile: the kernels may multiply two of them and a length in 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Tile:
         persistent: 1 starts as many programs as the GPU has multiprocessors (GPU only).
 
     Raises:
-        ValueError: an unknown implementation, a size out of range or a switch other than 0 and 1.
+        ArgumentError: an unknown implementation, a size out of range, or a switch other than 0 and
+            1.
     """
 
     implementation: str = "fused"
@@ -49,15 +51,15 @@ class Tile:
 
     def __post_init__(self) -> None:
         if self.implementation not in IMPLEMENTATIONS:
-            raise ValueError(
+            raise ArgumentError(
                 f"expected implementation in {IMPLEMENTATIONS}, got {self.implementation!r}"
             )
         for name in ("descriptors", "persistent"):
             if getattr(self, name) not in (0, 1):
-                raise ValueError(f"expected {name} 0 or 1, got {getattr(self, name)}")
+                raise ArgumentError(f"expected {name} 0 or 1, got {getattr(self, name)}")
         for name in ("block_m", "block_n", "warps", "stages", "heads"):
             if getattr(self, name) not in range(1, LARGEST + 1):
-                raise ValueError(f"expected {name} 1 to {LARGEST}, got {getattr(self, name)}")
+                raise ArgumentError(f"expected {name} 1 to {LARGEST}, got {getattr(self, name)}")
 
     def as_list(self) -> list[int]:
         """All fields but the implementation, in order: how an operator takes the tile."""
@@ -68,7 +70,7 @@ class Tile:
         """The fused tile of ``as_list()``; fields that a shorter list lacks have their defaults.
 
         Raises:
-            ValueError: as ``Tile`` does.
+            ArgumentError: as ``Tile`` does, or more numbers than a tile has.
         """
         return _fused(*numbers)
 
@@ -80,6 +82,9 @@ class Tile:
 @functools.lru_cache(1024)
 def _fused(*numbers: int) -> Tile:
     """The fused tile of these numbers; an operator asks for the same few at every call."""
+    most = len(fields(Tile)) - 1
+    if len(numbers) > most:
+        raise ArgumentError(f"expected a tile of at most {most} numbers, got {len(numbers)}")
     return Tile("fused", *numbers)
 
 

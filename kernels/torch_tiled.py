@@ -20,12 +20,7 @@ from attnpass.kernels.call import (
     PointwiseCall,
     PointwiseGradients,
 )
-from attnpass.kernels.shapes import heads_last, repeated
-
-
-def _wide(x: Tensor) -> Tensor:
-    """``x`` in the dtype of logits and sums."""
-    return x if x.dtype == torch.float64 else x.float()
+from attnpass.kernels.shapes import heads_last, repeated, wide
 
 
 def _cut(x: Tensor, rows: slice, columns: slice) -> Tensor:
@@ -49,10 +44,13 @@ class _Scores:
 
     def __init__(self, call: PointwiseCall) -> None:
         heads = call.q.shape[1]
-        self.q = _wide(call.q)
-        self.k, self.v = (_wide(repeated(x, heads)) for x in (call.k, call.v))
-        self.tau = None if call.tau is None else _wide(call.tau).view(1, -1, 1, 1)
-        self.offset = None if call.offset is None else _wide(call.offset)
+        self.q = wide(call.q)
+        self.k, self.v = (wide(repeated(x, heads)) for x in (call.k, call.v))
+        # products take operands of one dtype, and a term may be wider than q
+        self.tau, self.offset, self.gain = (
+            None if x is None else x.to(self.q.dtype) for x in (call.tau, call.offset, call.gain)
+        )
+        self.tau = None if self.tau is None else self.tau.view(1, -1, 1, 1)
         self.call = call
 
     def block(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -61,9 +59,9 @@ class _Scores:
         raw = self.q[:, :, rows] @ self.k[:, :, columns].transpose(-1, -2) * call.scale
         mask = None if call.keep is None else _cut(call.keep, rows, columns)
         if call.bias is not None:
-            bias = _wide(_cut(call.bias, rows, columns))
+            bias = _cut(call.bias, rows, columns).to(raw.dtype)
             finite = bias != -math.inf
-            raw = raw + bias.where(finite, torch.zeros((), dtype=bias.dtype))
+            raw = raw + bias.masked_fill(~finite, 0.0)
             mask = finite if mask is None else mask & finite
         if call.causal:
             t = torch.arange(rows.start, rows.stop, device=raw.device).view(-1, 1)
@@ -89,7 +87,7 @@ def pointwise(call: PointwiseCall) -> Tensor:
         for column in columns:
             _, s, mask = scores.block(rows, column)
             total += _masked(value(s), mask) @ scores.v[:, :, column]
-        total = total if call.gain is None else total * _cut(call.gain, rows, rows)
+        total = total if scores.gain is None else total * _cut(scores.gain, rows, rows)
         out[:, :, rows] = total.to(call.q.dtype)
     return out
 
@@ -117,8 +115,9 @@ def _zero_sums(scores: _Scores, dtype: torch.dtype, needs_bias: bool) -> Pointwi
 
 def _finished(sums: PointwiseGradients, call: PointwiseCall) -> PointwiseGradients:
     """The sums in the dtypes of the inputs, query heads of one group put together."""
-    group = call.q.shape[1] // call.k.shape[1]
-    k, v = (x.unflatten(1, (-1, group)).sum(2) for x in (sums.k, sums.v))
+    groups = call.k.shape[1]
+    group = call.q.shape[1] // max(1, groups)
+    k, v = (x.unflatten(1, (groups, group)).sum(2) for x in (sums.k, sums.v))
     return PointwiseGradients(
         sums.q.to(call.q.dtype),
         k.to(call.k.dtype),
@@ -144,7 +143,7 @@ def _add(total: Tensor | None, block: Tensor, rows: slice, columns: slice) -> No
 
 def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseGradients:
     """The gradients for ``grad [B, H, T, dv]``, by recomputation of every block of weights."""
-    grad, scores = _wide(grad), _Scores(call)
+    grad, scores = wide(grad), _Scores(call)
     sums = _zero_sums(scores, grad.dtype, needs_bias)
     for rows, columns in _blocks(call):
         for column in columns:
@@ -163,7 +162,7 @@ def _add_block(
     dp = _masked(g @ scores.v[:, :, column].transpose(-1, -2), mask)
     if sums.gain is not None:
         _add(sums.gain, p * dp, rows, column)
-    gain = None if call.gain is None else _cut(call.gain, rows, column)
+    gain = None if scores.gain is None else _cut(scores.gain, rows, column)
     sums.v[:, :, column].add_(p.transpose(-1, -2) @ (g if gain is None else g * gain))
     ds = dp * h.slope(s)
     ds = _masked(ds if gain is None else ds * gain, mask)
@@ -181,13 +180,13 @@ def hydra(call: HydraCall) -> Tensor:
     q, k, v, keep, step = call.q, call.k, call.v, call.keep, call.tile.block_m
     b, heads, t, d = q.shape
     out = heads_last(q, d)
-    total = q.new_zeros((b, heads, 1, d), dtype=_wide(q[:, :, :0]).dtype)
+    total = q.new_zeros((b, heads, 1, d), dtype=wide(q[:, :, :0]).dtype)
 
     def unit(x: Tensor) -> Tensor:
-        return _unit(_wide(x), call.eps)[0]
+        return _unit(wide(x), call.eps)[0]
 
     def products(rows: slice) -> Tensor:
-        kv = unit(k[:, :, rows]) * _wide(v[:, :, rows])
+        kv = unit(k[:, :, rows]) * wide(v[:, :, rows])
         return kv if keep is None else kv * _cut(keep, slice(0, 1), rows).transpose(-1, -2)
 
     if not call.causal:
@@ -224,17 +223,17 @@ def _unit_grad(grad: Tensor, unit: Tensor, r: Tensor, above: Tensor) -> Tensor:
 def hydra_backward(grad: Tensor, call: HydraCall) -> HydraGradients:
     """The gradients for ``grad [B, H, T, d]``; see ``HydraCall``."""
     q, k, v, keep, gain = call.q, call.k, call.v, call.keep, call.gain
-    (qn, rq, fq), (kn, rk, fk) = (_unit(_wide(x), call.eps) for x in (q, k))
+    (qn, rq, fq), (kn, rk, fk) = (_unit(wide(x), call.eps) for x in (q, k))
     weight = kn if keep is None else kn * keep.transpose(-1, -2)
-    kv = weight * _wide(v)
+    kv = weight * wide(v)
     total = kv.cumsum(2) if call.causal else kv.sum(2, keepdim=True)
-    g, dgain = _wide(grad), None
+    g, dgain = wide(grad), None
     if gain is not None:
         dgain = (g * qn * total).sum((0, 2), keepdim=True).to(gain.dtype)
         g = g * gain
     dtotal = g * qn
     dkv = dtotal.flip(2).cumsum(2).flip(2) if call.causal else dtotal.sum(2, keepdim=True)
-    dkn = dkv * _wide(v) if keep is None else dkv * _wide(v) * keep.transpose(-1, -2)
+    dkn = dkv * wide(v) if keep is None else dkv * wide(v) * keep.transpose(-1, -2)
     dq = _unit_grad(g * total, qn, rq, fq)
     dk = _unit_grad(dkn, kn, rk, fk)
     return HydraGradients(dq.to(q.dtype), dk.to(k.dtype), (dkv * weight).to(v.dtype), dgain)

@@ -25,7 +25,7 @@ ARROWS: dict[str, dict[str, str]] = {
     "files": {},
     "torch_internals": {},
     "graph": {"errors": "a stage that does not keep its promise"},
-    "kernels": {},
+    "kernels": {"errors": "refuses a call that is not valid"},
     "batch": {"errors": "refuses arguments that are no batch"},
     "report": {
         "console": "prints names as they are",
@@ -131,10 +131,15 @@ LATER = {"plan": {"capture"}, "plan.plan": {"capture"}, "capture.captured": {"ca
 Plan.create and Plan.bind take a model, and only a capture can read one."""
 
 KERNELS: dict[str, dict[str, str]] = {
-    "kernels.tile": {},
+    "kernels.tile": {"errors": "refuses a size out of range"},
     "kernels.activations": {},
     "kernels.reference": {},
     "kernels.call": {"kernels.tile": "a call says with which tile it runs"},
+    "kernels.check": {
+        "errors": "refuses a call that is not valid",
+        "kernels.activations": "the functions h that are known",
+        "kernels.call": "takes a call",
+    },
     "kernels.shapes": {"kernels.call": "writes a call's positions as a bias and a mask"},
     "kernels.torch_tiled": {
         "kernels.activations": "the functions h and their slopes",
@@ -153,6 +158,7 @@ KERNELS: dict[str, dict[str, str]] = {
         "kernels.torch_tiled": "plain torch serves the calls that the C++ kernels refuse",
     },
     "kernels.gpu": {
+        "errors": "refuses a tile that Triton cannot compile",
         "kernels.call": "takes a call",
         "kernels.shapes": "the layout of results",
         "kernels.tile": "what a tile needs of a GPU",
@@ -168,14 +174,15 @@ KERNELS: dict[str, dict[str, str]] = {
         "kernels.gpu": "the Triton kernels, and whether they run here",
     },
     "kernels.ops": {
+        "kernels.check": "a call is valid, or it does not run",
         "kernels.call": "builds a call from an operator's flat arguments",
         "kernels.dispatch": "runs the call on its device",
         "kernels.shapes": "the layout of results",
         "kernels.tile": "reads the tile from an operator's list of numbers",
     },
 }
-"""The rooms of the numeric side, and which of each other they may import. They import nothing else
-of ours: kernels know tensors, and never a graph, a plan or a database."""
+"""The rooms of the numeric side, and which of each other they may import. Of the rest of ours
+they import the errors alone: kernels know tensors, and never a graph, a plan or a database."""
 
 TUNER: dict[str, dict[str, str]] = {
     "tuner.progress": {},

@@ -54,6 +54,8 @@ HYDRA = {
     "odd sizes": (3, 3, 13, 13, 5),
     "cross": (2, 2, 5, 9, 4),
     "cross, fewer keys": (2, 2, 9, 5, 4),
+    "one vector of 16": (2, 3, 6, 6, 16),
+    "three vectors of 16": (1, 2, 6, 6, 48),
     "no queries": (2, 2, 0, 5, 4),
     "no keys": (2, 2, 5, 0, 4),
     "empty batch": (0, 2, 5, 5, 4),

@@ -83,3 +83,44 @@ def test_shapes_of_a_call():
 
 def test_the_processor_has_a_name():
     assert environment.cpu_name()
+
+
+@pytest.mark.parametrize(
+    ("name", "switch", "value", "back"),
+    [
+        ("are_deterministic_algorithms_enabled", torch.use_deterministic_algorithms, True, False),
+        ("get_default_dtype", torch.set_default_dtype, torch.float64, torch.float32),
+        ("backends.cuda.math_sdp_enabled", torch.backends.cuda.enable_math_sdp, False, True),
+    ],
+)
+def test_a_switch_of_torch_is_seen(name, switch, value, back):
+    before = environment.switches()
+    assert json.loads(json.dumps(before)) == before
+    switch(value)
+    try:
+        after = environment.switches()
+    finally:
+        switch(back)
+    assert [k for k in before if before[k] != after[k]] == [name]
+    assert environment.switches() == before
+
+
+@pytest.mark.parametrize("name", ["ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR"])
+def test_a_variable_that_chooses_instructions_is_seen(name, monkeypatch):
+    before = environment.switches()["variables"]
+    monkeypatch.setenv(name, "other")
+    monkeypatch.setenv("SOMETHING_ELSE", "other")
+    assert environment.switches()["variables"] == {**before, name: "other"}
+
+
+def test_a_precision_that_torch_will_not_tell_is_no_error(monkeypatch):
+    def refuses():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    assert environment.switches()["get_float32_matmul_precision"] == "medium"
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", refuses)
+    monkeypatch.delattr(torch, "get_default_dtype")
+    found = environment.switches()
+    assert found["get_float32_matmul_precision"] == "refused"
+    assert found["get_default_dtype"] == "absent"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import types
+import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -45,7 +46,15 @@ class Capture:
         self._names, self._choice = SiteNames(model), Choice()
         self._keep = False
         self.calls = 0
-        self._entry = torch.compile(fresh_entry(model), backend=self._backend, dynamic=dynamic)
+        this = weakref.ref(self)
+
+        def backend(gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+            # Dynamo keeps every backend: by a reference it would keep all graphs of this capture
+            capture = this()
+            assert capture is not None
+            return capture._backend(gm, inputs)
+
+        self._entry = torch.compile(fresh_entry(model), backend=backend, dynamic=dynamic)
 
     def _backend(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         graph = CapturedGraph(gm, inputs, self._names, self._choice, self.allow)
@@ -60,6 +69,14 @@ class Capture:
             return out
 
         return trampoline
+
+    def close(self) -> None:
+        """Forget the graphs: Dynamo keeps their callables, and these would keep fake tensors.
+
+        The capture cannot be called any more.
+        """
+        for graph in self.graphs:
+            graph.close()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output under the plan in use.
@@ -130,9 +147,10 @@ class Capture:
 
     def bind_plan(self, plan: Plan) -> None:
         """Tell ``plan`` which parameters make its sites."""
+        places = self._names.places
         for _, layer in self.layers:
             for region in layer.regions:
-                plan.bind_site(region.site, layer.parameters[region.site.name])
+                plan.bind_site(region.site, layer.parameters[region.site.name], places)
 
     def use(self, plan: Plan | None, *, strict: bool = False) -> dict[str, str]:
         """Run under ``plan`` from now on; returns site name to form for what is rewritten.

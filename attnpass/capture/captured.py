@@ -6,6 +6,7 @@ identity of its parameters.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,6 +96,13 @@ class CapturedGraph:
         """The normal form; Dynamo's own graph where it cannot be normalised."""
         return self.matched.normal
 
+    def close(self) -> None:
+        """Forget all nodes and what was recorded."""
+        self.layers.clear()
+        self.last = None
+        empty = fx.GraphModule({}, fx.Graph())
+        self.matched = MatchedGraph(empty)
+
     def layer(self, inputs: Sequence[Any]) -> Layer:
         """The layer whose parameters are among ``inputs``; met for the first time, a new one."""
         key = tuple(id(inputs[i]) for i in self.matched.identity)
@@ -105,16 +113,21 @@ class CapturedGraph:
 
     def _met(self, inputs: Sequence[Any]) -> Layer:
         """A layer that was not met before, its sites named."""
-        graph = self.matched
-        prefix = graph.prefix(inputs, self.names.paths)
+        graph, places = self.matched, self.names.places
+        prefix = graph.prefix(inputs, {at: place.path for at, place in places.items()})
         called = [".".join(filter(None, (prefix, path))) for path in graph.paths]
-        paths = [self.names.weight(x, name) for x, name in zip(inputs, called, strict=True)]
+        paths = [
+            self.names.weight(x, name, places) for x, name in zip(inputs, called, strict=True)
+        ]
         positions = {path: i for i, path in enumerate(paths) if path}
         found = Layer([], {}, {}, graph.normal, positions=positions)
         rows = zip(graph.regions, graph.projections, graph.outputs, strict=True)
+        times: Counter[Any] = Counter()
         for region, own, output in rows:
             parameters = [inputs[i] for i in own]
-            name = self.names.site(prefix, region.site, parameters)
+            same = (region.site.name.partition("#")[0], region.site.source, own)
+            name = self.names.site(prefix, region.site, parameters, places, times[same])
+            times[same] += 1
             found.regions.append(replace(region, site=replace(region.site, name=name)))
             found.parameters[name] = parameters
             found.projections[name] = [paths[i] for i in (*own, *output) if paths[i]]

@@ -30,7 +30,9 @@ def find_sites(model: nn.Module, *args: Any, allow: Sequence[str] = (), **kwargs
             type(model).__name__,
             len(capture.declined),
         )
-    return Report(capture.sites, capture.declined, graphs=len(capture.graphs))
+    out = Report(capture.sites, capture.declined, graphs=len(capture.graphs))
+    capture.close()
+    return out
 
 
 def explain(

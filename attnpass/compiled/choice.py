@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from attnpass.compiled.options import Options
-from attnpass.errors import AttnpassError
+from attnpass.errors import AttnpassError, PlanError
 from attnpass.fingerprint import digest_weights
 from attnpass.matching import MatchedGraph
 from attnpass.plan import Plan, assign
@@ -88,6 +88,22 @@ def _pinned(graph: MatchedGraph, inputs: Sequence[Any], options: Options) -> Pla
             "pinned plan %s is of the same model with other weights; not applied", plan.hash
         )
     return None
+
+
+def refuse_held(plan: Plan, inputs: Sequence[Any]) -> None:
+    """Refuse to record gradients under a plan that holds sums of weights and deltas.
+
+    Raises:
+        PlanError: gradients are on, for weights or deltas.
+    """
+    weights = [x for x in inputs if isinstance(x, nn.Parameter)]
+    deltas = [p for own in plan.deltas.values() for d in own.values() for p in d.parameters()]
+    wanted = any(x.requires_grad for x in (*weights, *deltas))
+    if plan.held and plan.deltas and torch.is_grad_enabled() and wanted:
+        raise PlanError(
+            "expected calls without gradients while the plan holds sums of weights and deltas, got"
+            " one with; call under torch.no_grad(), or plan.release() first"
+        )
 
 
 def warn_frozen(plan: Plan, inputs: Sequence[Any]) -> None:

@@ -3,52 +3,93 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
+from torch import Tensor
 
+from attnpass.compiled.added import Values, delta_of
 from attnpass.compiled.inner import Compiled
-from attnpass.compiled.layers import Layer
-from attnpass.compiled.variant import added_values
+from attnpass.compiled.layers import CURE, Layer
+from attnpass.errors import PlanError
+from attnpass.plan import Plan
 
 log = logging.getLogger("attnpass")
 
 
-class Dispatch:
-    """Chooses the variant of the layer whose parameters a call brings.
+class Run:
+    """One layer with its compiled variant.
 
     Args:
-        fallback: runs where no layer is known. checked: compare parameters at every call; without
-            (a bare form at all sites, the same for every layer) the first layer serves all.
+        plan: whose values the layer adds. layer: with its deltas. variant: takes the inputs and
+            then the added values. values: gives these.
     """
 
-    def __init__(self, fallback: Compiled, checked: bool) -> None:
-        self.fallback, self.checked = fallback, checked
-        self.layers: list[tuple[Layer, Compiled]] = []
-        self.warned = False
+    def __init__(self, plan: Plan, layer: Layer, variant: Compiled, values: Values) -> None:
+        self.layer = layer
+        self._plan, self._variant, self._values = plan, variant, values
+        # deltas are inputs of the variant, unless the plan holds sums
+        self._outside = layer.deltas if plan.held else {}
+        self._sums: dict[int, tuple[int, Tensor]] = {}
 
-    def add(self, layer: Layer, variant: Compiled) -> None:
-        """One more layer. A graph compiled with gradients adds the deltas itself."""
-        inside = torch.is_grad_enabled()
-        deltas = layer.deltas
-        values = list(added_values(layer.modules, deltas if inside else {}).values())
-
-        def call(*args: Any) -> Any:
-            if deltas and not inside:
-                args = tuple(deltas[i](x) if i in deltas else x for i, x in enumerate(args))
-            return variant(*args, *values)
-
-        self.layers.append((layer, call))
+    def serves(self, args: Sequence[Any]) -> bool:
+        """Whether a call brings this layer's parameters."""
+        return all(args[i] is now() for i, now in self.layer.identity)
 
     def __call__(self, *args: Any) -> Any:
-        """The output of the layer whose parameters are among ``args``."""
-        for layer, run in self.layers:
-            if not self.checked or all(args[i] is ref() for i, ref in layer.identity):
+        """The layer's output."""
+        if self._outside:
+            args = tuple(self._sum(i, x) if i in self._outside else x for i, x in enumerate(args))
+        return self._variant(*args, *self._values())
+
+    def _sum(self, i: int, weight: Tensor) -> Tensor:
+        """A weight with its delta, that of the first call while the plan holds sums."""
+        turn, plan = self._plan.held, self._plan
+        known = self._sums.get(i)
+        if turn and known is not None and known[0] == turn:
+            return known[1]
+        out = delta_of(plan, *self._outside[i]).add(weight)
+        if turn:
+            self._sums[i] = turn, out
+        return out
+
+
+class Dispatch:
+    """Chooses the layer whose parameters a call brings.
+
+    Args:
+        fallback: runs where no layer is known. meet: the layer of a call that none of the known
+            ones serves; None where the plan has none. strict: raise instead of falling back.
+    """
+
+    def __init__(
+        self,
+        fallback: Compiled,
+        meet: Callable[[Sequence[Any]], Run | None],
+        *,
+        strict: bool = False,
+    ) -> None:
+        self.fallback, self.meet, self.strict = fallback, meet, strict
+        self.layers: list[Run] = []
+        self.warned = False
+
+    def __call__(self, *args: Any) -> Any:
+        """The output of the layer whose parameters are among ``args``.
+
+        Raises:
+            PlanError: with ``strict``, a layer that the plan does not know.
+        """
+        for run in self.layers:
+            if run.serves(args):
                 return run(*args)
+        met = self.meet(args)
+        if met is not None:
+            self.layers.append(met)
+            return met(*args)
+        text = f"a graph serves a layer that the plan does not know; it runs unchanged: {CURE}"
+        if self.strict:
+            raise PlanError(text)
         if not self.warned:
             self.warned = True
-            log.warning(
-                "a graph serves a layer that the plan does not know; it runs unchanged: "
-                "give the model with plan.bind(model, *args)"
-            )
+            log.warning("%s", text)
         return self.fallback(*args)

@@ -10,18 +10,21 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from attnpass import report as reports
-from attnpass.compiled.choice import chosen_plan, warn_frozen
+from attnpass.compiled.choice import chosen_plan, refuse_held, warn_frozen
 from attnpass.compiled.dispatch import Dispatch
 from attnpass.compiled.inductor import misread
 from attnpass.compiled.inner import Compiled, compile_inner
-from attnpass.compiled.layers import Layer, layer, served
+from attnpass.compiled.layers import Layer, Served, others, refused, served
+from attnpass.compiled.meeting import Meeting
 from attnpass.compiled.options import Options
 from attnpass.compiled.variant import compile_variant, signature
 from attnpass.environment import kernel_context
 from attnpass.errors import AttnpassError
 from attnpass.kernels.tile import Tiles
 from attnpass.matching import MatchedGraph
+from attnpass.plan import Plan
 from attnpass.report import Report
+from attnpass.site import Decline
 
 log = logging.getLogger("attnpass")
 
@@ -50,7 +53,6 @@ class GraphCompiler:
             OptionError: a glob that matches no site. PlanError: with ``strict``, an entry that
                 does not fit.
         """
-        strict = self.options.strict
         # plan: which forms
         plan = chosen_plan(self.graph, self.inputs, self.options, self.report)
         if plan is None:
@@ -59,34 +61,59 @@ class GraphCompiler:
             log.warning("no attention found in a graph; it runs unchanged")
             return self._unchanged()
         warn_frozen(plan, self.inputs)
+        refuse_held(plan, self.inputs)
         # layers: which of the plan's sites this graph serves
-        layers = served(self.graph, self.inputs, plan, self.report, strict=strict)
-        if not layers:
+        outline = self.graph.outline
+        found = served(outline, self.inputs, plan)
+        eager = self.options.inner == "eager"
+        meeting = Meeting(outline, plan, self._tiles(), self.options.strict, eager)
+        self._refuse(found, plan)
+        whole = all(own == name for own, name in found.names.items())
+        if whole and not found.unknown and not plan.bindings:
+            # no error: the rest may be in other graphs of the model
+            for absent in plan.absent(set(found.names.values()), "graph")[:1]:
+                log.warning("%s", absent)
+        layers = self._layers(found, meeting)
+        if not any(one.modules for one in layers):
             return self._unchanged()
-        tiles = self._tiles()
-        found = [
-            layer(self.graph, self.inputs, plan, names, tiles, strict=strict) for names in layers
-        ]
         self.report.plan = plan.hash
         # variants: rewrite and compile, once for all layers that differ in values alone
-        out = self._dispatch([x for x in found if x is not None])
+        for one in layers:
+            self._compile(one, meeting)
+        out = Dispatch(self.original.forward, meeting, strict=self.options.strict)
+        if found.names:
+            out.layers.append(meeting.run(layers[0]))
         reports.record(self.report)
         log.info("%s; plan %s", self.report.summary, plan.hash)
         return out.__call__
 
-    def _dispatch(self, layers: list[Layer]) -> Dispatch:
-        """Every layer with its compiled variant."""
-        variants: dict[tuple[Any, ...], Compiled] = {}
-        everywhere = self.options.form is not None and not self.options.sites
-        out = Dispatch(self.original.forward, checked=not everywhere)
-        for one in layers:
-            key = signature(one)
-            if key not in variants:
-                inner = functools.partial(self._inner, modules=one.modules)
-                variants[key] = compile_variant(self.original, self.graph, self.inputs, one, inner)
-            out.add(one, variants[key])
-            self.report.rewritten |= one.forms
-        return out
+    def _refuse(self, found: Served, plan: Plan) -> None:
+        """Decline the attentions that are none of the plan's."""
+        if not found.unknown:
+            return
+        hint = refused(found, plan, strict=self.options.strict)
+        self.report.declined += [
+            Decline("SHARED_GRAPH", r.site.name, r.site.source, hint)
+            for r in self.graph.regions
+            if r.site.name in found.unknown
+        ]
+
+    def _layers(self, found: Served, meeting: Meeting) -> list[Layer]:
+        """The layer of this call, and those that later calls of the graph may bring."""
+        own = [found.names] if found.names else []
+        rest = [] if found.anyone else others(meeting.graph, meeting.plan, found.names)
+        layers = [meeting.layer(names, self.inputs, anyone=found.anyone) for names in own]
+        # of layers that do not come through this graph nothing is asked
+        return layers + [meeting.layer(names, self.inputs, quiet=True) for names in rest]
+
+    def _compile(self, one: Layer, meeting: Meeting) -> None:
+        """Compile the variant of a layer, where no other layer has the same one."""
+        key, variants = signature(meeting.plan, one), meeting.variants
+        if key not in variants:
+            inner = functools.partial(self._inner, modules=one.modules)
+            variants[key] = compile_variant(
+                self.original, self.graph, self.inputs, meeting.plan, one, inner
+            )
 
     def _tiles(self) -> Tiles:
         """Launch parameters measured on this device; those of the plan where there are none."""

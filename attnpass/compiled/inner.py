@@ -22,6 +22,9 @@ def compile_inner(
     if callable(options.inner):
         compiled = options.inner(gm, inputs)
     elif options.inner == "eager":
+        for node in gm.graph.nodes:
+            # the graph lives on; its fake tensors would hold on to the model's parameters
+            node.meta.pop("val", None)
         compiled = gm.forward
     elif options.inner == "aot_eager":
         compiled = aot_eager(gm, inputs)

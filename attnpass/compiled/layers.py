@@ -1,42 +1,49 @@
-"""Which layers of a plan one graph serves, and what each of them runs.
+"""Which of a plan's entries the attentions of one graph are, and what each layer of it runs.
 
-One graph of a whole model serves one set of layers. A graph of a block (graph breaks, regional
-compile) serves every layer of the plan with the same inner names; a call is told apart by the
-parameters that it brings.
+One graph may serve many layers (graph breaks, regional compile): for each of them, a call brings
+other parameters. Names repeat from module to module, so a name alone proves nothing.
 
-Soundness (identity): a layer's forms run only for calls of that layer. Conditions:
+Soundness (identity): an entry reaches the attention it was made for and no other. Conditions:
 
-1. Where the plan knows the model, a layer is one whose projections' parameters all stand at the
-   graph's inputs (``Dispatch`` compares them at every call).
-2. A plan that does not know the model is applied only to a graph that has all of its sites by
-   name; a graph of a block is declined (``SHARED_GRAPH``).
-3. A graph of which the plan knows no parameter, of another copy of the model, is taken by the
-   path alone, and only where it is the graph of the whole model.
-
-Not covered: attentions without parameters, and a plan's entry whose name another module of the
-graph has.
+1. Where the plan knows the model, an attention is the site whose projections' parameters stand at
+   the graph's inputs, by their places in the model. A graph without all parameters of a site (its
+   keys come from elsewhere) still has some of them, and none of another's.
+2. Where it does not (a plan from a file, another copy of the model), an attention is the one site
+   whose recorded weights are equal (``digest``), and whose name ends with the graph's own.
+3. Without equal weights names decide, and only where the graph has exactly the plan's sites: then
+   it is the graph of the whole model. (The entry still has to fit: ``Entry.check``.)
+4. Where several sites fit (tied weights, a layer called twice, no parameters), they are taken in
+   order if the graph has all of them; else only if their entries are equal in all that runs.
+5. Nothing else is taken: the attention is declined aloud (``SHARED_GRAPH``); ``strict`` raises.
+6. At every call the parameters that come are compared with those of the layer (``Dispatch``),
+   unless the names of the whole model decided, which are the same for every call.
 """
 
 from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
+from attnpass.errors import PlanError
+from attnpass.fingerprint import digest_weights
 from attnpass.kernels.tile import Tiles
-from attnpass.matching import MatchedGraph
-from attnpass.plan import Delta, Plan, warn_or_raise
-from attnpass.report import Report
-from attnpass.site import Decline
+from attnpass.matching import Outline
+from attnpass.plan import Plan, warn_or_raise
 
 log = logging.getLogger("attnpass")
 
 Names = dict[str, str]
 """For one layer: the graph's name of a site to the plan's."""
+
+Identity = list[tuple[int, Callable[[], Tensor | None]]]
+"""Input positions, each with what gives the parameter that stands there in a call of the layer."""
+
+CURE = "give the model: attnpass.Plan.load(path).bind(model, *args)"
 
 
 @dataclass(frozen=True)
@@ -44,87 +51,189 @@ class Layer:
     """One layer that a graph serves.
 
     Attributes:
-        forms: the plan's name of each rewritten site to its form.
+        names: the graph's name of each rewritten site to the plan's.
         modules: the graph's name of each rewritten site to its module.
-        deltas: input position to the delta of the weight that stands there.
+        deltas: input position to the site and the path of the weight that stands there, under
+            which the plan has its delta.
         identity: input positions with the parameters by which a call of this layer is known.
     """
 
-    forms: dict[str, str]
+    names: Names
     modules: dict[str, nn.Module]
-    deltas: dict[int, Delta]
-    identity: list[tuple[int, weakref.ref[Tensor]]]
+    deltas: dict[int, tuple[str, str]]
+    identity: Identity
 
 
-def served(
-    graph: MatchedGraph, inputs: Sequence[Any], plan: Plan, report: Report, *, strict: bool
-) -> list[Names]:
-    """For every layer that this graph may serve: the graph's site names to the plan's.
+@dataclass(frozen=True)
+class Served:
+    """The plan's name of every attention that a call brings.
+
+    Attributes:
+        names: the graph's name of a site to the plan's.
+        unknown: the graph's names of sites that are none of the plan's.
+        anyone: the names of the whole model decided, whatever parameters come.
+    """
+
+    names: Names
+    unknown: list[str]
+    anyone: bool = False
+
+
+def served(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Served:
+    """Which sites of the plan the attentions of a graph are, for the inputs of one call."""
+    found = _by_parameters(graph, inputs, plan) or _by_weights(graph, inputs, plan)
+    anyone = not found
+    found = found or _by_names(graph, plan)
+    found |= _without_parameters(graph, plan, found)
+    unknown = [s.name for s in graph.sites if s.name not in found]
+    return Served(found, unknown, anyone and bool(found))
+
+
+def others(graph: Outline, plan: Plan, names: Names) -> list[Names]:
+    """Further layers that the same graph may serve: its sites' names below other modules.
+
+    They say what to compile beforehand; which layer a call is, its parameters say.
+    """
+    own = [s.name for s in graph.sites]
+    ends = [site.removesuffix(own[0]) for site in plan.sites if f".{site}".endswith(f".{own[0]}")]
+    layers = [{name: prefix + name for name in own} for prefix in ends]
+    if own == ["root"]:
+        layers = [{"root": site} for site in plan.sites]
+    known = [x for x in layers if all(site in plan.sites for site in x.values())]
+    return [x for x in known if x != names]
+
+
+def _by_parameters(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Names:
+    """The sites that are known by the very parameters of a call (condition 1)."""
+    bound = {site: [id(p) for p in plan.parameters_of(site)] for site in plan.sites}
+    given = {site.name: [id(inputs[i]) for i in at] for site, at in graph.rows}
+    return _paired(given, lambda name, own: _holding(own, bound), plan)
+
+
+def _holding(own: list[int], bound: Mapping[str, list[int]]) -> list[str]:
+    """The sites with exactly these parameters; else those with these and others."""
+    exact = [site for site, held in bound.items() if held == own]
+    return exact or [site for site, held in bound.items() if set(own) <= set(held)]
+
+
+def _by_weights(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Names:
+    """The sites whose recorded weights are those of a call (condition 2)."""
+    if not any(entry.weights for entry in plan.sites.values()):
+        return {}
+    digests = {
+        site.name: [digest_weights(inputs[i] for i in at)] if at else [] for site, at in graph.rows
+    }
+
+    def equal(name: str, own: list[str]) -> list[str]:
+        ends = f".{name.partition('#')[0]}"
+        return [
+            site
+            for site, entry in plan.sites.items()
+            if entry.weights == own[0]
+            and (ends == ".root" or f".{site.partition('#')[0]}".endswith(ends))
+        ]
+
+    return _paired(digests, equal, plan)
+
+
+def _paired(
+    given: Mapping[str, list[Any]], fitting: Callable[[str, list[Any]], list[str]], plan: Plan
+) -> Names:
+    """Every attention of a graph with its site, where one fits or all are there (condition 4)."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, own in given.items():
+        if own:
+            alike.setdefault(tuple(fitting(name, own)), []).append(name)
+    found: Names = {}
+    for sites, names in alike.items():
+        if len(sites) == len(names):
+            found |= dict(zip(names, sites, strict=True))
+        elif sites and _alike(sites, plan):
+            found |= dict.fromkeys(names, sites[0])
+    return found
+
+
+def _alike(sites: Sequence[str], plan: Plan) -> bool:
+    """Whether the entries of sites are equal in all that runs."""
+
+    def runs(site: str) -> tuple[Any, ...]:
+        entry = plan.sites[site]
+        values = [digest_weights([p]) for _, p in sorted(plan.values.get(site, {}).items())]
+        return entry.form, sorted(entry.options.items(), key=str), entry.fits, values
+
+    if any(plan.deltas.get(site) for site in sites):
+        return len(sites) == 1
+    return all(runs(site) == runs(sites[0]) for site in sites)
+
+
+def _by_names(graph: Outline, plan: Plan) -> Names:
+    """The sites by name, where the graph is that of the whole model (condition 3)."""
+    own = [s.name for s in graph.sites]
+    return {name: name for name in own} if set(own) == plan.sites.keys() else {}
+
+
+def _without_parameters(graph: Outline, plan: Plan, found: Names) -> Names:
+    """Attentions without parameters of their own, beside those that are known (condition 4)."""
+    free = [site for site, at in graph.rows if not at and site.name not in found]
+    rest = {n: e for n, e in plan.sites.items() if not e.fits.get("weights")}
+    if not free:
+        return {}
+    names = {s.name: s.fits() for s in free}
+    if names.keys() == rest.keys() and all(rest[n].fits == fits for n, fits in names.items()):
+        return {name: name for name in names}
+    out: Names = {}
+    for name, fits in names.items():
+        fitting = [n for n, entry in rest.items() if entry.fits == fits]
+        if fitting and _alike(fitting, plan):
+            out[name] = fitting[0]
+    return out
+
+
+def refused(found: Served, plan: Plan, *, strict: bool) -> str:
+    """Say that attentions are none of the plan's sites; the hint of their declines.
 
     Raises:
-        PlanError: with ``strict``, the plan names a site that this graph does not have.
+        PlanError: with ``strict``.
     """
-    own = {r.site.name: r.site.name for r in graph.regions}
-    layers = [own] if all(name in plan.sites for name in own) else []
-    if not plan.bindings:
-        if layers:
-            # one line for a graph: a plan of another model lacks many sites
-            for error in plan.absent(own, "graph")[:1]:
-                warn_or_raise(error, strict)
-        else:
-            _decline_shared(graph, report)
-        return layers
-    first = next(iter(own))
-    for name in plan.sites:
-        if name.endswith(f".{first}"):
-            prefix = name[: len(name) - len(first)]
-            layers.append({n: prefix + n for n in own})
-        elif first == "root" and len(own) == 1 and name != first:
-            layers.append({first: name})
-    known = plan.bindings.parameter_ids()
-    if not any(id(x) in known for row in graph.parameters(inputs) for x in row):
-        # the plan was bound to another copy of the model: go by the path alone
-        return layers[:1] if layers[:1] == [own] else []
-    return [x for x in layers if all(n in plan.sites for n in x.values())]
-
-
-def _decline_shared(graph: MatchedGraph, report: Report) -> None:
-    """Decline a graph that does not say which layer of an unbound plan it is."""
-    hint = (
-        "the graph does not say which layer it is; give the model: "
-        "attnpass.Plan.load(path).bind(model, *args)"
-    )
-    report.declined += [
-        Decline("SHARED_GRAPH", r.site.name, r.site.source, hint) for r in graph.regions
-    ]
-    log.warning("%s: %s", ", ".join(r.site.name for r in graph.regions), hint)
+    own = ", ".join(found.unknown)
+    text = f"no site of the plan is known to be {own}; it stays as it is: {CURE}"
+    absent = plan.absent(set(found.names.values()), "graph")[:1]
+    warn_or_raise(PlanError("; ".join(map(str, (*absent, text)))), strict)
+    return f"which layer of the plan this is cannot be told; {CURE}"
 
 
 def layer(
-    graph: MatchedGraph,
+    graph: Outline,
     inputs: Sequence[Any],
     plan: Plan,
     names: Names,
     tiles: Tiles,
     *,
     strict: bool,
-) -> Layer | None:
-    """One layer of the plan under this graph; None where its parameters are not known.
+    anyone: bool = False,
+) -> Layer:
+    """What one layer of the plan runs under this graph.
+
+    Args:
+        graph: with example ``inputs``. plan: the whole.
+        names: the graph's names of sites to the plan's. tiles: measured launch parameters.
+        strict: raise where an entry does not fit.
+        anyone: every call is of this layer.
 
     Raises:
         PlanError: with ``strict``, an entry that does not fit.
     """
-    identity = _identity(graph, inputs, plan, names)
-    if identity is None:
-        return None
     modules: dict[str, nn.Module] = {}
-    deltas: dict[int, Delta] = {}
-    forms: dict[str, str] = {}
-    for region, parameters in zip(graph.regions, graph.parameters(inputs), strict=True):
-        own, name = region.site.name, names[region.site.name]
+    deltas: dict[int, tuple[str, str]] = {}
+    rewritten: Names = {}
+    for site, positions in graph.rows:
+        own, parameters = site.name, [inputs[i] for i in positions]
+        name = names.get(own)
+        if name is None:
+            continue
         at = _positions(graph, own, name)
         module = plan.module(
-            replace(region.site, name=name),
+            replace(site, name=name),
             strict=strict,
             tiles=tiles,
             device=parameters[0].device if parameters else None,
@@ -132,29 +241,34 @@ def layer(
         )
         if module is not None:
             plan.warn_if_weights_changed(name, parameters)
-            modules[own], forms[name] = module, plan.sites[name].form
-            deltas |= {at[path]: d for path, d in plan.deltas.get(name, {}).items()}
-    return Layer(forms, modules, deltas, identity)
+            modules[own], rewritten[own] = module, name
+            deltas |= {at[path]: (name, path) for path in plan.deltas.get(name, {})}
+    identity = [] if anyone else _identity(graph, inputs, plan, names)
+    return Layer(rewritten, modules, deltas, identity)
 
 
-def _positions(graph: MatchedGraph, own: str, name: str) -> dict[str, int]:
+def _positions(graph: Outline, own: str, name: str) -> dict[str, int]:
     """The inputs of a layer by their path in the whole model, from one of its sites' names."""
+    own, name = own.partition("#")[0], name.partition("#")[0]
     below = own == "root" and name != "root"
     prefix = f"{name}." if below else name.removesuffix(own)
     return {prefix + path: i for i, path in enumerate(graph.paths) if path}
 
 
 def _identity(
-    graph: MatchedGraph, inputs: Sequence[Any], plan: Plan, names: Mapping[str, str]
-) -> list[tuple[int, weakref.ref[Tensor]]] | None:
-    """Input positions with the parameters that this layer has there; None where not known."""
-    found: list[tuple[int, weakref.ref[Tensor]]] = []
-    known = plan.bindings.parameter_ids()
-    for region, positions in zip(graph.regions, graph.projections, strict=True):
-        here = [inputs[i] for i in positions]
-        bound = any(id(x) in known for x in here)
-        values = plan.parameters_of(names[region.site.name]) if bound else here
-        if len(values) != len(positions):
-            return None
-        found += [(i, weakref.ref(p)) for i, p in zip(positions, values, strict=True)]
+    graph: Outline, inputs: Sequence[Any], plan: Plan, names: Mapping[str, str]
+) -> Identity:
+    """Input positions with the parameters that this layer has there."""
+    found: Identity = []
+    for own, at in graph.rows:
+        site = names.get(own.name)
+        places = plan.bindings.places_of(site) if site is not None else []
+        paths = [graph.paths[i] for i in at]
+        for i, path in zip(at, paths, strict=True):
+            here = [p for p in places if p.now() is inputs[i]]
+            below = [p for p in places if path and f".{p.path}".endswith(f".{path}")]
+            if here or below:
+                found.append((i, (here or below)[0].now))
+            else:
+                found.append((i, weakref.ref(inputs[i])))
     return found

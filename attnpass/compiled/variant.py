@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
+from attnpass.compiled.added import added_values, delta_of
 from attnpass.compiled.inner import Compiled
 from attnpass.compiled.layers import Layer
 from attnpass.graph import Opened, checked, dump, retrace, unfold
 from attnpass.matching import MatchedGraph
-from attnpass.plan import Delta
+from attnpass.plan import Plan, added
 from attnpass.rewrite import FORMS_ATTRIBUTE, check_rewritten, rewrite
 from attnpass.torch_internals import mark_static, reparametrized
 
@@ -24,27 +24,10 @@ InnerCompiler = Callable[[fx.GraphModule, list[Any]], Compiled]
 """Hands a graph and its inputs on to the inner compiler."""
 
 
-def added_values(
-    modules: Mapping[str, nn.Module], deltas: Mapping[int, Delta]
-) -> dict[tuple[str | int, str], nn.Parameter]:
-    """The inputs that a variant adds, in order: parameters of the modules, then of the deltas.
-
-    Keys are the site or the input position, and the parameter's name there.
-    """
-    owners: list[tuple[str | int, nn.Module]] = [*sorted(modules.items()), *sorted(deltas.items())]
-    return {
-        (at, name): value
-        for at, owner in owners
-        for name, value in sorted(owner.named_parameters())
-    }
-
-
-def signature(layer: Layer) -> tuple[Any, ...]:
+def signature(plan: Plan, layer: Layer) -> tuple[Any, ...]:
     """What two layers must share to run the same variant: all but the values of parameters."""
-    parts: list[tuple[str | int, nn.Module]] = [
-        *sorted(layer.modules.items()),
-        *sorted(layer.deltas.items()),
-    ]
+    parts: list[tuple[str | int, nn.Module]] = [*sorted(layer.modules.items())]
+    parts += [(i, delta_of(plan, *at)) for i, at in sorted(layer.deltas.items())]
     return tuple((at, _signature(module)) for at, module in parts)
 
 
@@ -58,33 +41,32 @@ def compile_variant(
     original: fx.GraphModule,
     graph: MatchedGraph,
     inputs: list[Any],
+    plan: Plan,
     layer: Layer,
     inner: InnerCompiler,
 ) -> Compiled:
     """The graph under one layer's forms, compiled; takes the inputs and then the added values.
 
-    Where gradients are on, the deltas are added to the inputs inside, so that both learn; else
-    the caller gives the inputs with the deltas added.
+    Weights get their deltas inside, at every call, unless the plan holds sums.
     """
     modules = layer.modules
     if not modules:
         return inner(original, inputs)
     # rewrite: each region becomes a call of its form's module
     rewritten = rewrite(graph.normal, graph.regions, modules)
-    inside = layer.deltas if torch.is_grad_enabled() else {}
-    values = added_values(modules, inside)
+    inside = {} if plan.held else layer.deltas
+    values = {key: value() for key, value in added_values(plan, layer).items()}
     mark_static(values.values())
 
     def run(*given: Any) -> Any:
-        added = dict(zip(values, given[len(inputs) :], strict=True))
+        extra = dict(zip(values, given[len(inputs) :], strict=True))
         weights = list(given[: len(inputs)])
-        for i, delta in inside.items():
-            parts = {name: x for (at, name), x in added.items() if at == i}
-            with reparametrized(delta, parts):
-                weights[i] = delta.add(weights[i])
+        for i in inside:
+            parts = {name: x for (at, name), x in extra.items() if at == i}
+            weights[i] = added(weights[i], parts)
         forms = rewritten.get_submodule(FORMS_ATTRIBUTE)
         assert isinstance(forms, nn.ModuleDict)
-        with reparametrized(forms, _by_position(forms, added, modules)):
+        with reparametrized(forms, _by_position(forms, extra, modules)):
             return Opened(rewritten).run(*weights)
 
     # trace once more: forms and deltas become plain operators

@@ -1,20 +1,29 @@
-"""Fingerprints: text or digests that change with a value, a function, a graph or our sources.
+"""Fingerprints: text or digests that change with a value, a function, a graph or a source file.
 
-They are parts of cache keys and of a plan's identity. The room may import the graph's nodes.
+They are parts of cache keys and of a plan's identity. ``contents`` is all of a task: ``walk``
+reads objects, ``closure`` the user's sources. ``reads`` hears which files are opened. The room may
+import the graph's nodes.
 """
 
 from __future__ import annotations
 
-from attnpass.fingerprint.callables import behaviour
+from attnpass.fingerprint.contents import Contents, contents
 from attnpass.fingerprint.graphs import computation
+from attnpass.fingerprint.reads import changed_file, digests_of, files_read
 from attnpass.fingerprint.sources import kernels_digest, recovery_digest
 from attnpass.fingerprint.values import digest, digest_weights
+from attnpass.fingerprint.walk import Walk
 
 __all__ = [
-    "behaviour",
+    "Contents",
+    "Walk",
+    "changed_file",
     "computation",
+    "contents",
     "digest",
     "digest_weights",
+    "digests_of",
+    "files_read",
     "kernels_digest",
     "recovery_digest",
 ]

@@ -44,7 +44,7 @@ def build(
     check_options(form, given)
     o = {**OPTIONS[form], **given}
     causal, scale = "causal" in site.mask, 1.0 if site.scale is None else site.scale
-    if form == "softmax" and (site.swapped or site.sink):
+    if form == "softmax" and (site.swapped or site.sink or site.mixed_fills):
         return SoftmaxWeights()
     if form == "softmax":
         return Softmax(

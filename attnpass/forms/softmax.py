@@ -65,11 +65,14 @@ class Softmax(nn.Module):
             mask = q.new_zeros(()) if bias is None else bias.to(q.dtype)
             if keep is not None:
                 fill = -math.inf if self.fill is None else self.fill
-                if math.isfinite(fill):
-                    # adding the least number of the dtype gives that number: the logit is set
-                    least = torch.finfo(q.dtype).min
-                    fill = max(fill, least) if self.added else least
-                mask = torch.where(keep, mask, fill)
+                # adding the least number of the dtype gives that number: the logit is set
+                least = torch.finfo(q.dtype).min
+                if not math.isfinite(fill):
+                    mask = torch.where(keep, mask, fill)
+                elif self.added:
+                    mask = mask + torch.where(keep, 0.0, max(fill, least)).to(q.dtype)
+                else:
+                    mask = torch.where(keep, mask, least)
         out = F.scaled_dot_product_attention(
             q,
             k,

@@ -9,7 +9,7 @@ imports ``errors`` alone.
 from __future__ import annotations
 
 from attnpass.graph import operators
-from attnpass.graph.aliasing import is_impure, writes, written
+from attnpass.graph.aliasing import draws, is_impure, writes, written
 from attnpass.graph.check import check_normal_form
 from attnpass.graph.nodes import (
     attribute,
@@ -38,6 +38,7 @@ __all__ = [
     "attribute",
     "check_normal_form",
     "checked",
+    "draws",
     "dump",
     "is_impure",
     "is_metadata",

@@ -15,21 +15,39 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
-from attnpass.torch_internals import schema, storage_id
+from attnpass.torch_internals import schema, side_effects, storage_id
+
+PURE = frozenset({"aten", "prims", "attnpass"})
+"""Namespaces whose operators have no effect but those that their schemas or this file name."""
+
+_STATISTICS = frozenset({"batch_norm", "instance_norm", "native_batch_norm", "cudnn_batch_norm"})
+"""Operators that write running statistics while training, which their schemas do not say."""
 
 
 def is_impure(node: fx.Node) -> bool:
-    """Whether a node without users must stay: writes, region markers, inputs, outputs."""
+    """Whether a node without users must stay: writes, checks, effects, region markers, ends.
+
+    An operator of another library may have an effect that its schema does not name: it stays.
+    """
     if node.op in ("placeholder", "output"):
         return True
     if node.op != "call_function":
         return False
     found = schema(node)
-    if found is not None:
-        return bool(found.is_mutable)
-    return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
+    if found is None:
+        return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
+    space, name = found.name.split("::")
+    if found.is_mutable or not found.returns or node.target in side_effects():
+        return True
+    return space not in PURE or (name in _STATISTICS and True in node.args)
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether a node may draw random numbers, which moves every later draw."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def writes(node: fx.Node) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx, nn
 
-from attnpass.graph.aliasing import is_impure
+from attnpass.graph.aliasing import draws, is_impure
 from attnpass.graph.encoder_layer import _in_submodule, encoder_layer
 from attnpass.graph.inplace import functionalize
 from attnpass.graph.opaque import Opaque, enter, fold
@@ -20,6 +20,7 @@ from attnpass.torch_internals import (
     FakeTensor,
     HigherOrderOperator,
     TracingContext,
+    dynamo_exceptions,
     dynamo_source,
     encoder_layer_operator,
     make_fx,
@@ -60,6 +61,8 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
         with mode, fx_traceback.preserve_node_meta():
             out = tidy(make_fx(run, *fakes))
         _refuse_lifted(out)
+    except dynamo_exceptions():
+        raise
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
         raise NormalizeError(f"{type(error).__name__}: {first}") from error
@@ -81,7 +84,7 @@ def tidy(gm: fx.GraphModule) -> fx.GraphModule:
     """A traced graph with one spelling for everything, in place: functional, no dead code."""
     functionalize(gm.graph)
     fold_softmax(gm.graph)
-    gm.graph.eliminate_dead_code(is_impure_node=is_impure)
+    gm.graph.eliminate_dead_code(is_impure_node=lambda node: is_impure(node) or draws(node))
     gm.recompile()
     return gm
 

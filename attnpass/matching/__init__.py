@@ -10,7 +10,7 @@ from __future__ import annotations
 from attnpass.matching.chain import reached
 from attnpass.matching.layout import SHARED, Lead, Operand
 from attnpass.matching.logits import Placed
-from attnpass.matching.matched import MatchedGraph
+from attnpass.matching.matched import MatchedGraph, Outline
 from attnpass.matching.products import Contraction
 from attnpass.matching.recipe import FILL, FirstOf, Recipe, recipe_shape, replay
 from attnpass.matching.refuse import Refuse
@@ -27,6 +27,7 @@ __all__ = [
     "Lead",
     "MatchedGraph",
     "Operand",
+    "Outline",
     "Placed",
     "Recipe",
     "Refuse",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from attnpass.graph import attribute, op_name, operators, value
-from attnpass.matching.recipe import Again, Like, Recipe, Tensors, replay
+from attnpass.graph import attribute, op_name, operators
+from attnpass.matching.recipe import Again, Recipe, Tensors, replay
 from attnpass.torch_internals import expression, unset_fake_temporarily
 
 EVALUATED = 4096
@@ -24,9 +24,6 @@ NODES = 200
 def constant_slice(recipe: Recipe) -> list[fx.Node] | None:
     """The nodes that make the recipe, operands first; None where a tensor input is among them."""
     steps = {s.node for s in recipe.steps if isinstance(s, Again)}
-    like = [size for s in recipe.steps if isinstance(s, Like) for size in value(s.node).shape]
-    if not all(isinstance(size, int) for size in like):
-        return None
     seen: dict[fx.Node, None] = {}
 
     def visit(node: fx.Node) -> bool:
@@ -52,39 +49,26 @@ def _random(node: fx.Node) -> bool:
     return seeded or any(x in op_name(node) for x in ("rand", "dropout", "bernoulli", "normal_"))
 
 
-def large_constant(nodes: list[fx.Node]) -> bool:
-    """Whether a number may matter only at sizes that no trial reaches (a window, an offset)."""
-    return any(
-        isinstance(a, (int, float)) and not isinstance(a, bool) and 1 < abs(a) < 2**31
-        for n in nodes
-        if op_name(n) not in operators.SHAPES
-        for a in n.args
-    )
-
-
-def evaluate(recipe: Recipe, nodes: list[fx.Node], at: dict[Any, int]) -> Tensor | None:
-    """The recipe's real value on the CPU, with the symbolic sizes that ``at`` gives.
-
-    None where it cannot be computed there.
-    """
+def evaluate(recipe: Recipe, nodes: list[fx.Node]) -> Tensor | None:
+    """The recipe's real value on the CPU; None where it cannot be computed without a call."""
     values: dict[fx.Node, Any] = {}
     steps = {s.node for s in recipe.steps if isinstance(s, Again)} - {recipe.base}
     try:
         with unset_fake_temporarily(), torch.no_grad():
             for node in nodes:
                 if node not in steps:
-                    values[node] = _value(node, values, at)
+                    values[node] = _value(node, values)
             out, _ = replay(recipe, Tensors(values.__getitem__))
     except (RuntimeError, TypeError, KeyError, ValueError):
         return None
     return out if isinstance(out, Tensor) else None
 
 
-def _value(node: fx.Node, values: dict[fx.Node, Any], at: dict[Any, int]) -> Any:
+def _value(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
     """The real value of one node whose operands have theirs."""
     symbolic = node.meta.get("val")
     if isinstance(symbolic, torch.SymInt):
-        return int(expression(symbolic).subs(at))
+        return int(expression(symbolic))
     if node.op == "get_attr":
         return attribute(node)
     args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)

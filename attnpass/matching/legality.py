@@ -28,6 +28,7 @@ class Traits:
         softcap: the logits are capped with tanh.
         mixed: heads are combined before or after softmax.
         sink: a column of the logits belongs to no key.
+        mixed_fills: masked logits are not all the same number.
         swappable: the softmax node alone can be exchanged.
         cached: keys and values come from a growing cache.
         same_len: T and S are provably equal.
@@ -43,6 +44,7 @@ class Traits:
     softcap: bool = False
     mixed: bool = False
     sink: bool = False
+    mixed_fills: bool = False
     swappable: bool = True
     cached: bool = False
     same_len: bool = True
@@ -106,6 +108,12 @@ RULES: tuple[Rule, ...] = (
         "AXIS_UNPROVEN",
         lambda t: (t.softcap or t.mixed or bool(t.escapes)) and not t.swappable,
         "the softmax node cannot be exchanged alone: its axes are not (heads, queries, keys)",
+    ),
+    (
+        ("softmax",),
+        "MASK_FILLS",
+        lambda t: t.mixed_fills and not t.swappable,
+        "masks with different fills: rows without a key depend on their order; give one bool mask",
     ),
     (
         ("sigmoid", "relu"),

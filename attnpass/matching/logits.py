@@ -14,8 +14,10 @@ of the chain. Conditions:
 5. A view keeps the heads apart.
 6. No mask, and nothing that a mask is computed from, is written in place.
 
-Two masks of a chain share one fill, the larger. Not covered: two masks whose fills differ, where a
-row has no key that both keep.
+
+Two masks of a chain have one fill only if both set the logits to the same number (``masks 6``).
+Otherwise, and where a bias is added to logits that were set to a finite fill, rows without a kept
+key depend on the order of the masks (``mixed_fills``): softmax is then exchanged alone, or stays.
 """
 
 from __future__ import annotations
@@ -70,6 +72,7 @@ class Logits:
         fill: what masked logits are set to; None for boolean masks. added: it is added instead.
         keeps: kept positions that are not named by ``causal``. biases: added to the logits.
         tempers: tensors that multiply the queries, or divide them (True).
+        mixed_fills: not every position that is not kept has this fill and nothing else.
     """
 
     scale: float = 1.0
@@ -80,16 +83,27 @@ class Logits:
     keeps: list[Placed] = field(default_factory=list)
     biases: list[Placed] = field(default_factory=list)
     tempers: list[tuple[Placed, bool]] = field(default_factory=list)
+    mixed_fills: bool = False
 
     def take(self, mask: Mask, stage: Lead, at: fx.Node) -> None:
         """Add a mask operand that was read."""
         self.factors |= mask.factors
         self.causal |= mask.causal
+        if mask.biases:
+            self.biased()
+        self.mixed_fills |= mask.mixed_fills
         if mask.fill is not None:
+            if self.fill is not None:  # masks 6
+                self.mixed_fills |= self.added or mask.added or self.fill != mask.fill
             self.fill = mask.fill if self.fill is None else max(self.fill, mask.fill)
             self.added |= mask.added
         self.keeps += [Placed(r, stage, at) for r in mask.keeps]
         self.biases += [Placed(r, stage, at) for r in mask.biases]
+
+    def biased(self) -> None:
+        """A bias is added to the logits as they are now (masks 6)."""
+        if self.fill is not None and self.fill != -math.inf and not self.added:
+            self.mixed_fills = True
 
 
 def read_mask(facts: GraphFacts, recipe: Recipe, sizes: Sizes, stage: Lead) -> Mask:
@@ -108,9 +122,11 @@ def read_mask(facts: GraphFacts, recipe: Recipe, sizes: Sizes, stage: Lead) -> M
                 keeps.append(part.recipe)
                 mask.fill = part.fill if mask.fill is None else max(part.fill, mask.fill)
                 mask.added = True
+                mask.mixed_fills |= part.overlaid
             elif only_masks(part.recipe, sizes):
                 base, steps = part.recipe.base, part.recipe.steps
                 keeps.append(Recipe(base, False, (*steps, AboveFill())))
+                mask.mixed_fills |= mask.fill not in (None, -math.inf)
                 mask.fill, mask.added = -math.inf, True
             else:
                 mask.biases.append(part.recipe)
@@ -160,8 +176,9 @@ class _Fold:
                 self._added(step)
             case Selected():
                 self._selected(step)
-            case Clamped(_, bound) if self.out.fill is not None:
-                self.out.fill, self.out.added = max(self.out.fill, bound), False
+            case Clamped(_, bound) if self.out.fill is not None and bound >= self.out.fill:
+                # every fill is at or below the bound: all of them are the bound now
+                self.out.fill, self.out.added, self.out.mixed_fills = bound, False, False
             case Viewed(at) if at not in self.detours:
                 self._viewed(at)
 
@@ -192,6 +209,7 @@ class _Fold:
             self.out.take(mask, self.stage, self.at)
             return
         self.facts.refuse_written(recipe.base, "logits 6", deep=True)
+        self.out.biased()
         self.out.biases.append(self._placed(_then(recipe, Scale(-1.0))))
 
     def _selected(self, step: Selected) -> None:

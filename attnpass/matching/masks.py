@@ -14,6 +14,8 @@ exactly what it adds elsewhere. Conditions:
 4. ``padding`` is claimed only of a factor that has one row for all queries and one head for all
    heads, by its shape or because its heads are a ``repeat`` (never because sizes are equal).
 5. Patterns of factors that no input reaches: see ``patterns``.
+6. One fill stands for a mask only where every position that is not kept holds exactly this number:
+   two masks that are added, or a fill over another one or over a bias, are ``mixed_fills``.
 
 The presence of a mask proves nothing about it. A factor of which nothing is proven is
 ``arbitrary``, and the rewrite applies it unchanged.
@@ -56,14 +58,19 @@ class Mask:
     biases: list[Recipe] = field(default_factory=list)
     fill: float | None = None
     added: bool = False
+    mixed_fills: bool = False
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Positions that a float mask keeps, and the fill at the others."""
+    """Positions that a float mask keeps, and the fill at the others.
+
+    ``overlaid``: at the others the mask holds more, or something else, than this one fill.
+    """
 
     recipe: Recipe
     fill: float
+    overlaid: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,20 @@ def _sum(recipe: Recipe) -> list[Part] | None:
     node = recipe.base
     if len(node.all_input_nodes) != 2 or node.kwargs:
         return None
-    return [part for x in node.all_input_nodes for part in additive(recipe.part(x, node))]
+    parts = [list(additive(recipe.part(x, node))) for x in node.all_input_nodes]
+    fills = [any(isinstance(part, Keep) for part in found) for found in parts]
+    both = [part for found in parts for part in found]
+    return [_overlaid(part) for part in both] if all(fills) else both
+
+
+def _overlaid(part: Part) -> Part:
+    return replace(part, overlaid=True) if isinstance(part, Keep) else part
+
+
+def _over(keep: Keep, inner: list[Part]) -> list[Part]:
+    """A fill over other parts: it replaces them (condition 6)."""
+    same = all(isinstance(part, Keep) and part.fill == keep.fill for part in inner)
+    return [keep, *inner] if same else [_overlaid(part) for part in (keep, *inner)]
 
 
 def _where(recipe: Recipe) -> list[Part] | None:
@@ -123,7 +143,7 @@ def _where(recipe: Recipe) -> list[Part] | None:
         keep = Keep(replace(condition, negate=True) if flip else condition, fill)
         if constant(other) == 0:
             return [keep]
-        return [keep, *additive(recipe.part(operand(node, kept), node))]
+        return _over(keep, list(additive(recipe.part(operand(node, kept), node))))
     return None
 
 
@@ -134,7 +154,7 @@ def _masked_fill(recipe: Recipe) -> list[Part] | None:
     if fill is None:
         return None
     keep = Keep(recipe.part(operand(node, 1), node, flip=True), fill)
-    return [keep, *additive(recipe.part(operand(node), node))]
+    return _over(keep, list(additive(recipe.part(operand(node), node))))
 
 
 def _inverted(recipe: Recipe) -> list[Part] | None:

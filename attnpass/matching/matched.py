@@ -24,7 +24,27 @@ from attnpass.graph import (
 from attnpass.matching.check import check_regions, marks
 from attnpass.matching.region import Region
 from attnpass.matching.verdicts import match
-from attnpass.site import Decline
+from attnpass.site import AttentionSite, Decline
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The attentions of a graph without its nodes, to be kept after it was compiled.
+
+    A node holds fake tensors, and these hold on to the model's parameters.
+
+    Attributes:
+        sites: the attention found. projections, paths: as of ``MatchedGraph``.
+    """
+
+    sites: list[AttentionSite]
+    projections: list[tuple[int, ...]]
+    paths: list[str]
+
+    @property
+    def rows(self) -> list[tuple[AttentionSite, tuple[int, ...]]]:
+        """Every site with the positions of its projections' parameters among the inputs."""
+        return list(zip(self.sites, self.projections, strict=True))
 
 
 @dataclass(frozen=True)
@@ -82,6 +102,11 @@ class MatchedGraph:
         """A graph that stays as Dynamo made it, with the reason."""
         paths = [relative_path(n) for n in gm.graph.find_nodes(op="placeholder")]
         return cls(gm, declined=[why], paths=paths)
+
+    @property
+    def outline(self) -> Outline:
+        """The same without nodes."""
+        return Outline([r.site for r in self.regions], self.projections, self.paths)
 
     @property
     def identity(self) -> list[int]:

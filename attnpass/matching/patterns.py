@@ -1,31 +1,44 @@
 """The pattern of a mask that depends on no input: all, causal, window, or arbitrary.
 
-The mask is computed for real and compared with the pattern, position by position.
+Where all sizes are known, the mask is computed and compared with the pattern, position by
+position; else the pattern is proven from the mask's formula.
 
-Soundness: ``causal`` is claimed only where every position of the computed mask says so, and the
-mask is then dropped in favour of an exact causal form. Conditions:
+Soundness: ``causal`` is claimed only where the mask keeps the positions s <= t and no other, at
+every size that the guards allow; it is then dropped in favour of an exact causal form. Conditions:
 
 1. No input and no random number reaches the mask (``constants.constant_slice``).
 2. All planes ``[T, S]`` of the mask are the same: it is one mask for all batches and heads.
 3. T = S where the pattern is causal or a window: with T != S, ``s <= t`` has two meanings.
-4. Where a size is symbolic, the mask has the pattern at two sets of sizes, and no node that
-   computes the mask uses a number above 1, which could change the pattern at a third set of sizes
-   (``constants.large_constant``).
+4. Where a size is symbolic, no sample decides: that another position than those of the pattern is
+   kept, or one of them lost, contradicts the inequalities that the mask is made of
+   (``positions``, ``inequalities``).
 
-Not covered: condition 4 is a trial at two sizes and not a proof. A pattern that changes at a size
-which is itself computed (``min(n, 128)`` spelled without a number, a tensor that holds a window)
-would pass it.
+A mask that is not proven is ``arbitrary`` and is computed at run time. Where sizes are numbers,
+the guards allow these sizes alone, and the mask is computed for them.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnpass.matching.constants import EVALUATED, constant_slice, evaluate, large_constant
-from attnpass.matching.recipe import Recipe
+from attnpass.matching.cells import Cells, Unread, position
+from attnpass.matching.constants import EVALUATED, constant_slice, evaluate
+from attnpass.matching.inequalities import (
+    TRUE,
+    Formula,
+    TooLarge,
+    at_least_zero,
+    both,
+    either,
+    impossible,
+    opposite,
+)
+from attnpass.matching.positions import Positions
+from attnpass.matching.recipe import Machine, Recipe, replay
 from attnpass.torch_internals import expression
 
 Sizes = tuple[Any, Any]
@@ -37,30 +50,60 @@ def constant_pattern(recipe: Recipe, sizes: Sizes) -> str | None:
     nodes = constant_slice(recipe)
     if nodes is None:
         return None
-    symbols = sorted(
-        {s for x in sizes for s in getattr(expression(x), "free_symbols", ())}, key=str
-    )
-    if symbols and large_constant(nodes):
-        return "arbitrary"  # condition 4
-    found = set()
-    for trial in range(2 if symbols else 1):
-        at = {s: 7 + 6 * i + 12 * trial for i, s in enumerate(symbols)}
-        t, s = (_at(x, at) for x in sizes)
-        if t is None or s is None or max(t, s) > EVALUATED:
-            return "arbitrary"
-        value = evaluate(recipe, nodes, at)
-        if value is None:
-            return "arbitrary"
-        found.add(_pattern(value.bool(), t, s))
-    return found.pop() if len(found) == 1 else "arbitrary"
+    t, s = map(expression, sizes)
+    if isinstance(t, int) and isinstance(s, int) and max(t, s) <= EVALUATED:
+        value = evaluate(recipe, nodes)
+        if value is not None:
+            return _pattern(value.bool(), t, s)
+    try:
+        return _proven(_read(recipe), t, s)
+    except (Unread, TooLarge):
+        return "arbitrary"
 
 
-def _at(size: Any, at: dict[Any, int]) -> int | None:
-    """A size where its symbols have the values ``at``; None where others remain."""
-    found = expression(size)
-    if at and hasattr(found, "subs"):
-        found = int(found.subs(at))
-    return found if isinstance(found, int) else None
+def _read(recipe: Recipe) -> Cells:
+    """The recipe as a formula over positions."""
+    machine: Machine[Any] = Positions()
+    found: Cells = replay(recipe, machine)[0]
+    return found
+
+
+def _proven(mask: Cells, t: Any, s: Any) -> str:
+    """The pattern of a mask for every value of its symbolic sizes (condition 4)."""
+    sizes = (*(1, 1), *mask.shape)[-2:]
+    row, column = position(2), position(1)
+    inside = TRUE
+    for at, size, own in ((row, t, sizes[0]), (column, s, sizes[1])):
+        if own not in (1, size):
+            return "arbitrary"
+        inside = both(inside, both(at_least_zero(at), at_least_zero(size - 1 - at)))
+    kept = mask.holds
+    lost = opposite(kept)
+    if impossible(both(inside, lost)):
+        return "all"
+    if t != s:
+        return "arbitrary"  # condition 3
+    below = at_least_zero(row - column)
+    wrong = either(both(kept, opposite(below)), both(lost, below))
+    if impossible(both(inside, wrong)):
+        return "causal"
+    return "window" if _is_band(inside, kept) else "arbitrary"
+
+
+def _is_band(inside: Formula, kept: Formula) -> bool:
+    """Whether a mask keeps the positions whose distance is between two bounds."""
+    if len(kept) != 1:
+        return False
+    (case,) = kept
+    distance = {(position(2), 1), (position(1), -1)}
+    either_way = (distance, {(x, -c) for x, c in distance})
+    for row in case:
+        without = opposite(frozenset({frozenset({row})}))
+        if impossible(both(inside, without)):
+            continue  # holds at every position
+        if {x for x in row[0] if x[0] in (position(1), position(2))} not in either_way:
+            return False
+    return True
 
 
 def _pattern(value: Tensor, t: int, s: int) -> str:
@@ -88,6 +131,14 @@ def _pattern(value: Tensor, t: int, s: int) -> str:
 def only_masks(recipe: Recipe, sizes: Sizes) -> bool:
     """Whether a float term depends on no input and only ever adds 0 or -inf."""
     nodes = constant_slice(recipe)
-    fixed = all(isinstance(s, int) and s <= EVALUATED for s in sizes)
-    value = evaluate(recipe, nodes, {}) if nodes is not None and fixed else None
-    return value is not None and bool(((value == 0) | (value == -torch.inf)).all())
+    if nodes is None:
+        return False
+    if all(isinstance(s, int) and s <= EVALUATED for s in sizes):
+        value = evaluate(recipe, nodes)
+        if value is not None:
+            return bool(((value == 0) | (value == -torch.inf)).all())
+    try:
+        cells = _read(recipe)
+    except (Unread, TooLarge):
+        return False
+    return {x for _, x in cells.cases} <= {0, -math.inf}

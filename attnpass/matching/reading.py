@@ -75,7 +75,9 @@ def fused_reading(facts: GraphFacts, anchor: fx.Node) -> Reading:
     given |= dict(anchor.kwargs)
     q, k, v = (given[name] for name in names[:3])
     shape, rank = value(q).shape, value(q).dim()
-    lead = facts.lead(q, range(rank - 2))
+    # queries that are the same for all items or heads: the result has the leading axes
+    whole = q if value(q).shape[:-2] == value(anchor).shape[:-2] else anchor
+    lead = facts.lead(whole, range(rank - 2))
     order = (*lead.order, rank - 2, rank - 1)
     scale = given.get("scale")
     if scale is None:
@@ -87,7 +89,7 @@ def fused_reading(facts: GraphFacts, anchor: fx.Node) -> Reading:
         logits.factors.add("causal")
     if given.get("attn_mask") is not None:
         sizes = (shape[-2], value(k).shape[-2])
-        logits.take(read_mask(facts, Recipe(given["attn_mask"]), sizes, lead), lead, q)
+        logits.take(read_mask(facts, Recipe(given["attn_mask"]), sizes, lead), lead, whole)
     if logits.fill == -math.inf:
         logits.fill = None  # the fused operator gives 0 where no key is kept
     q_axes, k_axes = facts.axes[q], facts.axes[k]
@@ -128,7 +130,7 @@ def eager_reading(facts: GraphFacts, c: Chain) -> Reading:
 
     lead = lead_of(
         [surer(q_axis(x), k_axis(x)) for x in together],
-        [value(q).shape[q_letters.index(x)] for x in together],
+        [value(scores.node).shape[scores.out.index(x)] for x in together],
     )
     _check(c.softmax, q_axis(d), k_axis(d), q_axis(t), k_axis(s))
     batch = [together[i] for i in lead.order]

@@ -6,8 +6,19 @@ and files. ``Plan.create`` and ``Plan.bind`` import the capture when they are ca
 
 from __future__ import annotations
 
-from attnpass.plan.delta import Delta
+from attnpass.plan.delta import Delta, added
 from attnpass.plan.entry import Entry, assign, warn_or_raise
+from attnpass.plan.identity import Place, Places, places_in
 from attnpass.plan.plan import Plan
 
-__all__ = ["Delta", "Entry", "Plan", "assign", "warn_or_raise"]
+__all__ = [
+    "Delta",
+    "Entry",
+    "Place",
+    "Places",
+    "Plan",
+    "added",
+    "assign",
+    "places_in",
+    "warn_or_raise",
+]

@@ -1,34 +1,22 @@
 """A weight delta of a plan: the graph computes with W + delta, the model's own W is unchanged.
 
-Soundness (versions of weights): a call gets the sum of the weight and the delta as they are at
-that call. Without gradients the sum of an earlier call is used, on conditions:
-
-1. No gradient is wanted of the weight or of the delta.
-2. Neither of them is a tensor of inference mode, whose writes are not counted.
-3. The weight is the same tensor, not another one at its address.
-4. Address and version of the weight and of the delta's parameters are those of that call.
-
-Not covered: writes that autograd does not count (``.data``, fused optimisers that write without a
-new version, storage swapped underneath).
+The sum is computed at every call. Nothing that a writer could change behind autograd's back
+(``.data``, fused optimisers, exchanged storage) is kept.
 """
 
 from __future__ import annotations
 
 import math
-import weakref
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-
-from attnpass.torch_internals import version
 
 
 class Delta(nn.Module):
     """``weight -> weight + delta``, the delta full or of low rank ``left @ right``.
 
-    With gradients the sum is computed at every call, so that both the weight and the delta are
-    trained. Without gradients the sum is kept in one buffer until the weight or the delta changes.
-    A write that autograd does not count (``weight.data.copy_``) leaves the buffer as it was.
+    With gradients both the weight and the delta are trained.
 
     Args:
         shape: the weight's shape.
@@ -59,9 +47,6 @@ class Delta(nn.Module):
             random = torch.randn(rank, columns, generator=torch.Generator().manual_seed(seed))
             self.left = nn.Parameter(torch.zeros(rows, rank, device=device))
             self.right = nn.Parameter((random / math.sqrt(columns)).to(device))
-        self._key: tuple[object, ...] = ()
-        self._weight: weakref.ref[Tensor] | None = None
-        self._sum: Tensor | None = None
 
     @classmethod
     def of(cls, values: dict[str, Tensor]) -> Delta:
@@ -93,20 +78,10 @@ class Delta(nn.Module):
 
     def add(self, weight: Tensor) -> Tensor:
         """``weight + delta`` in the weight's dtype, computed in the wider of both."""
-        if self.full is not None:
-            change: Tensor = self.full
-        else:
-            assert self.left is not None and self.right is not None
-            change = (self.left @ self.right).view(weight.shape)
-        wide = torch.promote_types(weight.dtype, change.dtype)
-        return (weight.to(wide) + change.to(wide)).to(weight.dtype)
-
-    def __getstate__(self) -> dict[str, object]:
-        """The state without the buffer: its weak reference cannot be pickled."""
-        return {**self.__dict__, "_key": (), "_weight": None, "_sum": None}
+        return added(weight, dict(self.named_parameters()))
 
     def __deepcopy__(self, memo: dict[int, object]) -> Delta:
-        """A delta with the same numbers and an empty buffer."""
+        """A delta with the same numbers, and parameters of its own."""
         parts = {k: p.detach().clone() for k, p in self.named_parameters()}
         other = Delta.of(parts)
         for name, p in self.named_parameters():
@@ -114,33 +89,19 @@ class Delta(nn.Module):
         return other
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``weight + delta``, from the buffer where neither changed and no gradient is wanted."""
-        own = list(self.parameters())
-        if torch.is_grad_enabled() and any(x.requires_grad for x in (weight, *own)):
-            return self.add(weight)
-        if any(x.is_inference() for x in (weight, *own)):
-            return self.add(weight)
-        # a weak reference, not an id: a later weight may get the id of a freed one
-        same = self._weight is not None and self._weight() is weight
-        key = tuple((x.data_ptr(), version(x)) for x in (weight, *own))
-        if not same or key != self._key or self._sum is None:
-            with torch.inference_mode(False), torch.no_grad():
-                self._sum = _into(self._sum, self.add(weight))
-            self._key, self._weight = key, weakref.ref(weight)
-        return self._sum
+        """``weight + delta``, as ``add``."""
+        return self.add(weight)
+
+
+def added(weight: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+    """``weight`` and a delta of parts (``full``, or ``left`` and ``right``), as ``Delta.add``."""
+    change = parts.get("full")
+    if change is None:
+        change = (parts["left"] @ parts["right"]).view(weight.shape)
+    wide = torch.promote_types(weight.dtype, change.dtype)
+    return (weight.to(wide) + change.to(wide)).to(weight.dtype)
 
 
 def _matrix(shape: torch.Size) -> tuple[int, int]:
     """Rows and columns of a weight whose axes after the first are taken as one."""
     return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
-
-
-def _into(buffer: Tensor | None, value: Tensor) -> Tensor:
-    """``value``, in a buffer of its kind if there is one: compiled code may hold its address."""
-
-    def kind(x: Tensor) -> tuple[object, ...]:
-        return x.shape, x.dtype, x.device
-
-    if buffer is None or kind(buffer) != kind(value):
-        return value
-    return buffer.copy_(value)

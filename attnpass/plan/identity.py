@@ -1,6 +1,6 @@
 """The identity of a plan, of its sites and of the model's weights.
 
-In memory a site is recognised by the identity of its projection parameters (``Bindings``). On disk
+In memory a site is recognised by the places of its projection parameters (``Bindings``). On disk
 it is recognised by digests: of the sites' shapes (``structure_digest``), of the projection weights
 (``weights_digest``), and of all that a plan computes (``plan_hash``).
 """
@@ -11,23 +11,60 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnpass.fingerprint import digest_weights
 from attnpass.plan.entry import Entry
 from attnpass.plan.parameters import Deltas, Values
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a model holds a parameter: its path, the module that owns it, and the name there.
+
+    The parameter object may change (``load_state_dict(assign=True)``, an optimiser's swap, sharded
+    weights that are gathered for a call); the place stays. Without an owner it is the object.
+    """
+
+    path: str
+    owner: weakref.ref[nn.Module] | None
+    name: str
+    object: weakref.ref[Tensor] | None = None
+
+    def now(self) -> Tensor | None:
+        """The parameter that stands here at this moment; None where the model is gone."""
+        if self.owner is not None:
+            module = self.owner()
+            return None if module is None else module._parameters.get(self.name)
+        return None if self.object is None else self.object()
+
+
+Places = Mapping[int, Place]
+"""``id`` of every parameter of a model to its first place there."""
+
+
+def places_in(model: nn.Module) -> dict[int, Place]:
+    """The places of a model's parameters as they are now."""
+    found: dict[int, Place] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in found:
+                path = f"{prefix}.{name}" if prefix else name
+                found[id(parameter)] = Place(path, weakref.ref(module), name)
+    return found
+
+
 class Bindings:
     """The projection parameters of every site of the model that a plan was bound to.
 
-    The parameters are held by weak references: a plan keeps no model alive. Weights that received
-    the plan's deltas are remembered too, so that no delta is added twice.
+    They are held by their places in the model, by weak references: a plan keeps no model alive.
+    Weights that received the plan's deltas are remembered too, so that no delta is added twice.
     """
 
     def __init__(self) -> None:
-        self._projections: dict[str, list[weakref.ref[Tensor]]] = {}
+        self._projections: dict[str, list[Place]] = {}
         self._checked: set[str] = set()
         self._merged: list[weakref.ref[Tensor]] = []
 
@@ -41,13 +78,21 @@ class Bindings:
         other._projections = dict(self._projections)
         return other
 
-    def bind(self, site: str, projections: Iterable[Tensor]) -> None:
-        """Remember the projection parameters of a site, in order."""
-        self._projections[site] = [weakref.ref(parameter) for parameter in projections]
+    def bind(self, site: str, projections: Iterable[Tensor], places: Places | None = None) -> None:
+        """Remember the projection parameters of a site, in order, by ``places`` of the model."""
+        known = places or {}
+        self._projections[site] = [
+            known.get(id(p)) or Place("", None, "", weakref.ref(p)) for p in projections
+        ]
+
+    def places_of(self, site: str) -> list[Place]:
+        """The places of a site's projection parameters, in order."""
+        return self._projections.get(site, [])
 
     def parameters_of(self, site: str) -> list[Tensor]:
         """The projection parameters of a site, in order; empty where it is not bound."""
-        return _alive(self._projections.get(site, []))
+        found = [place.now() for place in self.places_of(site)]
+        return [p for p in found if p is not None]
 
     def parameter_ids(self) -> set[int]:
         """``id`` of the projection parameters of all bound sites."""

@@ -23,7 +23,13 @@ from attnpass.fingerprint import digest_weights
 from attnpass.kernels.tile import Tile, Tiles
 from attnpass.plan.document import Document
 from attnpass.plan.entry import Entry, assign, warn_or_raise
-from attnpass.plan.identity import Bindings, plan_hash, structure_digest, weights_digest
+from attnpass.plan.identity import (
+    Bindings,
+    Places,
+    plan_hash,
+    structure_digest,
+    weights_digest,
+)
 from attnpass.plan.parameters import (
     Deltas,
     Values,
@@ -56,6 +62,7 @@ class Plan:
         round_trip: rewrite ``softmax`` sites too, from the extracted attention, instead of leaving
             them as they are.
         trainable: whether the forms have parameters; else the constants they start from.
+        held: not 0 while sums of weights and deltas are kept between calls: see ``hold``.
     """
 
     def __init__(self, sites: dict[str, Entry]) -> None:
@@ -68,6 +75,7 @@ class Plan:
         self.bindings = Bindings()
         self.round_trip = False
         self.trainable = True
+        self.held = self._holds = 0
 
     @classmethod
     def create(
@@ -103,7 +111,9 @@ class Plan:
         entries, _ = assign(capture.sites, form, form_options, sites, strict=strict)
         # an inference tensor could not be trained later
         with torch.inference_mode(False):
-            return capture.plan(entries)
+            plan = capture.plan(entries)
+        capture.close()
+        return plan
 
     def absent(self, names: Collection[str], place: str = "model") -> list[PlanError]:
         """An error where changed sites are not among ``names``, the sites of ``place``."""
@@ -181,6 +191,23 @@ class Plan:
         self.trainable = False
         return self
 
+    def hold(self) -> Plan:
+        """Keep W + delta of every layer from its next call on; returns the plan.
+
+        For serving, where the addition costs time. To be called before the model is compiled.
+        From then on the model no longer sees writes to the weights that have a delta, nor to the
+        deltas, and gradients reach neither: a call that records them is refused. ``release``
+        takes it back at once.
+        """
+        self._holds += 1
+        self.held = self._holds
+        return self
+
+    def release(self) -> Plan:
+        """Compute W + delta at every call again; returns the plan."""
+        self.held = 0
+        return self
+
     def frozen(self) -> Plan:
         """The same plan with parameters that no optimiser can change."""
         for parameter in self.parameters():
@@ -193,6 +220,7 @@ class Plan:
         for name in ("values", "deltas", "tiles", "measured", "made_by"):
             setattr(other, name, copy.deepcopy(getattr(self, name)))
         other.round_trip, other.trainable = self.round_trip, self.trainable
+        other.held = other._holds = self.held
         other.bindings = self.bindings.copy()
         return other
 
@@ -227,13 +255,20 @@ class Plan:
         """
         from attnpass.capture import Capture
 
-        Capture(model).trace(*args, **kwargs).bind_plan(self)
+        capture = Capture(model).trace(*args, **kwargs)
+        capture.bind_plan(self)
+        capture.close()
         return self
 
-    def bind_site(self, site: AttentionSite, projections: Iterable[Tensor]) -> None:
-        """Remember the projection parameters of ``site``; voids numbers of other weights."""
+    def bind_site(
+        self, site: AttentionSite, projections: Iterable[Tensor], places: Places | None = None
+    ) -> None:
+        """Remember the projection parameters of ``site``; voids numbers of other weights.
+
+        ``places`` says where the model holds them, so that they are known after an exchange.
+        """
         projections = list(projections)
-        self.bindings.bind(site.name, projections)
+        self.bindings.bind(site.name, projections, places)
         entry, digest = self.sites.get(site.name), digest_weights(projections)
         if entry is None:
             return

@@ -7,6 +7,7 @@ Shapes: B batch, H heads, T queries, dv value dim. The layouts themselves are pr
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,15 +20,38 @@ from attnpass.rewrite.writer import Writer
 aten = torch.ops.aten
 
 
-def canonical_operand(w: Writer, x: Operand) -> fx.Node:
-    """An operand as ``[B, H, rows, columns]``."""
-    node, permutation = w.read(x.node), x.permutation
+def canonical_operand(w: Writer, x: Operand, beside: Sequence[Operand] = ()) -> fx.Node:
+    """An operand as ``[B, H, rows, columns]``, expanded as far as those ``beside`` it are."""
+    node, permutation = _expanded(w, x, beside), x.permutation
     own = [i for i in permutation if i != SHARED]
     if own != list(range(len(own))):
         node = w.call(aten.permute.default, node, own)
     for at in (i for i, axis in enumerate(permutation) if axis == SHARED):
         node = w.call(aten.unsqueeze.default, node, at)
     return canonical(w, node, x.lead)
+
+
+def _expanded(w: Writer, x: Operand, beside: Sequence[Operand]) -> fx.Node:
+    """An operand with each leading axis of size 1 expanded to that of an operand beside it."""
+    node, shape = w.read(x.node), value(x.node).shape
+    sizes: list[Any] = [-1] * len(shape)
+    for i, axis in enumerate(x.permutation[: x.lead.count]):
+        if axis == SHARED or not _is_one(shape[axis]):
+            continue
+        for other in beside:
+            at = other.permutation[i]
+            if at != SHARED and not _is_one(value(other.node).shape[at]):
+                size = value(other.node).shape[at]
+                whole = isinstance(size, int)
+                read = (aten.sym_size.int, w.read(other.node), at)
+                sizes[axis] = size if whole else w.call(*read)
+                break
+    return node if set(sizes) == {-1} else w.call(aten.expand.default, node, sizes)
+
+
+def _is_one(size: Any) -> bool:
+    """Whether a size is 1 at every call; a symbolic one never is."""
+    return isinstance(size, int) and size == 1
 
 
 def canonical(w: Writer, x: fx.Node, lead: Lead) -> fx.Node:

@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from attnpass.forms import SkipAt, SoftmaxWeights, Weights
 from attnpass.graph import checked, dump, value
-from attnpass.matching import FILL, Region
+from attnpass.matching import FILL, SHARED, Operand, Region
 from attnpass.rewrite.check import check_rewritten
 from attnpass.rewrite.layouts import canonical_operand, restored
 from attnpass.rewrite.mask_nodes import combined, mask_node
@@ -67,7 +67,7 @@ def _replace(w: Writer, region: Region, target: str) -> None:
     old = w.read(region.out.node)
     logits = region.logits
     with w.graph.inserting_before(old):
-        q, k, v = (canonical_operand(w, x) for x in (region.q, region.k, region.v))
+        q, k, v = _operands(w, region)
         dtypes = {value(x.node).dtype for x in (region.q, region.k, region.v)}
         wide = functools.reduce(torch.promote_types, dtypes)
         if len(dtypes) > 1:
@@ -79,8 +79,40 @@ def _replace(w: Writer, region: Region, target: str) -> None:
         keep = combined(w, logits.keeps, aten.bitwise_and.Tensor)
         bias = combined(w, logits.biases, aten.add.Tensor)
         out = w.module(target, (q, k, v, bias, keep), old)
-        out = restored(w, out, region.out, region.v, wide)
+        out = restored(w, out, region.out, _whole(region), wide)
     w.instead(region.out.node, out)
+
+
+def _operands(w: Writer, region: Region) -> list[fx.Node]:
+    """Queries, keys and values with the batch and heads that broadcasting gives them.
+
+    Keys and values may keep fewer heads than the queries, which the forms repeat, but they have
+    the same ones.
+    """
+    q, k, v = region.q, region.k, region.v
+    return [
+        canonical_operand(w, q, (k, v)),
+        canonical_operand(w, k, (v, _without_heads(q))),
+        canonical_operand(w, v, (k, _without_heads(q))),
+    ]
+
+
+def _without_heads(x: Operand) -> Operand:
+    """The operand as one that gives its batch and not its heads."""
+    paired = x.lead.paired and x.lead.split < 0
+    heads = x.lead.count - 1
+    order = [SHARED if paired and i == heads else at for i, at in enumerate(x.permutation)]
+    return replace(x, permutation=tuple(order))
+
+
+def _whole(region: Region) -> Operand:
+    """An operand with as large a batch as any, to read sizes from."""
+
+    def ones(x: Operand) -> int:
+        shape = value(x.node).shape
+        return sum(i != SHARED and shape[i] == 1 for i in x.permutation[: x.lead.count])
+
+    return min((region.v, region.k, region.q), key=ones)
 
 
 def _swap(w: Writer, region: Region, target: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from attnpass.graph import is_impure, value
+from attnpass.graph import draws, is_impure, value
 
 aten = torch.ops.aten
 
@@ -63,7 +63,8 @@ class Writer:
         """The copy without dead code, ready to run."""
         for node in self.graph.find_nodes(op="call_function", target=aten.view.default):
             node.target = aten.reshape.default  # a form's result may have other strides
-        self.graph.eliminate_dead_code(is_impure_node=is_impure)
+        unused = {new for old, new in self.new.items() if draws(old) and not old.users}
+        self.graph.eliminate_dead_code(is_impure_node=lambda n: n in unused or is_impure(n))
         self.graph.lint()
         self.gm.recompile()
         return self.gm

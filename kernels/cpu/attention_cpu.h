@@ -57,6 +57,12 @@ struct Buffer {
 
 constexpr int64_t MUCH = 1 << 20;  // entries
 
+// Whether a task needs much memory: for the keys and values of a head, or for a tile of scores.
+template <class P>
+bool needs_much(const P& p) {
+  return p.s * (p.d + p.dv) > MUCH || min(p.block_m, p.t) * min(p.block_n, p.s) > MUCH;
+}
+
 // Calls f(scratch) with memory that the thread keeps between calls or, for `much` memory, with
 // memory that is freed after the call.
 template <class Scratch, class F>
@@ -296,21 +302,22 @@ Vec stepped(const E* x, int64_t step, Lanes on) {
   return load(lane);
 }
 
-inline Lanes stepped(const bool* x, int64_t step, Lanes on) {
+// Flags are read as bytes: a bool that was a view of other bytes may hold any of them.
+inline Lanes stepped(const uint8_t* x, int64_t step, Lanes on) {
   if (step == 0) return *x ? on : 0;
   if (step == 1) {
     const __m128i bytes = _mm_maskz_loadu_epi8(on, x);
     return _mm_test_epi8_mask(bytes, bytes);
   }
   Lanes kept = 0;
-  for (int64_t i = 0; i < LANES && (on >> i & 1); ++i) kept |= Lanes(x[i * step]) << i;
+  for (int64_t i = 0; i < LANES && (on >> i & 1); ++i) kept |= Lanes(x[i * step] != 0) << i;
   return kept;
 }
 
 // Writes tau * bias, and NONE where not kept, for the keys [j, j + n) of row t; NONE up to width.
 inline void added(const Array& bias, const Array& keep, int64_t b, int64_t h, int64_t t, int64_t j,
                   int64_t n, int64_t width, float tau, float* out) {
-  const bool* kept = keep ? keep.at<bool>(b, h, t) + j * keep.stride[3] : nullptr;
+  const uint8_t* kept = keep ? keep.at<uint8_t>(b, h, t) + j * keep.stride[3] : nullptr;
   auto write = [&](const auto* x) {
     for (int64_t i = 0; i < width; i += LANES) {
       const Lanes on = first(n - i), dead = first(width - i);

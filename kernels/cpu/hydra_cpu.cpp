@@ -18,14 +18,15 @@ struct Problem {
     return reinterpret_cast<float*>(x.data) + (item * chunks + chunk) * features();
   }
   bool kept(int64_t item, int64_t token) const {
-    return !keep || keep.at<bool>(item, 0, 0)[token * keep.stride[3]];
+    return !keep || keep.at<uint8_t>(item, 0, 0)[token * keep.stride[3]] != 0;
   }
   Vec gains(int64_t head, int64_t c, Lanes on) const {
     return gain ? _mm512_maskz_loadu_ps(on, gain.at<float>(0, head, 0) + c) : all(1);
   }
 };
 
-// The type of the inputs; where features fill whole vectors, no lane is ever masked.
+// The type of the inputs; where features fill all of the vectors that are read side by side, no
+// lane is ever masked.
 template <class T, bool Whole>
 struct Kind {
   using In = T;
@@ -272,11 +273,12 @@ Problem merged(Problem p) {
   return p;
 }
 
-// f(problem, Kind) for the dtype, and for whether features fill all vectors.
+// f(problem, Kind) for the dtype, and for whether features fill all vectors: `norms` reads them
+// four vectors at a time.
 template <class F>
 void by_kind(const Problem& given, F f) {
   const Problem p = merged(given);
-  const bool whole = p.d % LANES == 0;
+  const bool whole = p.d % (4 * LANES) == 0;
   if (p.q.type == FLOAT32) whole ? f(p, Kind<float, true>()) : f(p, Kind<float, false>());
   else if (p.q.type == FLOAT16) whole ? f(p, Kind<Half, true>()) : f(p, Kind<Half, false>());
   else whole ? f(p, Kind<BFloat16, true>()) : f(p, Kind<BFloat16, false>());

@@ -235,7 +235,7 @@ void backward(const Backward& p) {
   const int64_t each = p.b * p.g;
   // a bias may be shared by every head: one thread then takes all heads of its chunk
   at::parallel_for(0, p.chunks * each, p.serial ? each : 1, [&](int64_t begin, int64_t end) {
-    with_scratch<Work<In, Mul>>(p.s * (p.d + p.dv) > MUCH, [&](Work<In, Mul>& work) {
+    with_scratch<Work<In, Mul>>(needs_much(p), [&](Work<In, Mul>& work) {
       for (int64_t task = begin; task < end; ++task) {
         const int64_t head = task % each;
         Task<In, Mul>{p, work, slopes, task / each, head / p.g, head % p.g}.run();

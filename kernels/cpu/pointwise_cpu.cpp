@@ -142,7 +142,7 @@ void forward(const Forward& p) {
   // several heads a task: fewer threads; else threads may share the rows of a head
   const int64_t grain = p.heads > 1 ? p.heads * blocks : 1;
   at::parallel_for(0, p.b * p.h * blocks, grain, [&](int64_t begin, int64_t end) {
-    with_scratch<Scratch<In, Mul>>(p.s * (p.d + p.dv) > MUCH, [&](Scratch<In, Mul>& scratch) {
+    with_scratch<Scratch<In, Mul>>(needs_much(p), [&](Scratch<In, Mul>& scratch) {
       int64_t held = -1;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t head = task / blocks, b = head / p.h, h = head % p.h;

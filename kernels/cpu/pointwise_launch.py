@@ -72,7 +72,7 @@ def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> P
 def _backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseGradients:
     """The gradients of a call without positions."""
     # threads share the keys: each would add to a bias that all keys share
-    shared = needs_bias and call.bias is not None and call.bias.shape[-1] == 1 < call.k.shape[2]
+    shared = needs_bias and call.bias is not None and (1, *call.bias.shape)[-1] < call.k.shape[2]
     if not shared and not refusal("pointwise_backward", call.q, call.k, call.v, call.bias):
         sizes = call.sizes
         results = _results(call, sizes, needs_bias)

@@ -39,7 +39,7 @@ class Form(NamedTuple):
 def _where(x, st, b, start, F: tl.constexpr):
     """Addresses of ``rows`` tokens with all features, ``[rows, block]``."""
     i, f = start + tl.arange(0, F.rows), tl.arange(0, F.block)
-    at = (f // F.d).to(tl.int64) * st[1] + (f % F.d) * st[3]
+    at = (f // F.d).to(tl.int64) * st[1] + (f % F.d).to(tl.int64) * st[3]
     return x + tl.cast(b, tl.int64) * st[0] + i.to(tl.int64)[:, None] * st[2] + at[None, :]
 
 

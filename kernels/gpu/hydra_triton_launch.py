@@ -17,7 +17,7 @@ from attnpass.kernels.gpu.hydra_triton import (
     hydra_sums,
 )
 from attnpass.kernels.gpu.launch import Strides, block_count, constant, programs, spread
-from attnpass.kernels.gpu.limits import power
+from attnpass.kernels.gpu.limits import check_powers, power
 from attnpass.kernels.shapes import heads_last
 
 
@@ -25,6 +25,7 @@ class _Tokens:
     """The arguments that every kernel of one call of hydra shares."""
 
     def __init__(self, call: HydraCall) -> None:
+        check_powers(call.tile, "warps")
         (b, heads, _, d), s = call.q.shape, call.k.shape[2]
         self.b, self.features = b, heads * d
         block = power(self.features)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from attnpass.kernels.tile import Tile
+from attnpass.errors import ArgumentError
+from attnpass.kernels.tile import LARGEST, Tile
 
 MIN_CAPABILITY = 80
 """The least compute capability that the Triton kernels serve; older GPUs run plain torch."""
@@ -42,6 +43,21 @@ def capability() -> int:
 def power(n: int) -> int:
     """The least power of two >= ``n`` that a Triton dot accepts (16)."""
     return max(16, 1 << (n - 1).bit_length())
+
+
+def check_powers(tile: Tile, *names: str) -> None:
+    """Refuse what Triton cannot compile, before it says so at length.
+
+    Raises:
+        ArgumentError: one of these sizes of the tile is no power of two, a block has fewer than 16
+            rows or columns, or a program more than 32 warps.
+    """
+    for name in names:
+        n, least, most = getattr(tile, name), *((1, 32) if name == "warps" else (16, LARGEST))
+        if n & (n - 1) or not least <= n <= most:
+            raise ArgumentError(
+                f"expected {name} on a GPU as a power of two from {least} to {most}, got {n}"
+            )
 
 
 def shared_bytes(tile: Tile, d: int, dv: int, size: int, direction: str, sm: int) -> int:

@@ -151,7 +151,7 @@ def _block(
     i, d = tl.arange(0, BLOCK), tl.arange(0, BLOCK_D)
     inside = (start + i < N)[:, None]
     if F.big:
-        i = i.to(tl.int64)
+        i, d = i.to(tl.int64), d.to(tl.int64)
     at = x + tl.cast(start, tl.int64) * st[2] + (i[:, None] * st[2] + d[None, :] * st[3])
     if CHECK:
         return tl.load(at, mask=inside & (d < D)[None, :], other=0.0)

@@ -7,7 +7,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from attnpass.kernels.call import PointwiseCall, Sizes
 from attnpass.kernels.gpu.launch import Strides, block_count, constant, programs, spread
-from attnpass.kernels.gpu.limits import MIN_CAPABILITY, power
+from attnpass.kernels.gpu.limits import MIN_CAPABILITY, check_powers, power
 from attnpass.kernels.gpu.pointwise_triton import Form, pointwise_forward
 from attnpass.kernels.shapes import heads_last
 
@@ -75,29 +75,41 @@ def _float(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float()
 
 
+def _vector(x: Tensor | None) -> Tensor | None:
+    """A term per head as float32 without gaps: kernels take its entries by their place."""
+    return None if x is None else x.float().contiguous()
+
+
 def prepare(call: PointwiseCall, *more: Tensor) -> Prepared:
-    """The shared arguments of a call; ``more`` are other tensors that its kernels read."""
+    """The shared arguments of a call; ``more`` are other tensors that its kernels read.
+
+    Raises:
+        ArgumentError: a tile that Triton cannot compile.
+    """
+    check_powers(call.tile, "block_m", "block_n", "warps")
     b, h, _, t, s, _, _ = sizes = call.sizes
+    # a wider window keeps the same keys, but positions plus window would pass 31 bits
+    call = replace(call, window=min(call.window, t + s))
     bias, bias_st = spread(call.bias, (b, h, t, s))
     flags = None if call.keep is None else call.keep.view(torch.uint8)
     keep, keep_st = spread(flags, (b, h, t, s))
     offset, offset_st = spread(_float(call.offset), (b, h, t, 1))
     gain, gain_st = spread(_float(call.gain), (b, h, t, 1))
-    lengths = None if call.lengths is None else call.lengths.int()
+    lengths = None if call.lengths is None else call.lengths.clamp(0, s).int().contiguous()
     inputs = (call.q, call.k, call.v)
-    apart = max(abs(x.stride(2)) for x in (*inputs, *more))
+    apart = max(max(x.stride()[2:]) for x in (*inputs, *more))
     return Prepared(
         call=call,
         sizes=sizes,
         form=_form(call, sizes, _kind(offset), _kind(gain), apart),
-        terms=(bias, keep, _float(call.tau), offset, gain, _float(call.slopes), lengths),
+        terms=(bias, keep, _vector(call.tau), offset, gain, _vector(call.slopes), lengths),
         strides=(*(x.stride() for x in inputs), bias_st, keep_st, offset_st, gain_st),
     )
 
 
 def _form(call: PointwiseCall, sizes: Sizes, offset: int, gain: int, apart: int) -> Form:
-    """The constants of a call; ``apart`` is the largest distance of two rows in entries."""
-    tile = call.tile
+    """The constants of a call; ``apart`` is the largest stride of rows or features."""
+    tile, width = call.tile, max(sizes.head_dim, sizes.value_dim)
     return Form(
         h=call.h,
         unit=UNIT.get(call.h, 1.0),
@@ -115,7 +127,7 @@ def _form(call: PointwiseCall, sizes: Sizes, offset: int, gain: int, apart: int)
         block_d=power(sizes.head_dim),
         block_dv=power(sizes.value_dim),
         precision="tf32" if call.q.device.type == "cuda" and _tf32() else "ieee",
-        big=apart * max(tile.block_m, tile.block_n) >= MOST_OFFSET,
+        big=apart * max(tile.block_m, tile.block_n, width) >= MOST_OFFSET,
         device=_capability() >= MIN_CAPABILITY,
         m=tile.block_m,
         n=tile.block_n,
@@ -185,7 +197,7 @@ def pointwise(call: PointwiseCall) -> Tensor:
         prepared,
         *(call.q, call.k, call.v, *prepared.terms, *descriptors, out),
         *(*prepared.strides, out.stride()),
-        *(t, s, h, h // g, call.scale, call.window, tiles),
+        *(t, s, h, h // g, call.scale, prepared.call.window, tiles),
         constant(form),
     )
     return out

@@ -211,10 +211,34 @@ def test_layers_that_share_a_projection():
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["breaks", "regional"])
-def test_loaded_plan_that_was_not_bound_declines(whole, tmp_path, warnings_):
+def test_a_plan_from_a_file_knows_layers_by_their_weights(whole, tmp_path):
+    """Each layer its own entry, by the digest of its weights; other blocks stay as they are."""
+    model, x = six(), data()
+    plan = two_of_six(model, x)
+    path = plan.save(tmp_path / "plan.json")
+    with torch.no_grad():
+        want = captured(model, plan, x)(x)
+        torch._dynamo.reset()
+        options = {"inner": "eager", "plan": str(path), "strict": True}
+        if whole:
+            for block in model.blocks:
+                block.broken = True
+            got = torch.compile(model, backend="attnpass", options=options)(x)
+        else:
+            for block in model.blocks:
+                block.compile(backend="attnpass", options=options)
+            got = model(x)
+    assert error(got, want) <= BOUND and error(got, six()(x)) > 1e-3
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["breaks", "regional"])
+def test_loaded_plan_of_other_weights_that_was_not_bound_declines(whole, tmp_path, warnings_):
     model, x = six(), data()
     path = two_of_six(model, x).save(tmp_path / "plan.json")
     plan = Plan.load(path)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.25)
     torch._dynamo.reset()
     with torch.no_grad():
         eager = model(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attnpass.errors import ArgumentError
 from attnpass.kernels.tile import IMPLEMENTATIONS, ShapeClass, Tile
 
 
@@ -49,6 +50,13 @@ def test_tile_refuses_sizes_below_one(name, value):
         Tile(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["block_m", "block_n", "warps", "stages", "heads"])
+def test_tile_refuses_sizes_that_overflow(name):
+    with pytest.raises(ArgumentError, match=rf"expected {name} <= 65536, got {2**40}"):
+        Tile(**{name: 2**40})
+    assert getattr(Tile(**{name: 65536}), name) == 65536
+
+
 @pytest.mark.parametrize("name", ["descriptors", "persistent"])
 def test_tile_refuses_switches_beyond_on_and_off(name):
     with pytest.raises(ValueError, match=f"expected {name} 0 or 1, got 2"):
@@ -74,3 +82,5 @@ def test_tile_from_a_list():
     assert Tile.from_list([4, 3, 4, 2, 1]) == Tile(block_m=4, block_n=3)
     with pytest.raises(ValueError, match="expected block_m 1 to 65536, got 0"):
         Tile.from_list([0, 3])
+    with pytest.raises(ArgumentError, match="expected a tile of at most 7 numbers, got 8"):
+        Tile.from_list([*tile.as_list(), 0])

@@ -43,6 +43,8 @@ TABLE = [
         {"hydra": "SOFTCAP", "sigmoid": "SINK", "relu": "SINK"},
     ),
     ({"escapes": "sum"}, dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), "PROBS_ESCAPE")),
+    ({"mixed_fills": True}, {}),
+    ({"mixed_fills": True, "swappable": False}, {"softmax": "MASK_FILLS"}),
     ({"dropout": 0.1}, dict.fromkeys(("sigmoid", "relu", "hydra", "skipat"), "DROPOUT_TRAINING")),
     ({"cached": True}, {"hydra": "CROSS_GRAPH", "skipat": "CROSS_GRAPH"}),
     ({"kind": "cross"}, {"skipat": "NOT_ATTENTION:cross"}),

@@ -53,6 +53,14 @@ def doubled_bias(q, k, v, m, mod):
     return weighted(scores_of(q, k) + torch.add(mask, mod.row, alpha=4.0), v)
 
 
+def two_fills(q, k, v, m, mod):
+    later = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    padding = torch.zeros(2, 6, dtype=torch.bool)
+    padding[1, :3] = True
+    scores = scores_of(q, k).masked_fill(later, low(q)).masked_fill(padding[:, None, None], -5e4)
+    return weighted(scores, v)
+
+
 def mask_of_rows(q, k, v, m, mod):
     return weighted(scores_of(q, k).masked_fill(~mod.plane_keep[:, None], low(q)), v)
 
@@ -170,11 +178,17 @@ MUTATIONS = {
     ),
     "masks 3": (doubled_bias, "masks", "len(node.all_input_nodes) != 2 or node.kwargs", "False"),
     "masks 4": (mask_of_rows, "masks", "expression(shape[-2]) != 1", "False"),
-    "masks 5": (wide_window, "patterns", "symbols and large_constant(nodes)", "False"),
+    "masks 5": (wide_window, "patterns", "impossible(both(inside, wrong))", "True"),
+    "masks 6": (
+        two_fills,
+        "logits",
+        "self.mixed_fills |= self.added or mask.added or self.fill != mask.fill",
+        "pass",
+    ),
     "patterns 1": (random_mask, "constants", "return seeded or any(", "return False and any("),
     "patterns 2": (mask_by_head, "patterns", "not bool((planes == plane).all())", "False"),
     "patterns 3": (fewer_queries, "patterns", "t == s and torch.equal(plane, torch", EQUAL),
-    "patterns 4": (wide_window, "patterns", "symbols and large_constant(nodes)", "False"),
+    "patterns 4": (wide_window, "patterns", "impossible(both(inside, wrong))", "True"),
     "products 1": (vector_scores, "products", "min(ranks) < 2", "False"),
     "products 2": (half_bias, "products", "beta not in (0, 1)", "False"),
     "products 3": (

@@ -152,6 +152,10 @@ def test_misfit_raises_when_strict(misfit, message, how, saved):
             capture.use(plan, strict=True)
         return
     options = {"inner": "eager", "plan": plan, "strict": True}
+    if misfit is another_name:
+        # the site may be in another graph: a warning, as above
+        torch.compile(model, backend="attnpass", options=options)(x)
+        return
     with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match=message) as caught:
         torch.compile(model, backend="attnpass", options=options)(x)
     assert isinstance(caught.value.inner_exception, PlanError)
@@ -189,8 +193,11 @@ def test_absent_is_one_text_captured_compiled_and_verified(warned):
         task = Task("two", build(), (data(),), [(data(),)], [((data(),), data())], _zeros)
         (problem,) = verify_plan(plan, task).problems
         assert problem.startswith(text.format("model"))
+        other = build()
+        for p in other.parameters():
+            p.mul_(1.5)
         options = {"inner": "eager", "plan": plan}
-        torch.compile(build(), backend="attnpass", options=options)(data())
+        torch.compile(other, backend="attnpass", options=options)(data())
     told = [w for w in warned() if "found none" in w]
     assert [w.startswith(text.format("model")) for w in told] == [True, True, False]
     assert told[-1].startswith(text.format("graph"))

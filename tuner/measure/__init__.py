@@ -17,7 +17,7 @@ from attnpass.tuner.measure.accuracy import (
     scores,
     split,
 )
-from attnpass.tuner.measure.bounds import Bound, bound, needed
+from attnpass.tuner.measure.bounds import Bound, binary, bound, needed
 from attnpass.tuner.measure.exchange import Failure, Reply, Times
 from attnpass.tuner.measure.latency import Ratio, events, floor, interleave, median_ms, ratio
 from attnpass.tuner.measure.trial import model_digest, try_task
@@ -33,6 +33,7 @@ __all__ = [
     "Times",
     "Worker",
     "answer",
+    "binary",
     "bound",
     "divergence",
     "events",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import uuid
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from attnpass import fingerprint
 from attnpass.batch import call
 from attnpass.errors import TaskError
 from attnpass.task import Task
@@ -19,6 +20,14 @@ from attnpass.tuner.measure import (
     pooled_scores,
     scores,
     split,
+)
+from attnpass.tuner.search.baseline_row import SUBJECT, BaselineRow, find_baseline
+from attnpass.tuner.search.canary import (
+    Canary,
+    canary_batches,
+    difference,
+    score_difference,
+    take,
 )
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.session import Session
@@ -35,6 +44,9 @@ class Baseline:
         sizes: items per validation batch. split: batches that select and that judge.
         selection, held_out: scores ``[items]`` of both, in float64.
         reference: outputs of the first selection batches, in float64.
+        canary: scores and outputs on a few selection batches, taken in this run.
+        canary_items: the positions of their items among those of the selection.
+        random: whether two evaluations gave two results: nothing stored is served.
     """
 
     sizes: list[int]
@@ -42,6 +54,9 @@ class Baseline:
     selection: Tensor
     held_out: Tensor
     reference: list[Tensor]
+    canary: Canary
+    canary_items: list[int]
+    random: bool
 
     @property
     def scored(self) -> Tensor:
@@ -71,26 +86,21 @@ def measure_baseline(inspection: Inspection, session: Session) -> Baseline:
         TaskError: fewer than two items, or scores that are not one finite number per item.
     """
     task, capture, limit = inspection.task, inspection.capture, inspection.settings.max_drop
-    value = session.measured(
-        "accuracy",
-        "baseline scores",
-        inspection.context,
-        lambda: _score(inspection, session),
-        lambda value: _fits(value, len(task.validation)),
-    )
-    sizes = value["sizes"]
-    if sum(sizes) < 2:
-        raise TaskError(f"expected two validation items or more, got {sum(sizes)}")
-    parts = split(sizes)
+    row, canary = find_baseline(inspection, session) or _measured(inspection, session)
+    session.rest_on(row.mark)
+    parts = split(row.sizes)
     with torch.no_grad():
         reference = [
             first_tensor(call(capture, task.validation[i][0])).double()
             for i in parts.selection[:REFERENCES]
         ]
     selection, held_out = (
-        torch.tensor(value[name], dtype=torch.float64) for name in ("selection", "held_out")
+        torch.tensor(x, dtype=torch.float64) for x in (row.selection, row.held_out)
     )
-    baseline = Baseline(sizes, parts, selection, held_out, reference)
+    items = row.items(canary.batches)
+    baseline = Baseline(
+        row.sizes, parts, selection, held_out, reference, canary, items, row.random
+    )
     total = baseline.scored
     session.progress.say(
         f"{task.metric} of the unchanged model: {total.mean():.4f} on {len(total)} items;"
@@ -100,19 +110,40 @@ def measure_baseline(inspection: Inspection, session: Session) -> Baseline:
     return baseline
 
 
-def _fits(value: dict[str, Any], batches: int) -> bool:
-    """Whether stored scores are of as many batches, and of all their items."""
-    sizes = value.get("sizes", [])
-    if len(sizes) != batches or sum(sizes) < 1:
-        return False
-    parts = split(sizes)
-    return all(
-        len(value[name]) == sum(sizes[i] for i in chosen)
-        for name, chosen in (("selection", parts.selection), ("held_out", parts.held_out))
+def _measured(inspection: Inspection, session: Session) -> tuple[BaselineRow, Canary]:
+    """The scores measured now and stored, with a canary and a second evaluation of it.
+
+    Raises:
+        TaskError: fewer than two items, or scores that are not one finite number per item.
+    """
+    task, capture, say = inspection.task, inspection.capture, session.progress.say
+    with fingerprint.files_read() as read:
+        sizes, selection, held_out = _score(inspection, session)
+        if sum(sizes) < 2:
+            raise TaskError(f"expected two validation items or more, got {sum(sizes)}")
+        batches = canary_batches(task, sizes, split(sizes).selection)
+        canary, again = (take(task, capture, batches) for _ in range(2))
+    row = BaselineRow(sizes, selection, held_out, canary, False, uuid.uuid4().hex[:16])
+    items = row.items(batches)
+    differs = score_difference([selection[i] for i in items], canary.scores, items, canary.noise)
+    differs = differs or difference(canary, again, items)
+    row = replace(
+        row, random=bool(differs), read=fingerprint.digests_of({*inspection.read, *read})
     )
+    if row.random:
+        differs = differs.replace("stored", "before")
+        say(f"scores of this task are random ({differs}): none will be reused", style="yellow")
+    if inspection.opaque:
+        say(
+            f"{', '.join(inspection.opaque)} in this task: such objects show no content,"
+            " so that no other run can reuse what is measured now",
+            style="yellow",
+        )
+    session.keep("accuracy", SUBJECT, inspection.context, row.as_dict())
+    return row, canary
 
 
-def _score(inspection: Inspection, session: Session) -> dict[str, Any]:
+def _score(inspection: Inspection, session: Session) -> tuple[list[int], list[float], list[float]]:
     """Items per batch, and scores of the selection and of the held-out batches."""
     task, capture = inspection.task, inspection.capture
     every = range(len(task.validation))
@@ -124,11 +155,8 @@ def _score(inspection: Inspection, session: Session) -> dict[str, Any]:
             step("")
     sizes = [len(task.validation[i][1]) if task.pooled else len(batches[i]) for i in every]
     parts = split(sizes) if sum(sizes) else Split((), (), True)
-    return {
-        "sizes": sizes,
-        "selection": _joined(task, batches, parts.selection),
-        "held_out": _joined(task, batches, parts.held_out),
-    }
+    selection, held_out = (_joined(task, batches, x) for x in (parts.selection, parts.held_out))
+    return sizes, selection, held_out
 
 
 def _joined(task: Task, batches: list[Tensor], chosen: tuple[int, ...]) -> list[float]:

@@ -15,11 +15,12 @@ from attnpass import environment
 from attnpass.plan import Plan
 from attnpass.tuner.measure import bound, divergence, scores
 from attnpass.tuner.search.baseline import Baseline
+from attnpass.tuner.search.canary import score_difference, take
 from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.integer_program import front, recipes
 from attnpass.tuner.search.pieces import PieceLibrary
-from attnpass.tuner.search.session import Session, Value
+from attnpass.tuner.search.session import NotReproducedError, Session, Value
 from attnpass.tuner.search.settings import REJECTED
 from attnpass.tuner.search.speed import Savings
 
@@ -67,9 +68,12 @@ class Candidates:
             return known
         base = self.baseline.selection
         context = {**self.inspection.context, "batches": list(self.baseline.split.selection)}
-        value = self.session.measured(
-            "accuracy", plan.hash, context, lambda: self._score(plan), self._fits
-        )
+        value = self.session.find("accuracy", plan.hash, context, fits=self._fits)
+        if value is None:
+            value = self._score(plan)
+            self.session.keep("accuracy", plan.hash, context, value)
+        elif not self.session.verified:
+            self._verify(plan, value["scores"])
         taken = torch.tensor(value["scores"], dtype=torch.float64)
         candidate = Candidate(
             assignment,
@@ -92,10 +96,28 @@ class Candidates:
 
     def _fits(self, value: Value) -> bool:
         """Whether stored scores are of all items, or of the first ones where it was stopped."""
-        if "scores" not in value:
+        if not {"scores", "complete"} <= value.keys():
             return False
         wanted, found = len(self.baseline.selection), len(value["scores"])
-        return found == wanted if value.get("complete") else 0 < found < wanted
+        return found == wanted if value["complete"] else 0 < found < wanted
+
+    def _verify(self, plan: Plan, stored: list[float]) -> None:
+        """Compare the first stored scores of a plan with those of now, on the canary's items.
+
+        Raises:
+            NotReproducedError: a score is another one.
+        """
+        task, capture, baseline = self.inspection.task, self.inspection.capture, self.baseline
+        items = [i for i in baseline.canary_items if i < len(stored)]
+        if len(items) < len(baseline.canary_items):
+            return  # its scoring was stopped early
+        capture.use(plan)
+        now = take(task, capture, baseline.canary.batches)
+        capture.use(None)
+        differs = score_difference([stored[i] for i in items], now.scores, items, now.noise)
+        if differs:
+            raise NotReproducedError(f"stored scores of this task are not reproduced ({differs})")
+        self.session.verified = True
 
     def _score(self, plan: Plan) -> Value:
         capture, baseline = self.inspection.capture, self.baseline

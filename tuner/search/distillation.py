@@ -23,7 +23,6 @@ from attnpass.recover import (
     Trainer,
     add_deltas,
 )
-from attnpass.seeds import seeded
 from attnpass.store import key_of
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.pieces import PieceLibrary
@@ -68,9 +67,7 @@ class Distillation:
     @cached_property
     def context(self) -> dict[str, object]:
         """All that a trained piece depends on: the model, the data, and how it is trained."""
-        settings, task = self.inspection.settings, self.inspection.task
-        with seeded(0):
-            inputs = [self.inputs[i] for i in range(len(self.inputs))]
+        settings = self.inspection.settings
         return {
             **self.inspection.context,
             "recover": {
@@ -79,7 +76,7 @@ class Distillation:
                 "seed": settings.seed,
                 "watched": len(self.selection),
             },
-            "inputs": fingerprint.digest([inputs, list(task.calibration)]),
+            "inputs": self.inspection.inputs,
             "recovery": fingerprint.recovery_digest(),
         }
 
@@ -200,7 +197,7 @@ def train(
     result is stored.
     """
     session = distillation.session
-    key = key_of(objective.name, name, distillation.context)
+    key = key_of(objective.name, name, session.resting(distillation.context))
     saved = Checkpoint(session.store.path.with_suffix(f".{key[:12]}.distil"), key)
     with session.progress.stage(f"distil, {objective.name}: {name}", 100) as step:
         trainer = Trainer(objective, distillation.options(budget), 1.0, saved)

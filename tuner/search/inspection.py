@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from attnpass import environment, fingerprint
-from attnpass.batch import call
+from attnpass.batch import Batch, call
 from attnpass.capture import Capture
 from attnpass.errors import CaptureError
 from attnpass.plan import Plan, assign
 from attnpass.report import Report
+from attnpass.seeds import seeded
 from attnpass.site import AttentionSite
 from attnpass.store import Store, now
 from attnpass.task import Task, load_task
@@ -37,6 +37,9 @@ class Inspection:
         task, capture: the model, captured. base: the plan of softmax everywhere, which knows the
             sites and owns their weights.
         context: all that a score depends on. timing: all that a latency depends on.
+        inputs: digest of the batches that plans are calibrated and distilled on.
+        read: files that were opened to load the task. opaque: types of its objects that show no
+        content, so that nothing measured now can be known again by another process.
         kind: ``cpu`` or ``cuda``. run: id of the run. created: time of this inspection.
     """
 
@@ -47,6 +50,9 @@ class Inspection:
     base: Plan
     context: Mapping[str, Any]
     timing: Mapping[str, Any]
+    inputs: str
+    read: frozenset[str]
+    opaque: tuple[str, ...]
     kind: str
     run: str
     created: str
@@ -90,18 +96,22 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
     Raises:
         TaskError: the task is not usable. CaptureError: its model has no softmax attention.
     """
-    task = try_task(load_task(settings.task, limit=settings.load_timeout))
-    capture = call(Capture(task.model).trace, task.example)
+    with fingerprint.files_read() as read:
+        task = load_task(settings.task, limit=settings.load_timeout)
+        # before the model is run: a run may leave something in its objects
+        contents = task.contents()
+        inputs = _inputs(task, settings)
+        try_task(task)
+        capture = call(Capture(task.model).trace, task.example)
     if not capture.sites:
         why = "; ".join(str(d) for d in capture.declined[:3]) or "no softmax in its graphs"
         raise CaptureError(f"expected a model with softmax attention, found none ({why})")
     base = Plan(assign(capture.sites, "softmax")[0])
     capture.bind_plan(base)
-    context = _context(task, capture, base)
     kind = _device_kind(task)
+    context = {**contents.digests, **_context(capture, base, kind)}
     timing = {
         **context,
-        **environment.device(kind),
         "inner": settings.inner,
         "mode": settings.mode,
         "shapes": environment.shapes(task.example),
@@ -109,25 +119,54 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
         "tiles": _tiles(store, kind),
     }
     asked = {k: v for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
-    text = json.dumps([asked, timing], sort_keys=True, default=str)
-    run = hashlib.sha256(text.encode()).hexdigest()[:12]
+    text = json.dumps([asked, timing, inputs], sort_keys=True, default=str)
     return Inspection(
-        settings, asked, task, capture, base, context, timing, kind, run, created=now()
+        settings=settings,
+        asked=asked,
+        task=task,
+        capture=capture,
+        base=base,
+        context=context,
+        timing=timing,
+        inputs=inputs,
+        read=frozenset(read),
+        opaque=contents.opaque,
+        kind=kind,
+        run=hashlib.sha256(text.encode()).hexdigest()[:12],
+        created=now(),
     )
 
 
-def _context(task: Task, capture: Capture, base: Plan) -> dict[str, Any]:
-    """All that a score depends on."""
+def _context(capture: Capture, base: Plan, kind: str) -> dict[str, Any]:
+    """All that a score depends on beside the task itself."""
     graphs = [fingerprint.computation(g.normal) for g in capture.graphs]
     return {
+        **environment.device(kind),
         "structure": base.structure,
         "program": fingerprint.digest(graphs),
-        "weights": fingerprint.digest(_tensors(task.model)),
-        "data": task.digest(),
         "kernels": fingerprint.kernels_digest(),
         "protocol": environment.PROTOCOL,
         "torch": torch.__version__,
+        "switches": environment.switches(),
     }
+
+
+def _inputs(task: Task, settings: Settings) -> str:
+    """Digest of the calibration batches, and where a run distils, of what it trains on."""
+    batches: list[object] = [list(task.calibration)]
+    if settings.recover == "distil":
+        first = [_batches(task.recovery, range(min(1, len(task.recovery)))) for _ in range(2)]
+        # augmented by other random numbers than torch's: what the batches are made of counts
+        fixed = first[0] == first[1]
+        every = _batches(task.recovery, range(len(task.recovery))) if fixed else ""
+        batches += [every, task.recovery]
+    return fingerprint.Walk().digest(batches)
+
+
+def _batches(source: Sequence[Batch], which: range) -> str:
+    """Digest of batches, each access of which may augment it anew."""
+    with seeded(0):
+        return fingerprint.Walk().digest([source[i] for i in which])
 
 
 def _device_kind(task: Task) -> str:
@@ -141,9 +180,3 @@ def _tiles(store: Store, kind: str) -> str:
     tiles = store.tiles(environment.kernel_context(kind))
     rows = sorted((k, *t.as_list(), t.implementation) for k, t in tiles.items())
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters, buffers, and tensors that are plain attributes."""
-    held = [x for m in model.modules() for x in vars(m).values() if isinstance(x, Tensor)]
-    return [*model.parameters(), *model.buffers(), *held]

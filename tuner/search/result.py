@@ -40,7 +40,8 @@ class Facts:
     Attributes:
         items, selection, held_out: how many validation items there are, and of each part.
         crossed: whether both parts are the whole set, each half judged by the other.
-        baseline_score: mean over all items. provable: items that prove the allowed drop.
+        baseline_score: mean over all items. random: whether two evaluations gave two scores, so
+            that no bound holds. provable: items that prove the allowed drop.
         baseline_ms: the compiled baseline. floor: how far two identical runs differ.
         baseline: which of two implementations is the baseline. attention_share: of its time.
         ceiling, ceiling_skipat: speed-ups that no plan can beat.
@@ -54,6 +55,7 @@ class Facts:
     held_out: int | None = None
     crossed: bool | None = None
     baseline_score: float | None = None
+    random: bool | None = None
     provable: int | None = None
     baseline_ms: float | None = None
     floor: float | None = None

@@ -8,7 +8,7 @@ which field differs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from attnpass.errors import MeasureError
@@ -23,7 +23,7 @@ from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.racing import choose_finalists, judge_held_out, recover_promising
 from attnpass.tuner.search.result import DistilledChoice, RunResult
-from attnpass.tuner.search.session import Session
+from attnpass.tuner.search.session import NotReproducedError, Session
 from attnpass.tuner.search.speed import measure_ceiling, measure_finalists, measure_savings
 from attnpass.tuner.search.summary import Findings, summarise
 
@@ -44,7 +44,8 @@ def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> 
         _save(inspection, store, created, "running", None)
         try:
             with _worker(inspection, session) as worker:
-                for done in stages(inspection, session, Latencies(inspection, session, worker)):
+                latencies = Latencies(inspection, session, worker)
+                for done in believed(session, lambda: stages(inspection, session, latencies)):
                     findings = done
             finalists, status = findings.finalists.plans if findings.finalists else [], "done"
         except KeyboardInterrupt:
@@ -69,6 +70,20 @@ def _worker(inspection: Inspection, session: Session) -> Worker:
         weights=model_digest(inspection.task.model),
         stopped=lambda: session.stop.requested,
     )
+
+
+def believed(session: Session, stages: Callable[[], Iterator[Findings]]) -> Iterator[Findings]:
+    """The stages; from the start, and nothing from the store, if a stored plan is another now.
+
+    Raises:
+        KeyboardInterrupt: the run is to stop.
+    """
+    try:
+        yield from stages()
+    except NotReproducedError as error:
+        session.progress.say(f"{error}; measured anew", style="yellow")
+        session.refresh = True
+        yield from stages()
 
 
 def stages(inspection: Inspection, session: Session, latencies: Latencies) -> Iterator[Findings]:

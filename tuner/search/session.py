@@ -22,6 +22,10 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that ask a run to stop."""
 
 
+class NotReproducedError(Exception):
+    """A stored measurement is not what this run measures: nothing stored is to be believed."""
+
+
 class StopRequest:
     """Whether Ctrl-C or a signal asked the run to stop; read before every measurement."""
 
@@ -67,6 +71,9 @@ class Session:
 
     Args:
         run: id of the run. refresh: measure again what is stored.
+
+    Attributes:
+        verified: whether the stored scores of a plan were reproduced in this run.
     """
 
     def __init__(
@@ -74,7 +81,21 @@ class Session:
     ) -> None:
         self.run, self.store, self.progress, self.refresh = run, store, progress, refresh
         self.stop = StopRequest()
+        self.verified = False
+        self._ground: Context = {}
         self._explained: set[str] = set()
+
+    def rest_on(self, baseline: str) -> None:
+        """Look for measurements that rest on this measurement of the baseline, and no others.
+
+        All that is kept from here on has it in its context, so that a baseline that is measured
+        anew leaves nothing of the old one to be found, whatever happens to this run.
+        """
+        self._ground = {"baseline": baseline} if baseline else {}
+
+    def resting(self, context: Context) -> Context:
+        """A context with the measurement of the baseline that it rests on."""
+        return {**context, **self._ground}
 
     def find(
         self,
@@ -96,10 +117,12 @@ class Session:
         self.stop.check()
         if self.refresh and not fresh:
             return None
-        value, why = self.store.get(kind, subject, context)
+        value, why = self.store.get(kind, subject, self.resting(context))
         if value is not None and not (whole(kind, value) and fits(value)):
             value, why = None, f"the stored {kind} is damaged"
-        if value is None and why not in ("never measured", "", *self._explained):
+        # another baseline has another reason, which was said with it
+        said = why in ("never measured", "", *self._explained) or why.startswith("baseline")
+        if value is None and not said:
             self._explained.add(why)
             self.progress.say(f"measuring again what is stored: {why}", style="dim")
         return value
@@ -108,6 +131,7 @@ class Session:
         self, kind: str, subject: str, context: Context, value: Value, *, outcome: str = "ok"
     ) -> None:
         """Commit one measurement."""
+        context = self.resting(context)
         self.store.put(kind, subject, context, value, outcome=outcome, run=self.run)
 
     def measured(

@@ -6,7 +6,7 @@ compares a value with the annotation that the code using it relies on.
 
 from __future__ import annotations
 
-import math
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -18,7 +18,15 @@ from attnpass.tuner.search.result import DistilledChoice, RunResult
 Fields = Mapping[str, Any]
 """The fields of a JSON object that are used, each with the annotation that it must conform to."""
 
-BASELINE: Fields = {"sizes": list[int], "selection": list[float], "held_out": list[float]}
+BASELINE: Fields = {
+    "sizes": list[int],
+    "selection": list[float],
+    "held_out": list[float],
+    "canary": Mapping[str, list[float] | float],
+    "random": bool,
+    "mark": str,
+    "read": Mapping[str, str],
+}
 SCORES: Fields = {"scores": list[float]}
 PARTLY: Fields = {**SCORES, "complete": bool}
 TIMES: Fields = {"times": list[list[float]], "hashes": list[str]}
@@ -51,7 +59,8 @@ def whole(kind: str, value: Mapping[str, Any]) -> bool:
     numbers = list(_numbers([value[name] for name in wanted]))
     if wanted is TIMES and min(numbers, default=1) <= 0:
         return False
-    return all(map(math.isfinite, numbers))
+    # also of whole numbers that no float holds
+    return all(abs(x) <= sys.float_info.max for x in numbers)
 
 
 def _numbers(value: Any) -> Iterator[float]:

@@ -46,6 +46,7 @@ def facts_of(findings: Findings, max_drop: float) -> Facts:
             held_out=len(baseline.held_out),
             crossed=baseline.split.crossed,
             baseline_score=float(baseline.scored.mean()),
+            random=baseline.random or None,
             provable=needed(max_drop),
         )
     if (ceiling := findings.ceiling) is not None:

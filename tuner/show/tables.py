@@ -79,7 +79,8 @@ def _baseline_cells(result: RunResult) -> list[str]:
         for x in (result.facts.baseline_ms, result.facts.baseline_score)
     )
     softmax = forms_line({site["name"]: "softmax" for site in result.sites})
-    return ["baseline", f"{score:.4f} (all items)", "0", "0", f"{ms:.2f}", "1", softmax]
+    what = "all items, random" if result.facts.random else "all items"
+    return ["baseline", f"{score:.4f} ({what})", "0", "0", f"{ms:.2f}", "1", softmax]
 
 
 def _front_cells(row: PlanRow) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import problems
 import pytest
@@ -21,12 +22,10 @@ def test_the_kernels_are_there_where_the_machine_has_what_they_need():
 
 
 def test_without_a_compiler_plain_torch_runs_and_one_line_says_so(monkeypatch, caplog):
-    from torch._inductor.codecache import CppCodeCache
-
     def fails(*_):
         raise RuntimeError("No working C++ compiler found\nlong\nstory")
 
-    monkeypatch.setattr(CppCodeCache, "load", fails)
+    monkeypatch.setattr(cpu, "load_cpp", fails)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(cpu, "library", functools.cache(cpu.library.__wrapped__))
     p = problems.problem(CASES["all"])
@@ -72,3 +71,27 @@ def test_rows_are_copied_only_where_features_lie_apart():
     assert cpu.unit_rows(apart).stride(-1) == 1
     assert torch.equal(cpu.unit_rows(apart), apart)
     assert cpu.unit_rows(x[..., ::5]) is not None
+
+
+def test_threads_of_python_share_no_memory(path):
+    """Calls of several sizes, dtypes and tiles at once give the bits that each gives alone."""
+
+    def call(i):
+        draw = torch.Generator().manual_seed(i)
+        t, d = (40, 33, 65, 18)[i % 4], (8, 32, 17)[i % 3]
+        dtype = (torch.float32, torch.bfloat16, torch.float16)[i % 3]
+        q, k, v, grad = torch.randn(4, 2, 2, t, d, generator=draw).to(dtype)
+        tile = [(16, 128, 7)[i % 3], (32, 256)[i % 2], 4, 2, 1]
+        bias = torch.randn(1, 2, t, t, generator=draw)
+        terms = (bias, None, torch.ones(2), None, torch.ones(1, 2, 1, 1), 0.3, "gelu", i % 2 == 0)
+        out = torch.ops.attnpass.pointwise(q, k, v, *terms, tile, tile)
+        back = torch.ops.attnpass.pointwise_backward(grad, q, k, v, *terms, tile, True)
+        sums = torch.ops.attnpass.hydra_backward(grad, q, k, v, None, None, True, 1e-6, tile)
+        return [out, *back, *sums]
+
+    alone = [call(i) for i in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(3):
+            for wanted, found in zip(alone, pool.map(call, range(24)), strict=True):
+                for want, got in zip(wanted, found, strict=True):
+                    assert torch.equal(want, got)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from attnpass.errors import ArgumentError
 from attnpass.kernels.gpu import limits as gpu
 from attnpass.kernels.tile import Tile
 
@@ -42,3 +43,19 @@ def test_a_refusal_says_why(tile, sm, why):
 @pytest.mark.parametrize(("n", "least"), [(1, 16), (16, 16), (17, 32), (80, 128)])
 def test_power(n, least):
     assert gpu.power(n) == least
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block_m": 8}, "expected block_m on a GPU as a power of two from 16 to 65536, got 8"),
+        ({"block_n": 48}, "expected block_n on a GPU as a power of two from 16 to 65536, got 48"),
+        ({"warps": 6}, "expected warps on a GPU as a power of two from 1 to 32, got 6"),
+        ({"warps": 64}, "expected warps on a GPU as a power of two from 1 to 32, got 64"),
+    ],
+)
+def test_what_triton_cannot_compile_is_refused(changes, message):
+    names = ("block_m", "block_n", "warps")
+    gpu.check_powers(Tile(), *names)
+    with pytest.raises(ArgumentError, match=f"^{message}$"):
+        gpu.check_powers(Tile(**changes), *names)

@@ -12,6 +12,7 @@ from problems import Case
 from triton.runtime.errors import OutOfResources
 from triton_checks import DEVICE, SCALE, TILE, check, on_device
 
+from attnpass.errors import ArgumentError
 from attnpass.kernels.call import PointwiseCall
 from attnpass.kernels.gpu import (
     pointwise_backward_triton_launch,
@@ -115,3 +116,33 @@ def test_addresses_beyond_two_to_the_31():
     rows.copy_(k[:1, :1, :16])
     one, values = q[:1, :1], v[:1, :1, :16]
     assert torch.equal(attend(one, rows, values), attend(one, k[:1, :1, :16], values))
+
+
+def test_positions_and_terms_of_a_head_in_any_memory_and_of_any_size():
+    """Entries with gaps, lengths beyond the keys, a window beyond 31 bits."""
+
+    def results(tau, slopes, lengths, window):
+        given = (q, k, k, None, None, tau, None, None, SCALE, "gelu", False, tile)
+        call = PointwiseCall(*given, slopes, lengths, window)
+        found = pointwise_backward_triton_launch.pointwise_backward(grad, call, False)
+        return [pointwise_triton_launch.pointwise(call), *(x for x in found if x is not None)]
+
+    tile = TILES["tall"]
+    q, k, grad = (torch.randn(2, 4, n, 8, device=DEVICE) for n in (20, 18, 20))
+    tau, slopes = torch.rand(2, 4, device=DEVICE) + 0.5
+    apart = [x.repeat_interleave(3)[::3] for x in (tau, slopes)]
+    lengths = torch.tensor([18, 0], device=DEVICE)
+    wild = torch.tensor([2**33 + 18, 5, -(2**33), 5], device=DEVICE)[::2]
+    wanted = results(tau, slopes, lengths, 0)
+    for want, got in zip(wanted, results(*apart, wild, 2**62), strict=True):
+        assert torch.allclose(want, got, atol=1e-6)
+
+
+def test_a_tile_that_triton_cannot_compile_is_refused():
+    q = torch.randn(1, 1, 4, 8, device=DEVICE)
+    terms = (None,) * 5
+    call = PointwiseCall(q, q, q, *terms, SCALE, "relu", False, Tile(block_m=48))
+    with pytest.raises(ArgumentError, match="expected block_m on a GPU as a power of two"):
+        pointwise_triton_launch.pointwise(call)
+    with pytest.raises(ArgumentError, match="expected block_m on a GPU as a power of two"):
+        pointwise_backward_triton_launch.pointwise_backward(q, call, False)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tuning import pool, rows
 
 from attnpass.store import Store
 from attnpass.tuner.search import candidates as module
 from attnpass.tuner.search.candidates import first_plans, measure_damage, search_plans
+from attnpass.tuner.search.session import NotReproducedError
 from attnpass.tuner.search.settings import REJECTED
 from attnpass.tuner.search.speed import Savings
 
@@ -26,6 +28,18 @@ def test_a_plan_is_scored_once_and_read_from_the_store(finished, monkeypatch):
     assert found.cost == 1.0 - 0.125 * hydras
     assert len(found.scores) == 60 and found.selection.items == 60
     assert rows(finished.path) == before
+
+
+def test_the_first_stored_plan_is_evaluated_anew(finished, monkeypatch):
+    assigned = next(iter(finished.candidates.tried.values())).assignment
+    with Store(finished.path) as store:
+        candidates = pool(store)
+        candidates.library.calibrate(candidates.session)
+        monkeypatch.setattr(candidates.inspection.task, "score", lambda out, y: out[:, 0] * 0)
+        with pytest.raises(NotReproducedError, match=r"not reproduced \(item \d+: 0, stored 1\)"):
+            candidates.of(assigned)
+        candidates.session.verified = True
+        assert candidates.of(assigned).selection is not None
 
 
 def test_a_hopeless_plan_is_rejected_without_its_divergence(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from tuning import QUIET, TASKS, opened, settings
@@ -20,7 +22,7 @@ def test_changed_data_and_weights_are_misses(tmp_path):
         changed = {**found.context, "weights": "other"}
         assert store.get("accuracy", "baseline scores", changed) == (None, "weights changed")
         other, _ = opened(store, task=f"{TASKS}:nan_scores")
-        assert store.get("accuracy", "baseline scores", other.context) == (None, "data changed")
+        assert store.get("accuracy", "baseline scores", other.context) == (None, "score changed")
 
 
 @pytest.mark.parametrize("change", ["pooled", "outputs", "head", "program"])
@@ -40,7 +42,7 @@ def test_what_else_decides_a_score_is_part_of_its_key(tmp_path, change, monkeypa
         monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _, limit: task)
         other, _ = opened(store)
         assert store.get("accuracy", "baseline scores", found.context)[0] is not None
-        why = {"head": "weights", "program": "program"}.get(change, "data")
+        why = {"head": "model, weights", "program": "model, program"}.get(change, "data")
         missed = store.get("accuracy", "baseline scores", other.context)
         assert missed == (None, f"{why} changed")
 
@@ -69,6 +71,35 @@ def test_outputs_of_a_task_are_checked():
         TaskError, match="expected Task.outputs of .* to be 'logits' or 'features'"
     ):
         load_task(f"{TASKS}:wrong_outputs")
+
+
+def test_other_calibration_or_recovery_data_is_another_run(tmp_path, monkeypatch):
+    task = load_task(f"{TASKS}:tiny")
+    monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _: task)
+    (batch,) = task.calibration[0]
+    with Store(tmp_path / "a.db") as store:
+        found, distilled = (opened(store, recover=x)[0] for x in ("calibrate", "distil"))
+        task.recovery = [(batch,)]
+        assert opened(store)[0].run == found.run, "only distillation reads it"
+        assert opened(store, recover="distil")[0].run != distilled.run
+        task.calibration = [(batch + 1,)]
+        other, _ = opened(store)
+    assert other.run != found.run and other.context == found.context
+
+
+def test_a_recovery_set_that_augments_is_known_by_what_it_is_made_of(tmp_path, monkeypatch):
+    class Augmented(list):
+        def __getitem__(self, i):
+            return (super().__getitem__(i)[0] + random.random(),)
+
+    task = load_task(f"{TASKS}:tiny")
+    monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _: task)
+    runs = []
+    with Store(tmp_path / "a.db") as store:
+        for add in (0, 0, 1):
+            task.recovery = Augmented([(task.calibration[0][0] + add,)])
+            runs.append(opened(store, recover="distil")[0].run)
+    assert runs[0] == runs[1] != runs[2]
 
 
 def test_the_id_says_what_is_measured_and_not_how_long_it_may_take(tmp_path):

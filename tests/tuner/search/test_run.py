@@ -8,10 +8,12 @@ from tuning import DISTIL, QUIET, opened, rows, settings
 from attnpass.errors import MeasureError
 from attnpass.store import Store
 from attnpass.tuner.measure import Worker
+from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search import distillation, execute, inspect_task, run
 from attnpass.tuner.search.distillation import Distillation
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.result import RunResult
+from attnpass.tuner.search.session import NotReproducedError, Session
 
 
 def repeated(path, **more) -> RunResult:
@@ -117,3 +119,22 @@ def test_what_cannot_be_distilled_stays_calibrated(tmp_path, monkeypatch):
         assert run.distil_useful(Distillation(inspection, session, ()), library, ["hydra"]) == {}
     assert library.pieces == pieces
     assert len(said) == 1 and "got nan" in said[0]
+
+
+def test_a_stored_plan_that_is_another_now_starts_the_run_anew(tmp_path):
+    said, rounds = [], []
+    with Store(tmp_path / "a.db") as store:
+        session = Session("r", store, QUIET)
+        session.progress = ProgressPrinter(quiet=True)
+        session.progress.say = said.append
+
+        def stages():
+            rounds.append(session.refresh)
+            yield "baseline"
+            if len(rounds) == 1:
+                raise NotReproducedError("stored scores of this task are not reproduced")
+            yield "plans"
+
+        assert list(run.believed(session, stages)) == ["baseline", "baseline", "plans"]
+    assert rounds == [False, True]
+    assert said == ["[yellow]stored scores of this task are not reproduced; measured anew[/]"]

@@ -44,6 +44,20 @@ def test_a_near_hit_says_once_which_field_differs(store, monkeypatch):
     assert said == ["measuring again what is stored: a changed"]
 
 
+def test_what_rests_on_a_baseline_is_found_with_it_alone(store, monkeypatch):
+    session, said = Session("r", store, QUIET), []
+    monkeypatch.setattr(session.progress, "say", said.append)
+    session.rest_on("one")
+    session.keep("k", "s", {"a": 1}, {"x": 2})
+    assert session.find("k", "s", {"a": 1}) is not None
+    for other in ("", "two"):
+        session.rest_on(other)
+        assert session.find("k", "s", {"a": 1}) is None
+    assert said == [], "the reason is that of the baseline"
+    session.rest_on("one")
+    assert session.find("k", "s", {"a": 1}) is not None
+
+
 def test_a_run_that_is_to_stop_looks_nothing_up(store):
     session = Session("r", store, QUIET)
     session.stop.requested = True

@@ -40,6 +40,13 @@ def test_the_fastest_proven_finalist_is_the_best(finished):
     assert none.best is None
 
 
+def test_random_scores_are_marked_and_others_not(finished):
+    baseline = finished.findings.baseline
+    assert "random" not in facts_of(Findings(baseline), 0.01).as_dict()
+    random = facts_of(Findings(replace(baseline, random=True)), 0.01)
+    assert random.as_dict()["random"] is True
+
+
 def test_a_run_that_was_stopped_at_once_has_no_facts(finished):
     assert facts_of(Findings(), 0.01).as_dict() == {}
     given = {"status": "interrupted", "created": "now"}

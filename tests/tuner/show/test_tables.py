@@ -43,6 +43,13 @@ def shown(table) -> str:
     return out.getvalue()
 
 
+def test_a_random_score_is_marked():
+    facts = {"baseline_score": 0.5, "random": True}
+    assert "0.5000 (all items, random)" in shown(front_table(result(ROW, facts=facts)))
+    facts = {"baseline_score": 0.5}
+    assert "0.5000 (all items)" in shown(front_table(result(ROW, facts=facts)))
+
+
 def test_choices_are_abbreviated():
     forms = {"a": "softmax", "b": "sigmoid", "c": "hydra", "d": "skipat r=0.5", "e": "new"}
     assert forms_line(forms) == ". | sig | hyd | skip r=0.5 | new"
