@@ -18,7 +18,15 @@ WHOLE = {
     "accuracy": [
         {"scores": [1.0, 0.5]},
         {"scores": [1.0, 0.5], "complete": True},
-        {"sizes": [1, 2], "selection": [1.0], "held_out": [0.0, 1.0]},
+        {
+            "sizes": [1, 2],
+            "selection": [1.0],
+            "held_out": [0.0, 1.0],
+            "canary": {"batches": [0], "scores": [1.0], "noise": 1e-6},
+            "random": False,
+            "mark": "m",
+            "read": {"a.txt": "cafe"},
+        },
     ],
     "divergence": [{"divergence": 0.5}],
     "latency": [
