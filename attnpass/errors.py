@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from attnpass.text import one_line
+
 
 class AttnpassError(Exception):
     """Base of all errors raised on purpose: one clear line, no traceback needed."""
+
+    def __str__(self) -> str:
+        """The message on one line, whatever names it quotes."""
+        return one_line(super().__str__())
 
 
 class OptionError(AttnpassError):

@@ -11,6 +11,7 @@ from attnpass.site import FORMS, AttentionSite, Decline
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 @dataclass
@@ -74,28 +75,31 @@ class Report:
             table.add_row(*self._row(site))
         return table
 
-    def _row(self, site: AttentionSite) -> list[str]:
+    def _row(self, site: AttentionSite) -> list[str | Text]:
         """The cells of one site."""
+        from rich.text import Text
+
         heads = f"{site.heads}" if site.heads == site.kv_heads else f"{site.heads}/{site.kv_heads}"
         mask = ",".join(sorted(site.mask)) + ("+bias" if site.bias else "") or "none"
-        marks = []
+        marks: list[str | Text] = []
         for form in FORMS:
             decline = site.legal.get(form)
-            legal = "yes" if decline is None else f"[dim]{decline.code}[/]"
-            marks.append("[green]runs[/]" if self.rewritten.get(site.name) == form else legal)
+            legal = Text("yes") if decline is None else Text(decline.code, "dim")
+            runs = self.rewritten.get(site.name) == form
+            marks.append(Text("runs", "green") if runs else legal)
         lengths = f"{site.query_len}x{site.key_len}"
         return [site.name, site.kind, f"{heads}x{site.head_dim}", lengths, mask, *marks]
 
     def __str__(self) -> str:
-        from rich.console import Console
+        from attnpass.console import PlainConsole
 
         out = io.StringIO()
-        console = Console(file=out, width=160)
+        console = PlainConsole(file=out, width=160)
         console.print(self.table())
         for verdict, declines in (("declined", self.declined), ("misread", self.misread)):
             for d in declines:
                 line = f"{verdict} {d.path}: {d} ({d.source})"
-                console.print(line, markup=False, highlight=False)
+                console.print(line)
         return out.getvalue()
 
 

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +25,8 @@ from torch import Tensor, nn
 from attnpass.batch import Batch
 from attnpass.errors import AttnpassError, TaskError
 from attnpass.fingerprint import Contents, contents
+from attnpass.text import shown
+from attnpass.torch_internals import pytree
 
 BUILT_IN = {"digits": "attnpass.tuner.digits:task"}
 
@@ -66,31 +72,30 @@ class Task:
         return contents(self.model, self.score, judged, [_module_name(where)])
 
 
-def load_task(path: str) -> Task:
-    """The task of a built-in name or an import path, checked.
+def load_task(path: str, *, limit: float = 0.0) -> Task:
+    """The task of a built-in name or an import path, its fields checked.
+
+    ``limit``: seconds that importing and making it may take, 0 for any number.
 
     Raises:
-        TaskError: it does not import, is no Task, or its validation set is empty.
+        TaskError: it does not import, is no Task, one of its fields is not usable, or it takes too
+            long.
     """
     target = BUILT_IN.get(path, path)
     where, sep, name = target.rpartition(":")
     if not sep:
         raise TaskError(
             f"expected a task '{', '.join(BUILT_IN)}', 'file.py:factory' or"
-            f" 'package.module:factory', got {path!r}"
+            f" 'package.module:factory', got {shown(path)}"
         )
-    module = _module(where, path)
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        raise TaskError(f"expected a function {name} in {where}, found none")
-    try:
-        task = factory()
-    except AttnpassError:
-        raise
-    except Exception as error:
-        raise TaskError(
-            f"expected {path} to make a Task, got {type(error).__name__}: {error}"
-        ) from error
+    with _within(limit, path):
+        with users_code(f"task {path} to import"):
+            module = _module(where, path)
+        factory = getattr(module, name, None)
+        if not callable(factory):
+            raise TaskError(f"expected a function {name} in {where}, found none")
+        with users_code(f"{path} to make a Task"):
+            task = factory()
     if not isinstance(task, Task):
         raise TaskError(f"expected {path} to return an attnpass.Task, got {type(task).__name__}")
     _check(task, path)
@@ -98,76 +103,177 @@ def load_task(path: str) -> Task:
     return task
 
 
+@contextmanager
+def users_code(expected: str) -> Iterator[None]:
+    """Inside, whatever a user's code raises, ``sys.exit`` too, is a ``TaskError``.
+
+    Raises:
+        TaskError: ``expected`` and what came.
+    """
+    try:
+        yield
+    except (AttnpassError, KeyboardInterrupt, _Late):
+        raise
+    except BaseException as error:
+        lines = [x for x in str(error).splitlines() if x.strip()] or ["no message"]
+        raise TaskError(f"expected {expected}, got {type(error).__name__}: {lines[0]}") from error
+
+
+class _Late(BaseException):
+    """The time is over; no ``Exception``, which a user's code may catch."""
+
+
+@contextmanager
+def _within(seconds: float, path: str) -> Iterator[None]:
+    """Inside, code that takes longer raises a ``TaskError``; in the main thread alone."""
+    if seconds <= 0 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    # again and again: Python drops an exception that is raised in a finaliser
+    signal.setitimer(signal.ITIMER_REAL, seconds, 5.0)
+    try:
+        yield
+    except _Late:
+        raise TaskError(
+            f"expected {path} to load within {seconds:g} s, got no task;"
+            " give it more with --load-timeout"
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _module(where: str, path: str) -> ModuleType:
     """The module of a file or of a dotted name."""
-    try:
-        if not where.endswith(".py"):
-            return importlib.import_module(where)
-        file = Path(where).resolve()
-        if not file.exists():
-            raise TaskError(f"expected a file {where} for task {path}, found none")
-        name = _module_name(where)
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        sys.path.insert(0, str(file.parent))
-        spec.loader.exec_module(module)
-        return module
-    except AttnpassError:
-        raise
-    except Exception as error:
-        raise TaskError(
-            f"expected task {path} to import, got {type(error).__name__}: {error}"
-        ) from error
+    if not where.endswith(".py"):
+        return importlib.import_module(where)
+    file = Path(where).resolve()
+    if not file.is_file():
+        raise TaskError(f"expected a file {where} for task {path}, found none")
+    name = _module_name(where)
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(file.parent))
+    spec.loader.exec_module(module)
+    return module
 
 
 def _module_name(where: str) -> str:
     """The name of a task's module: that of a file holds a digest of its path."""
     if not where.endswith(".py"):
         return where
-    path = str(Path(where).resolve())
-    return f"attnpass_task_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    path = os.fsencode(Path(where).resolve())
+    return f"attnpass_task_{hashlib.sha256(path).hexdigest()[:12]}"
 
 
 def _check(task: Task, path: str) -> None:
-    """Refuse a task without batches, of another output kind, or with a batch that is none."""
+    """Refuse a task with a field of another type than ``Task`` says, naming the field.
+
+    Raises:
+        TaskError: the first such field.
+    """
+    for name, told, fit in FIELDS:
+        value = getattr(task, name)
+        if not fit(value):
+            raise TaskError(
+                f"expected Task.{name} of {path} to be {told}, got {type(value).__name__}"
+            )
+    if task.outputs not in ("logits", "features"):
+        raise TaskError(
+            f"expected Task.outputs of {path} to be 'logits' or 'features', got"
+            f" {shown(task.outputs)}"
+        )
+    if any(x.is_meta for x in (*task.model.parameters(), *task.model.buffers())):
+        raise TaskError(f"expected Task.model of {path} with weights, got some on the meta device")
     for name in ("calibration", "validation"):
         if len(getattr(task, name)) == 0:
             raise TaskError(f"expected {path} with at least one {name} batch, got none")
-    if task.outputs not in ("logits", "features"):
-        raise TaskError(
-            f"expected outputs of {path} to be 'logits' or 'features', got {task.outputs!r}"
-        )
-    batches = {
-        "example": task.example,
-        "calibration[0]": task.calibration[0],
-        "validation[0][0]": task.validation[0][0],
-    }
-    for name, batch in batches.items():
-        if not isinstance(batch, (tuple, dict)):
+    _check_batch(task.example, "example", path)
+    for name in ("calibration", "recovery"):
+        if len(batches := getattr(task, name)):
+            _check_batch(batches[0], f"{name}[0]", path)
+    for i, pair in enumerate(task.validation):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TaskError(
-                f"expected {name} of {path} to be a tuple of arguments, or a dict of named"
-                f" ones, got {type(batch).__name__}; one argument x is (x,)"
+                f"expected Task.validation[{i}] of {path} to be (arguments, target), got"
+                f" {type(pair).__name__}"
             )
+        _check_batch(pair[0], f"validation[{i}][0]", path)
+
+
+def _check_batch(batch: object, name: str, path: str) -> None:
+    """Refuse what are no arguments of a call."""
+    if not isinstance(batch, (tuple, dict)) or not batch:
+        raise TaskError(
+            f"expected Task.{name} of {path} to be a tuple of arguments, or a dict of named"
+            f" ones, got {type(batch).__name__}; one argument x is (x,)"
+        )
+
+
+def _batches(x: object) -> bool:
+    """Whether batches can be counted and taken by number, again and again."""
+    return hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, (str, dict))
+
+
+FIELDS: tuple[tuple[str, str, Callable[[object], bool]], ...] = (
+    ("name", "a string", lambda x: isinstance(x, str)),
+    ("model", "a torch.nn.Module", lambda x: isinstance(x, nn.Module)),
+    ("calibration", "a sequence of batches", _batches),
+    ("validation", "a sequence of batches", _batches),
+    ("recovery", "a sequence of batches", _batches),
+    ("score", "a function", callable),
+    ("metric", "a string", lambda x: isinstance(x, str)),
+    ("outputs", "a string", lambda x: isinstance(x, str)),
+    ("pooled", "true or false", lambda x: isinstance(x, bool)),
+)
+"""Fields of a task: the type that each must have, told and checked."""
 
 
 def score_batch(task: Task, output: object, target: object) -> Tensor:
     """Per-item scores ``[n]`` in float64, checked.
 
     Raises:
-        TaskError: not one finite number per item.
+        TaskError: ``score`` fails, or gives other than one finite number per item.
     """
-    scores = task.score(output, target)
-    if not isinstance(scores, Tensor) or scores.dim() != 1:
-        got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise TaskError(
-            f"expected score() to return one number per item (a 1-D tensor), got {got}"
-        )
-    scores = scores.detach().double().cpu()
-    if not bool(torch.isfinite(scores).all()):
-        raise TaskError(
-            f"expected finite scores, got {int((~torch.isfinite(scores)).sum())} that"
-            " are NaN or infinite; check the model's output and the score function"
-        )
+    with users_code("Task.score(output, target) to return scores"):
+        scores = task.score(output, target)
+        if not isinstance(scores, Tensor) or scores.dim() != 1 or scores.is_complex():
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise TaskError(
+                f"expected Task.score to return one number per item (a 1-D tensor), got {got}"
+            )
+        scores = scores.detach().double().cpu()
+        items = _items(output, target)
+        if items and len(scores) not in items:
+            raise TaskError(
+                f"expected Task.score to return one number per item, got {len(scores)} for"
+                f" {min(items)} items"
+            )
+        if not bool(torch.isfinite(scores).all()):
+            raise TaskError(
+                "expected finite scores, got"
+                f" {int((~torch.isfinite(scores)).sum())} that are NaN or infinite; check the"
+                " model's output and Task.score"
+            )
     return scores
+
+
+def _items(output: object, target: object) -> set[int]:
+    """How many items a batch may have: by the sizes of the target and of the output."""
+    first = next(
+        (x for x in pytree.tree_leaves(output) if isinstance(x, Tensor) and x.dim()), None
+    )
+    found = set() if first is None else {len(first)}
+    if isinstance(target, Tensor) and target.dim():
+        # an item may be a sequence or, where there is a target for each, a token
+        return {*found, len(target), target.numel()}
+    if isinstance(target, (list, tuple)) and not any(hasattr(x, "__len__") for x in target):
+        return {*found, len(target)}
+    return found if first is None else {*found, first.shape[:2].numel()}

@@ -36,8 +36,8 @@ class Tile:
         persistent: 1 starts as many programs as the GPU has multiprocessors (GPU only).
 
     Raises:
-        ArgumentError: an unknown implementation, a size below 1 or beyond ``LARGEST``, or a switch
-            other than 0 and 1.
+        ArgumentError: an unknown implementation, a size out of range, or a switch other than 0 and
+            1.
     """
 
     implementation: str = "fused"
@@ -58,10 +58,8 @@ class Tile:
             if getattr(self, name) not in (0, 1):
                 raise ArgumentError(f"expected {name} 0 or 1, got {getattr(self, name)}")
         for name in ("block_m", "block_n", "warps", "stages", "heads"):
-            if getattr(self, name) < 1:
-                raise ArgumentError(f"expected {name} >= 1, got {getattr(self, name)}")
-            if getattr(self, name) > LARGEST:
-                raise ArgumentError(f"expected {name} <= {LARGEST}, got {getattr(self, name)}")
+            if getattr(self, name) not in range(1, LARGEST + 1):
+                raise ArgumentError(f"expected {name} 1 to {LARGEST}, got {getattr(self, name)}")
 
     def as_list(self) -> list[int]:
         """All fields but the implementation, in order: how an operator takes the tile."""

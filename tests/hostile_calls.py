@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hostile.calls import LEAVES, Call, Draw, backward, expected
-from hostile.faults import spoiled
+from hostile_operators.calls import LEAVES, Call, Draw, backward, expected
+from hostile_operators.faults import spoiled
 from torch import Tensor
 
 HERE = Path(__file__).parent

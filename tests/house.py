@@ -17,7 +17,9 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- rooms: begin -->", "<!-- rooms: end -->"
 
 ARROWS: dict[str, dict[str, str]] = {
-    "errors": {},
+    "text": {},
+    "console": {"text": "prints no character that a terminal obeys"},
+    "errors": {"text": "a message is one printable line"},
     "site": {},
     "seeds": {},
     "files": {},
@@ -25,7 +27,10 @@ ARROWS: dict[str, dict[str, str]] = {
     "graph": {"errors": "a stage that does not keep its promise"},
     "kernels": {"errors": "refuses a call that is not valid"},
     "batch": {"errors": "refuses arguments that are no batch"},
-    "report": {"site": "a report lists sites and declines"},
+    "report": {
+        "console": "prints names as they are",
+        "site": "a report lists sites and declines",
+    },
     "fingerprint": {"graph": "a graph's computation is part of a cache key"},
     "environment": {"fingerprint": "a measured tile depends on the kernel sources"},
     "matching": {
@@ -37,6 +42,7 @@ ARROWS: dict[str, dict[str, str]] = {
         "kernels": "the implementations of the forms",
         "seeds": "a reproducible start of the parameters",
         "site": "a form is built for a site",
+        "text": "a message shows a value",
     },
     "rewrite": {
         "forms": "how a form is called depends on its kind",
@@ -51,16 +57,19 @@ ARROWS: dict[str, dict[str, str]] = {
         "forms": "builds the module of an entry",
         "kernels": "a plan carries tiles",
         "site": "an entry fits a site",
+        "text": "messages show names and values of a file",
     },
     "task": {
         "batch": "a task holds batches",
         "errors": "a task that is not usable",
         "fingerprint": "the digest of data and score",
+        "text": "messages show values",
     },
     "store": {
         "errors": "a database that is not usable",
         "kernels": "stores tiles",
         "plan": "stores plans",
+        "text": "messages list names",
     },
     "capture": {
         "batch": "a capture is called with batches",
@@ -194,6 +203,7 @@ TUNER: dict[str, dict[str, str]] = {
     },
     "tuner.cli": {
         "tuner.check": "verify, roundtrip, cka, doctor",
+        "tuner.measure": "tries a task once before it is used",
         "tuner.progress": "progress on stderr or none",
         "tuner.search": "tune",
         "tuner.show": "tables, pictures, the report",

@@ -7,6 +7,8 @@ import json
 import torch
 from models import DISTINCT, Stack
 
+from attnpass.plan.tensors import digest_tensors
+
 BOUND = 1e-5
 
 
@@ -48,4 +50,14 @@ def edited(path, **changes):
         else:
             at[last] = value
     path.write_text(json.dumps(content))
+    return path
+
+
+def sealed(path):
+    """The file with the digest of the tensors that are beside it now."""
+    from safetensors.torch import load_file
+
+    content = json.loads(path.read_text())
+    held = load_file(path.parent / content["parameters"])
+    path.write_text(json.dumps(content | {"digest": digest_tensors(held)}))
     return path

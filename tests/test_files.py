@@ -1,10 +1,12 @@
-"""A file is replaced whole or not at all."""
+"""A file is replaced whole or not at all, and read within limits."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from attnpass.files import replace_file
+from attnpass.files import parse_json, read_file, reason, replace_file
 
 
 def test_a_file_is_replaced_by_the_written_one(tmp_path):
@@ -33,3 +35,45 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         replace_file(path, write)
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path], "nor is the half there"
+
+
+def test_only_regular_files_within_the_limit_are_read(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"12345678")
+    assert read_file(path, 8) == b"12345678"
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for other, why in (
+        (path, "8 bytes, more than 7"),
+        (tmp_path / "pipe", "not a regular file"),
+        (tmp_path / "link", "not a regular file"),
+        (tmp_path, "not a regular file"),
+        (tmp_path / "none", "No such file"),
+    ):
+        with pytest.raises(OSError, match=why) as caught:
+            read_file(other, 7)
+        assert why in reason(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[" * 10**5, "nested too deeply"),
+        ('{"a": ' * 10**5, "nested too deeply"),
+        ('{"a": 1, "b": 2, "a": 1}', "key 'a' twice"),
+        ('{"a": NaN}', "the number NaN"),
+        ("[-Infinity]", "the number -Infinity"),
+        ("1e999", "the number 1e999"),
+        ("9" * 5000, "Exceeds the limit"),
+        ("{", "Expecting"),
+        (b"\xff\xfe\x00", "decode"),
+    ],
+)
+def test_json_that_is_not_plain_is_refused(text, why):
+    with pytest.raises(ValueError, match=why):
+        parse_json(text)
+
+
+def test_plain_json_is_taken():
+    assert parse_json('{"a": [1, 2.5, null, "\\ud800"]}') == {"a": [1, 2.5, None, "\ud800"]}

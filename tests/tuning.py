@@ -89,7 +89,7 @@ class Replies:
     def measure(self, files: list, rounds: int) -> Reply:
         reply = self.replies.pop(0)
         hashes = ["" if f is None else Plan.load(f).hash for f in files]
-        return reply or Times([[1.0 + i] * 9 for i in range(len(files))], hashes)
+        return reply or Times([[1.0 + i] * rounds for i in range(len(files))], hashes)
 
 
 def failed(outcome: str) -> Failure:

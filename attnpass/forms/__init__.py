@@ -9,8 +9,9 @@ All but two take ``forward(q [B,H,T,d], k [B,G,S,d], v [B,G,S,dv], bias, keep)``
 
 from __future__ import annotations
 
-from attnpass.forms.catalogue import OPTIONS, build, check_names, check_options
+from attnpass.forms.catalogue import build
 from attnpass.forms.hydra import Hydra
+from attnpass.forms.options import OPTIONS, check_options
 from attnpass.forms.pointwise import Pointwise, Weights
 from attnpass.forms.skipat import SkipAt, linear_as
 from attnpass.forms.softmax import Softmax, SoftmaxWeights
@@ -24,7 +25,6 @@ __all__ = [
     "SoftmaxWeights",
     "Weights",
     "build",
-    "check_names",
     "check_options",
     "linear_as",
 ]

@@ -1,4 +1,4 @@
-"""The forms by name: the options of each, and the module that a form puts at a site."""
+"""The forms by name: the module that a form puts at a site."""
 
 from __future__ import annotations
 
@@ -6,68 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from attnpass.errors import OptionError
 from attnpass.forms.hydra import Hydra
+from attnpass.forms.options import OPTIONS, check_options
 from attnpass.forms.pointwise import Pointwise, Weights
 from attnpass.forms.skipat import SkipAt
 from attnpass.forms.softmax import Softmax, SoftmaxWeights
-from attnpass.kernels.activations import RELU_FAMILY
 from attnpass.kernels.tile import Tiles
-from attnpass.site import FORMS, AttentionSite
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "softmax": {"learns": False},
-    "sigmoid": {"L": None, "approximate": "none"},
-    "relu": {"h": "relu", "alpha": 1.0, "L": None},
-    "hydra": {},
-    "skipat": {"r": 0.0, "kernel": 5},
-}
-"""The options of each form, with their defaults.
-
-``L``: the length of ``Pointwise``; None lets the site's mask decide. ``learns``: whether the
-projections of a softmax site may have weight deltas.
-"""
-
-
-def check_names(form: str, options: dict[str, Any]) -> None:
-    """Check the names alone.
-
-    Raises:
-        OptionError: an unknown form, or an option that the form does not have.
-    """
-    if form not in FORMS:
-        raise OptionError(f"expected a form of {', '.join(FORMS)}, got {form!r}")
-    unknown = sorted(set(options) - set(OPTIONS[form]))
-    if unknown:
-        takes = ", ".join(OPTIONS[form]) or "no options"
-        raise OptionError(f"expected options of form {form} ({takes}), got {', '.join(unknown)}")
-
-
-def check_options(form: str, options: dict[str, Any]) -> None:
-    """Check names and values, as ``build`` does, without a site.
-
-    Raises:
-        OptionError: an unknown form or option, or a value out of range.
-    """
-    check_names(form, options)
-    if form == "softmax" and not isinstance(options.get("learns", False), bool):
-        raise OptionError(f"expected learns to be true or false, got {options['learns']!r}")
-    if form == "skipat":
-        SkipAt(1, **options)
-    elif form == "relu" and options.get("h", "relu") not in RELU_FAMILY:
-        raise OptionError(f"expected h in {RELU_FAMILY}, got {options['h']!r}")
-    elif form in ("sigmoid", "relu"):
-        length = options.get("L")
-        Pointwise(
-            1,
-            1,
-            1,
-            h=options.get("h", "sigmoid"),
-            alpha=options.get("alpha", 1.0),
-            approximate=options.get("approximate", "none"),
-            length="keys" if length is None else length,
-            trainable=False,
-        )
+from attnpass.site import AttentionSite
 
 
 def default_length(site: AttentionSite) -> str:

@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from attnpass.errors import OptionError
+from attnpass.forms.options import check_value
 from attnpass.kernels import torch_whole
 from attnpass.kernels.activations import H
 from attnpass.kernels.call import PointwiseCall
 from attnpass.kernels.select import choose, default_tile
 from attnpass.kernels.shapes import causal_mask
 from attnpass.kernels.tile import ShapeClass, Tile, Tiles
+from attnpass.text import shown
 
 HOMOGENEOUS = ("relu", "relu2", "identity")
 """The h with ``h(tau x) = tau^n h(x)``: the gain makes a temperature redundant."""
-
-LENGTHS = ("keys", "visible")
-"""The names of a length L that is counted: all keys, or the keys that a row may attend to."""
 
 
 class Pointwise(nn.Module):
@@ -50,7 +49,7 @@ class Pointwise(nn.Module):
         tiles: measured launch parameters.
 
     Raises:
-        OptionError: an unknown ``h``, ``length`` or ``approximate``, or an infinite ``alpha``.
+        OptionError: an unknown ``h``, or a value of another option that it may not have.
     """
 
     def __init__(
@@ -71,16 +70,10 @@ class Pointwise(nn.Module):
         tiles: Tiles | None = None,
     ) -> None:
         super().__init__()
-        if h not in H:
-            raise OptionError(f"expected h in {tuple(H)}, got {h!r}")
-        if length not in LENGTHS and not (isinstance(length, (int, float)) and length > 0):
-            raise OptionError(
-                f"expected L to be 'keys', 'visible' or a number > 0, got {length!r}"
-            )
-        if not (isinstance(alpha, (int, float)) and math.isfinite(alpha)):
-            raise OptionError(f"expected a finite alpha, got {alpha!r}")
-        if approximate not in ("none", "tanh"):
-            raise OptionError(f"expected approximate 'none' or 'tanh', got {approximate!r}")
+        if not isinstance(h, str) or h not in H:
+            raise OptionError(f"expected h in {tuple(H)}, got {shown(h)}")
+        for name, value in (("L", length), ("alpha", alpha), ("approximate", approximate)):
+            check_value(name, value)
         self.h, self.causal, self.length, self.alpha = h, causal, length, alpha
         self.approximate = approximate
         self.tile, self.tiles = tile, tiles

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnpass.errors import OptionError
+from attnpass.forms.options import check_value
 from attnpass.seeds import seeded
 
 
@@ -30,7 +30,7 @@ class SkipAt(nn.Module):
         seed: of Phi's random start, so that a start is reproducible.
 
     Raises:
-        OptionError: ``r`` < 0, or a ``kernel`` that is not a positive odd number.
+        OptionError: an ``r`` or ``kernel`` out of range.
     """
 
     def __init__(
@@ -45,14 +45,8 @@ class SkipAt(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not (
-            isinstance(r, (int, float))
-            and isinstance(kernel, int)
-            and r >= 0
-            and kernel % 2 == 1
-            and kernel > 0
-        ):
-            raise OptionError(f"expected r >= 0 and an odd kernel, got r={r}, kernel={kernel}")
+        check_value("r", r)
+        check_value("kernel", kernel)
         self.hidden, self.kernel, self.prefix = round(r * width), kernel, prefix
         self.grid, self.causal = None if causal else grid, causal
         if self.hidden == 0:

@@ -1,35 +1,36 @@
 """A plan on disk: JSON for the entries, safetensors for the parameters. Loading never unpickles.
 
-The parameters of ``plan.json`` are in ``plan.safetensors`` beside it, a form's under
-``site|name``, a delta's under ``site|weight|part``. The JSON holds a digest of them, since a save
-may be interrupted between its two files.
+The parameters of ``plan.json`` are in ``plan.safetensors`` beside it (``tensors``). A file that is
+there already is not written over: the parameters of the next save get another name, the JSON is
+replaced, and then the old file goes. So a save that is killed leaves the old plan or the new one.
+The JSON holds a digest of the parameters, and others are refused.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnpass import forms
 from attnpass.errors import OptionError, PlanError
-from attnpass.files import replace_file
-from attnpass.fingerprint import digest_weights
-from attnpass.plan.delta import Delta
+from attnpass.files import parse_json, read_file, reason, replace_file
 from attnpass.plan.entry import Entry
 from attnpass.plan.identity import structure_digest, weights_digest
 from attnpass.plan.parameters import Deltas, Values, changed_deltas
+from attnpass.plan.tensors import digest_tensors, read_tensors, split_tensors
 from attnpass.site import FORMS
-
-log = logging.getLogger("attnpass")
+from attnpass.text import shown
 
 VERSION = 1
 """Version of the file format."""
+
+LARGEST = 2**27
+"""Bytes of the JSON, enough for a hundred thousand sites."""
 
 
 @dataclass(frozen=True)
@@ -80,22 +81,30 @@ class Document:
         Raises:
             PlanError: the folder cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
+        self.check_values(path)
         out, held = self.as_dict(), self.tensors()
+        made: Path | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            old = _parameters_of(path)
             if held:
-                stem = path.with_suffix("") if path.suffix == ".json" else path
-                beside = stem.with_name(f"{stem.name}.safetensors")
-                out |= {"parameters": beside.name, "digest": _digest(held)}
+                digest = digest_tensors(held)
+                beside = _beside(path, digest, old)
+                out |= {"parameters": beside.name, "digest": digest}
+                made = None if beside.exists() else beside
                 replace_file(beside, lambda half: save_file(held, half))
             text = json.dumps(out, indent=2) + "\n"
             replace_file(path, lambda half: half.write_text(text))
-        except OSError as error:
+            if old and old[0] != out.get("parameters"):
+                path.with_name(old[0]).unlink(missing_ok=True)
+        except (OSError, SafetensorError, UnicodeError) as error:
+            if made is not None:
+                made.unlink(missing_ok=True)
             raise PlanError(
-                f"expected to write the plan to {path}, got {error.strerror};"
-                " choose another folder"
+                f"expected to write the plan to {path}, got {reason(error)}; choose another folder"
             ) from error
 
     @classmethod
@@ -107,9 +116,9 @@ class Document:
                 parameters that cannot be read.
         """
         try:
-            data = json.loads(path.read_text())
+            data = parse_json(read_file(path, LARGEST))
         except OSError as error:
-            raise PlanError(f"expected a plan file at {path}, got {error.strerror}") from error
+            raise PlanError(f"expected a plan file at {path}, got {reason(error)}") from error
         except ValueError as error:
             raise PlanError(f"expected a plan in JSON at {path}, got {error}") from error
         return cls.parse(data, path)
@@ -130,79 +139,91 @@ class Document:
             raise PlanError(f"expected a plan with 'version' and 'sites' in {path}, got neither")
         if data.get("version") is True or data.get("version") != VERSION:
             raise PlanError(
-                f"expected plan version {VERSION} in {path}, got {data.get('version')};"
+                f"expected plan version {VERSION} in {path}, got {shown(data.get('version'))};"
                 " write it again with this version of attnpass"
             )
         sites = {name: _entry(name, raw, path) for name, raw in data["sites"].items()}
         extras = {key: data.get(key, {}) for key in ("tiles", "measured", "made_by")}
         for key, value in extras.items():
             if not isinstance(value, dict):
-                raise PlanError(f"expected '{key}' in {path} to be an object, got {value!r}")
+                raise PlanError(f"expected '{key}' in {path} to be an object, got {shown(value)}")
         beside = path
-        if tensors is None and data.get("parameters"):
-            beside = path.parent / Path(str(data["parameters"])).name
-            tensors = _read(beside)
-            if data.get("digest") and str(data["digest"]) != _digest(tensors):
-                log.warning(
-                    "%s holds other parameters than the plan was saved with;"
-                    " the plan's measured numbers are void",
-                    beside,
+        if tensors is None:
+            beside, tensors = _tensors(data, path)
+        found = cls(sites, *split_tensors(tensors, sites, beside), **extras)
+        found.check_values(beside)
+        return found
+
+    def check_values(self, path: Path) -> None:
+        """Check that sites of a model have their forms' parameters; ``path`` names them in errors.
+
+        Raises:
+            PlanError: a site has none.
+        """
+        for name, entry in self.sites.items():
+            if entry.needs_values and not self.values.get(name):
+                raise PlanError(
+                    f"expected the parameters of {name} ({entry.form}) for {path}, got none;"
+                    " export the plan again, or make them by Plan.initialise"
                 )
-                extras["measured"] = {}
-        return cls(sites, *_parameters(tensors or {}, sites, beside), **extras)
+
+
+def _tensors(data: Mapping[str, Any], path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The file that holds a plan's tensors, and the tensors; none where the plan names none."""
+    if "parameters" not in data and "digest" not in data:
+        return path, {}
+    name, digest = data.get("parameters"), data.get("digest")
+    if not (isinstance(name, str) and name and isinstance(digest, str)):
+        raise PlanError(
+            f"expected 'parameters' with their 'digest' in {path}, got {shown(name)} and"
+            f" {shown(digest)}; export the plan again"
+        )
+    beside = path.parent / Path(name).name
+    tensors = read_tensors(beside)
+    if digest_tensors(tensors) != digest:
+        raise PlanError(
+            f"expected the parameters that {path} was saved with in {beside}, got others;"
+            " export the plan again"
+        )
+    return beside, tensors
+
+
+def _parameters_of(path: Path) -> tuple[str, str] | None:
+    """The name and digest of the parameters of the plan that is at ``path`` now."""
+    try:
+        data = parse_json(read_file(path, LARGEST))
+        name, digest = data["parameters"], data["digest"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return (Path(name).name, digest) if isinstance(name, str) else None
+
+
+def _beside(path: Path, digest: str, old: tuple[str, str] | None) -> Path:
+    """The file for parameters of a digest: the one that holds them already, else a new one."""
+    stem = path.with_suffix("") if path.suffix == ".json" else path
+    plain = stem.with_name(f"{stem.name}.safetensors")
+    if old is not None and old[1] == digest:
+        return path.with_name(old[0])
+    return stem.with_name(f"{stem.name}.{digest}.safetensors") if plain.exists() else plain
 
 
 def _entry(name: str, raw: object, path: Path) -> Entry:
     """One validated entry of a plan file."""
     if not isinstance(raw, dict) or raw.get("form") not in FORMS:
         got = raw.get("form") if isinstance(raw, dict) else raw
-        raise PlanError(f"expected a form of {', '.join(FORMS)} at {name} in {path}, got {got!r}")
-    options, fits = raw.get("options", {}), raw.get("fits", {})
-    if not isinstance(fits, dict):
-        raise PlanError(f"expected 'fits' to be an object at {name} in {path}, got {fits!r}")
+        raise PlanError(
+            f"expected a form of {', '.join(FORMS)} at {name} in {path}, got {shown(got)}"
+        )
+    options, fits, weights = raw.get("options", {}), raw.get("fits", {}), raw.get("weights", "")
+    for key, value in (("options", options), ("fits", fits)):
+        if not isinstance(value, dict):
+            raise PlanError(
+                f"expected '{key}' to be an object at {name} in {path}, got {shown(value)}"
+            )
+    if not isinstance(weights, str):
+        raise PlanError(f"expected a digest of weights at {name} in {path}, got {shown(weights)}")
     try:
-        forms.check_names(raw["form"], options)
-    except (OptionError, TypeError) as error:
+        forms.check_options(raw["form"], options)
+    except OptionError as error:
         raise PlanError(f"{error} (at {name} in {path})") from error
-    return Entry(raw["form"], dict(options), dict(fits), str(raw.get("weights", "")))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        held: dict[str, Tensor] = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise PlanError(f"expected the plan's parameters at {path}, got: {error}") from error
-    return held
-
-
-def _parameters(
-    held: Mapping[str, Tensor], sites: Mapping[str, Entry], path: Path
-) -> tuple[Values, Deltas]:
-    """Stored tensors as the forms' parameters and the deltas of the plan's sites."""
-    values: Values = {}
-    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
-    for key, value in held.items():
-        site, *weight, name = key.split("|")
-        if site not in sites:
-            raise PlanError(f"expected parameters of the plan's sites in {path}, got {site}")
-        if not value.is_floating_point():
-            raise PlanError(f"expected float parameters in {path}, got {value.dtype} at {key}")
-        if weight:
-            parts.setdefault((site, "|".join(weight)), {})[name] = value
-        else:
-            values.setdefault(site, {})[name] = nn.Parameter(value)
-    deltas: Deltas = {}
-    for (site, at), tensors_of_delta in parts.items():
-        try:
-            deltas.setdefault(site, {})[at] = Delta.of(tensors_of_delta)
-        except ValueError as error:
-            raise PlanError(f"{error} at {site}|{at} in {path}") from error
-    return values, deltas
-
-
-def _digest(held: Mapping[str, Tensor]) -> str:
-    return digest_weights(held[key] for key in sorted(held))
+    return Entry(raw["form"], dict(options), dict(fits), weights)

@@ -14,6 +14,7 @@ from typing import Any
 from attnpass import forms
 from attnpass.errors import OptionError, PlanError
 from attnpass.site import AttentionSite, Decline
+from attnpass.text import listed, shown
 
 log = logging.getLogger("attnpass")
 
@@ -39,6 +40,17 @@ class Entry:
         """Whether the plan changes the site: another form, or trained projections."""
         return self.form != "softmax" or bool(self.options.get("learns"))
 
+    @property
+    def needs_values(self) -> bool:
+        """Whether the form has parameters and a model's site had them when it was saved.
+
+        An entry written by hand has no digest of weights; its form starts where it is made.
+        """
+        if not self.weights or self.form == "softmax":
+            return False
+        # a hidden width that rounds to 0 has no parameters
+        return self.form != "skipat" or self.options.get("r", 0) > 0.1
+
     def check(self, site: AttentionSite) -> None:
         """Refuse a site of another shape than the recorded one, or where the form is illegal.
 
@@ -47,10 +59,11 @@ class Entry:
         """
         found = site.fits()
         if self.fits and self.fits != found:
-            differs = next(key for key, value in found.items() if self.fits.get(key) != value)
+            keys = {**found, **self.fits}
+            differs = next(key for key in keys if self.fits.get(key) != found.get(key))
             raise PlanError(
                 f"expected the plan's site {site.name} with {differs} "
-                f"{self.fits.get(differs)}, got {found[differs]}: another model"
+                f"{shown(self.fits.get(differs))}, got {found.get(differs)}: another model"
             )
         decline = site.legal.get(self.form)
         if decline is not None:
@@ -104,7 +117,7 @@ def _check_globs(patterns: Sequence[str], names: Sequence[str]) -> None:
         if names and not fnmatch.filter(names, pattern):
             raise OptionError(
                 f"expected a glob that matches a site, got {pattern!r};"
-                f" sites are {', '.join(names)}"
+                f" sites are {listed(list(names), 20)}"
             )
 
 

@@ -45,13 +45,16 @@ def share(
 ) -> None:
     """Replace the parameters of a site's module by ``values``.
 
-    A parameter that ``values`` lacks is taken from the module; one that the module lacks is
+    Where ``values`` is empty it gets the module's own; a parameter that the module lacks is
     ignored with a warning.
 
     Raises:
-        PlanError: a parameter of another shape.
+        PlanError: a parameter is missing, or of another shape.
     """
     own = dict(module.named_parameters())
+    missing = sorted(set(own) - set(values))
+    if values and missing:
+        raise PlanError(f"expected all parameters of {site}, got none for {', '.join(missing)}")
     extra = sorted(set(values) - set(own))
     if extra:
         names = ", ".join(extra)

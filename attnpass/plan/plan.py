@@ -44,6 +44,7 @@ from attnpass.plan.parameters import (
 )
 from attnpass.plan.tiles import add_tiles, tiles_for
 from attnpass.site import AttentionSite
+from attnpass.text import listed
 
 log = logging.getLogger("attnpass")
 
@@ -115,14 +116,16 @@ class Plan:
         return plan
 
     def absent(self, names: Collection[str], place: str = "model") -> list[PlanError]:
-        """An error per changed site whose name is not among ``names``, the sites of ``place``."""
+        """An error where changed sites are not among ``names``, the sites of ``place``."""
+        gone = [name for name, entry in self.sites.items() if entry.changes and name not in names]
+        if not gone:
+            return []
+        sites = "site" if len(gone) == 1 else "sites"
         return [
             PlanError(
-                f"expected the plan's site {name} in the {place}, found none;"
+                f"expected the plan's {sites} {listed(gone)} in the {place}, found none;"
                 " was the plan made for another model?"
             )
-            for name, entry in self.sites.items()
-            if entry.changes and name not in names
         ]
 
     def _rewrites(self, entry: Entry) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from attnpass.errors import StoreError
 
@@ -63,24 +64,62 @@ class Database:
     """An open database file. A context manager; safe beside other processes on the same file.
 
     Args:
-        path: the file; ``None`` is ``default_path()``. It is made where it does not exist.
+        path: the file; ``None`` is ``default_path()``.
+        read: only read it: no lock is taken or waited for, nothing is made or written, and a file
+            that does not exist is empty. Else it is made where it does not exist.
 
     Raises:
-        StoreError: the file is corrupt, foreign, of a newer version, or cannot be written.
+        StoreError: the file is corrupt, foreign, of a newer version, or cannot be read (without
+            ``read``: or written).
     """
 
-    def __init__(self, path: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path | None = None, *, read: bool = False) -> None:
         import sqlite_utils
 
         self.path = Path(path) if path is not None else default_path()
         with self.errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
-            self.db = sqlite_utils.Database(connection)
-            connection.execute("PRAGMA foreign_keys=ON")
-            self._check_owner()
-            connection.execute("PRAGMA journal_mode=WAL")
-            self._migrate()
+            if self.path.exists() and not self.path.is_file():
+                raise OSError("not a regular file")
+            self.db = sqlite_utils.Database(self._read_only() if read else self._writable())
+            try:
+                self.db.execute("PRAGMA foreign_keys=ON")
+                version = self._version()
+                if read and version == 0:
+                    # nothing is there yet: as empty as one in memory
+                    self.db.close()
+                    self.db = sqlite_utils.Database(memory=True)
+                    self.db.conn.isolation_level = None
+                elif read and version < len(MIGRATIONS):
+                    raise OSError("an older version; any command that writes will bring it up")
+                if not read:
+                    self.db.execute("PRAGMA journal_mode=WAL")
+                if not read or version == 0:
+                    self._migrate()
+            except BaseException:
+                self.db.close()
+                raise
+
+    def _writable(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return sqlite3.connect(self.path, timeout=30, isolation_level=None)
+
+    def _read_only(self) -> sqlite3.Connection:
+        """A connection that waits for nobody; in memory where there is no file."""
+        if not self.path.exists():
+            return sqlite3.connect(":memory:", isolation_level=None)
+        name = f"file:{quote(os.fsencode(self.path.absolute()))}?mode=ro"
+        try:
+            connection = sqlite3.connect(name, timeout=1, isolation_level=None, uri=True)
+            connection.execute("PRAGMA user_version")
+        except sqlite3.OperationalError:
+            # on a medium that cannot be written there is no shared memory beside the file
+            if (
+                os.access(self.path.parent, os.W_OK)
+                or self.path.with_name(f"{self.path.name}-wal").exists()
+            ):
+                raise
+            connection = sqlite3.connect(f"{name}&immutable=1", isolation_level=None, uri=True)
+        return connection
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -91,14 +130,14 @@ class Database:
         """
         try:
             yield
-        except (sqlite3.DatabaseError, OSError) as error:
+        except (sqlite3.Error, OSError) as error:
             raise StoreError(
                 f"expected a readable and writable attnpass database at {self.path}, got:"
                 f" {error}; choose another with --db FILE or $ATTNPASS_DB"
             ) from error
 
-    def _check_owner(self) -> None:
-        """Refuse another program's database, or one of a newer version."""
+    def _version(self) -> int:
+        """The version of the database, 0 where it is empty; another program's is refused."""
         # one snapshot: another process may be making the same database
         self.db.execute("BEGIN")
         owner = self.db.execute("PRAGMA application_id").fetchone()[0]
@@ -115,6 +154,7 @@ class Database:
                 f"expected database version <= {len(MIGRATIONS)} at {self.path}, got {version};"
                 " upgrade attnpass"
             )
+        return int(version) if owner == APPLICATION_ID else 0
 
     def _migrate(self) -> None:
         """Apply the migrations that the file lacks."""
@@ -138,9 +178,18 @@ class Database:
             try:
                 yield
             except BaseException:
-                self.db.execute("ROLLBACK")
+                self._roll_back()
                 raise
-            self.db.execute("COMMIT")
+            try:
+                self.db.execute("COMMIT")
+            except BaseException:
+                # a full disk, or Ctrl-C in the moment before or after
+                self._roll_back()
+                raise
+
+    def _roll_back(self) -> None:
+        if self.db.conn.in_transaction:
+            self.db.execute("ROLLBACK")
 
     def __enter__(self) -> Self:
         return self

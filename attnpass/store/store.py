@@ -12,10 +12,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from attnpass.errors import PlanError
+from attnpass.errors import StoreError
 from attnpass.kernels.tile import Tile
 from attnpass.plan import Plan
 from attnpass.store.database import Database, default_path, now
+from attnpass.store.rows import decoded, json_object, stored_plan
+from attnpass.text import listed
 
 
 def key_of(kind: str, subject: str, context: Mapping[str, object]) -> str:
@@ -70,13 +72,10 @@ class Store(Database):
             )
             if not rows:
                 return None, self._why(kind, subject, context)
-        try:
-            value = json.loads(rows[0]["value"])
-            if json.loads(rows[0]["context"]) == json.loads(json.dumps(context)):
-                return {**value, "outcome": rows[0]["outcome"]}, ""
-        except (ValueError, TypeError):
-            pass
-        return None, "the stored row is corrupt"
+        value, stored = json_object(rows[0]["value"]), json_object(rows[0]["context"])
+        if value is None or stored != json.loads(json.dumps(context)):
+            return None, "the stored row is corrupt"
+        return {**value, "outcome": rows[0]["outcome"]}, ""
 
     def _why(self, kind: str, subject: str, context: Mapping[str, object]) -> str:
         """Why a lookup is a miss: the fields in which the newest measurement's context differs."""
@@ -89,9 +88,8 @@ class Store(Database):
         )
         if not rows:
             return "never measured"
-        try:
-            old = json.loads(rows[0]["context"])
-        except ValueError:
+        old = json_object(rows[0]["context"])
+        if old is None:
             return "the stored row is corrupt"
         changed = sorted(k for k in {*old, *context} if old.get(k) != context.get(k))
         return f"{', '.join(changed)} changed"
@@ -102,16 +100,56 @@ class Store(Database):
         with self.transaction():
             self.db.table("runs").upsert(row, pk="id")
 
-    def runs(self) -> list[dict[str, Any]]:
-        """All runs, newest first, JSON decoded."""
+    def runs(self, most: int = -1) -> list[dict[str, Any]]:
+        """All runs or the ``most`` newest, newest first, JSON decoded."""
+        # the order first, without the results: they are long
+        newest = "SELECT rowid FROM runs ORDER BY created DESC, rowid DESC LIMIT ?"
         with self.errors():
-            rows = list(self.db.query("SELECT * FROM runs ORDER BY created DESC, rowid DESC"))
-        return [_decoded(r) for r in rows]
+            rows = list(
+                self.db.query(
+                    f"SELECT * FROM runs WHERE rowid IN ({newest})"
+                    " ORDER BY created DESC, rowid DESC",
+                    [most],
+                )
+            )
+        return [decoded(r) for r in rows]
+
+    def count_runs(self) -> int:
+        """How many runs there are."""
+        with self.errors():
+            return int(self.db.execute("SELECT count(*) FROM runs").fetchone()[0])
 
     def run(self, name: str) -> dict[str, Any] | None:
-        """The run of an id, a prefix of one, or ``last``."""
-        found = [r for r in self.runs() if name == "last" or r["id"].startswith(name)]
-        return found[0] if found else None
+        """The run of an id, of the beginning of exactly one, or ``last``.
+
+        Raises:
+            StoreError: several runs begin so.
+        """
+        if name == "last":
+            return next(iter(self.runs(1)), None)
+        row = self._named("runs", "id", name)
+        return decoded(row) if row else None
+
+    def _named(self, table: str, column: str, name: str) -> dict[str, Any] | None:
+        """The row of a name, or of the beginning of exactly one."""
+        if not (name and name.isprintable()):
+            return None
+        with self.errors():
+            found = [
+                row[column]
+                for row in self.db.query(
+                    f"SELECT {column} FROM {table} WHERE {column} = ? UNION ALL"
+                    f" SELECT {column} FROM {table} WHERE instr({column}, ?) = 1",
+                    [name, name],
+                )
+            ]
+            if len(set(found)) > 1 and found[0] != name:
+                raise StoreError(
+                    f"expected the beginning of one name in {self.path}, got {name}, with which"
+                    f" {len(found)} begin: {listed(found)}; give more of it"
+                )
+            rows = self.db.query(f"SELECT * FROM {table} WHERE {column} = ?", found[:1] or [None])
+            return next(iter(rows), None)
 
     def save_plan(self, plan: Plan) -> str:
         """Store a plan with its parameters; returns its hash."""
@@ -129,18 +167,13 @@ class Store(Database):
         return plan.hash
 
     def plan(self, name: str) -> Plan | None:
-        """The plan of a hash or a prefix of one.
+        """The plan of a hash, or of the beginning of exactly one.
 
         Raises:
-            PlanError: the stored plan cannot be read.
+            PlanError: the stored plan cannot be read. StoreError: several plans begin so.
         """
-        with self.errors():
-            rows = list(
-                self.db.query(
-                    "SELECT * FROM plans WHERE hash LIKE ? ORDER BY created DESC", [f"{name}%"]
-                )
-            )
-        return _plan(rows[0], self.path) if rows else None
+        row = self._named("plans", "hash", name)
+        return stored_plan(row, self.path) if row else None
 
     def put_tile(
         self, kind: str, context: Mapping[str, object], tile: Tile, value: object
@@ -163,10 +196,10 @@ class Store(Database):
         wanted, found = json.loads(json.dumps(context)), {}
         for row in rows:
             with suppress(ValueError, TypeError, KeyError):
-                taken = json.loads(row["context"])
+                taken = json_object(row["context"]) or {}
                 kind = taken.pop("class")
                 if taken == wanted:
-                    found[kind] = Tile(**json.loads(row["tile"]))
+                    found[kind] = Tile(**(json_object(row["tile"]) or {"": 0}))
         return found
 
     def pin(self, plan: Plan) -> None:
@@ -192,31 +225,7 @@ class Store(Database):
             rows = list(
                 self.db.query("SELECT plans.* FROM pins JOIN plans ON plans.hash = pins.plan")
             )
-        return [_plan(row, self.path) for row in rows]
-
-
-def _decoded(row: dict[str, Any]) -> dict[str, Any]:
-    """A run with its JSON columns decoded; an empty object where a column is corrupt."""
-    out = dict(row)
-    for name in ("settings", "context", "result"):
-        try:
-            out[name] = json.loads(out[name]) if out[name] else {}
-        except ValueError:
-            out[name] = {}
-    return out
-
-
-def _plan(row: Mapping[str, Any], path: Path) -> Plan:
-    """A stored plan; its parameters go through safetensors, never through pickle."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        document = json.loads(row["document"])
-        tensors = load(row["parameters"]) if row["parameters"] else {}
-    except (ValueError, SafetensorError) as error:
-        raise PlanError(f"expected plan {row['hash']} in {path}, got a corrupt row") from error
-    return Plan.from_dict(document, path.with_suffix(f".{row['hash']}"), tensors)
+        return [stored_plan(row, self.path) for row in rows]
 
 
 def pinned_plans(path: str | Path | None) -> list[Plan]:
@@ -229,7 +238,7 @@ def pinned_plans(path: str | Path | None) -> list[Plan]:
     where = Path(path) if path is not None else default_path()
     if not where.exists():
         return []
-    with Store(where) as store:
+    with Store(where, read=True) as store:
         return store.pinned()
 
 
@@ -242,5 +251,5 @@ def measured_tiles(path: str | Path | None, context: Mapping[str, object]) -> di
     where = Path(path) if path is not None else default_path()
     if not where.exists():
         return {}
-    with Store(where) as store:
+    with Store(where, read=True) as store:
         return store.tiles(context)

@@ -33,7 +33,7 @@ from attnpass.tuner.digits import DigitsViT
         ({"form": "relu", "form_options": {"h": "tanh"}}, "expected h in"),
         ({"form": "relu", "form_options": {"alpha": "x"}}, "expected"),
         ({"form": "skipat", "form_options": {"r": "big"}}, "expected"),
-        ({"form": "skipat", "form_options": {"kernel": 4}}, "odd kernel"),
+        ({"form": "skipat", "form_options": {"kernel": 4}}, "kernel odd"),
     ],
     ids=lambda x: (
         "" if isinstance(x, str) else next(iter(x)) + "-" + str(list(x.values())[-1])[:9]

@@ -212,7 +212,7 @@ def test_unknown_h(h):
 
 @pytest.mark.parametrize("length", ["max", "", 0, -1, 0.0, math.nan, None, [3]])
 def test_unknown_length(length):
-    with pytest.raises(OptionError, match="expected L to be 'keys', 'visible' or a number > 0"):
+    with pytest.raises(OptionError, match="expected L 'keys', 'visible' or a number from"):
         Pointwise(H, H, D, h="relu", length=length)
 
 

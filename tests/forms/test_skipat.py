@@ -80,5 +80,7 @@ def test_skipat_means_over_tokens_are_float32(causal):
 
 @pytest.mark.parametrize(("r", "kernel"), [(-1.0, 5), (1.0, 4), (1.0, 0), (1.0, -3)])
 def test_skipat_options(r, kernel):
-    with pytest.raises(OptionError, match=rf"expected r >= 0 .* got r={r}, kernel={kernel}"):
+    with pytest.raises(
+        OptionError, match="expected (r from 0 to 8|kernel odd, from 1 to 31), got"
+    ):
         SkipAt(WIDTH, r=r, kernel=kernel)

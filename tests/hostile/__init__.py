@@ -1,1 +1,1 @@
-"""Random calls of the registered operators, valid and not, for ``hostile_calls.py``."""
+"""Hostile plan files, databases, tasks and calls, each a case with what must come of it."""

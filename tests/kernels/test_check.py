@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
-from hostile.faults import HYDRA, POINTWISE
+from hostile_operators.faults import HYDRA, POINTWISE
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext

@@ -3,13 +3,14 @@
 import json
 import pickle
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import house
 import pytest
 import torch
 from deltas import changed, close, compiled, expected, model
 from deltas import data as images
-from plans import build, data, edited, error, shaken
+from plans import build, data, edited, error, sealed, shaken
 from tiny_tasks import tiny
 
 import attnpass
@@ -92,18 +93,48 @@ def test_parameters_stay_beside_the_plan(saved, tmp_path_factory):
         Plan.load(path)
 
 
-def test_parameters_of_another_save_void_measurements(saved, tmp_path, warned):
-    """As after a save that was killed between its two files."""
+def test_parameters_of_another_save_are_refused(saved, tmp_path):
     _, plan, path = saved
-    edited(path, measured={"ms": 1.0})
-    assert Plan.load(path).measured and warned() == []
     other = shaken(plan.copy()).save(tmp_path / "other.json")
     other.with_suffix(".safetensors").replace(path.with_suffix(".safetensors"))
-    assert Plan.load(path).measured == {}
-    assert any(
-        "plan.safetensors holds other parameters than the plan was saved with" in w
-        for w in warned()
-    )
+    with pytest.raises(PlanError, match="expected the parameters that .* was saved with"):
+        Plan.load(path)
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_save_over_another_that_is_killed_leaves_one_of_them(saved, at, monkeypatch):
+    """Before and after each rename: the old plan or the new one, whole."""
+    _, plan, path = saved
+    new, replace = shaken(plan.copy()), Path.replace
+    renamed = iter(range(10))
+
+    def killed(half, target):
+        number = next(renamed)
+        if number == at // 2 and at % 2 == 0:
+            raise Killed
+        replace(half, target)
+        if number == at // 2:
+            raise Killed
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(Killed):
+        new.save(path)
+    monkeypatch.undo()
+    assert Plan.load(path).hash == (new.hash if at == 3 else plan.hash)
+    assert Plan.load(new.save(path)).hash == new.hash
+
+
+def test_saves_over_one_another_leave_two_files(saved):
+    _, plan, path = saved
+    for _ in range(3):
+        plan = shaken(plan.copy())
+        plan.save(path), plan.save(path)
+        assert len(list(path.parent.iterdir())) == 2
+        assert Plan.load(path).hash == plan.hash
 
 
 def test_hand_edit_is_honoured(saved):
@@ -170,9 +201,11 @@ def test_parameters_of_a_wrong_dtype(saved):
 
     _, _, path = saved
     tensors = path.with_suffix(".safetensors")
-    save_file({k: v.to(torch.int32) for k, v in load_file(tensors).items()}, tensors)
-    with pytest.raises(PlanError, match="expected"):
-        Plan.load(path)
+    good = load_file(tensors)
+    for wrong in (torch.int32, torch.float8_e4m3fn, torch.complex64, torch.bool):
+        save_file({k: v.to(wrong) for k, v in good.items()}, tensors)
+        with pytest.raises(PlanError, match="expected float parameters"):
+            Plan.load(sealed(path))
 
 
 def test_saved_loaded_and_hashed(tmp_path):
@@ -209,7 +242,7 @@ def test_broken_deltas_in_a_file_are_one_line(parts, tmp_path):
     tensors |= {key.replace("full", k): torch.zeros(v) for k, v in parts.items()}
     save_file(tensors, tmp_path / "plan.safetensors")
     with pytest.raises(PlanError, match="expected (full|left)"):
-        Plan.load(path)
+        Plan.load(sealed(path))
 
 
 def test_made_under_inference_mode(tmp_path):

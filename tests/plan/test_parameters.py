@@ -164,16 +164,25 @@ class Form(nn.Module):
 
 
 def test_share_puts_the_very_parameters_into_the_module(caplog):
-    form, gain = Form(), nn.Parameter(torch.zeros(2))
-    values = {"gain": gain, "typo": nn.Parameter(torch.ones(1))}
-    start = form.part.weight
+    form, gain, weight = Form(), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(3, 2))
+    values = {"gain": gain, "part.weight": weight, "typo": nn.Parameter(torch.ones(1))}
     with caplog.at_level(logging.WARNING, "attnpass"):
         share(values, form, "a", trainable=False)
-    assert form.gain is gain and form.part.weight is start is values["part.weight"]
-    assert gain.requires_grad and not start.requires_grad
+    assert form.gain is gain and form.part.weight is weight
+    assert gain.requires_grad
     assert "a: parameters typo are not of this form and are ignored" in caplog.text
     with pytest.raises(PlanError, match=r"expected a.gain of shape \(2,\), got \(3,\)"):
-        share({"gain": nn.Parameter(torch.ones(3))}, Form(), "a", trainable=True)
+        wrong = {"gain": nn.Parameter(torch.ones(3)), "part.weight": weight}
+        share(wrong, Form(), "a", trainable=True)
+
+
+def test_share_takes_all_parameters_or_starts_them_all():
+    form, values = Form(), {}
+    start = form.part.weight
+    share(values, form, "a", trainable=False)
+    assert form.part.weight is start is values["part.weight"] and not start.requires_grad
+    with pytest.raises(PlanError, match="expected all parameters of a, got none for part.weight"):
+        share({"gain": nn.Parameter(torch.ones(2))}, Form(), "a", trainable=True)
 
 
 def test_a_move_to_the_same_device_changes_nothing():

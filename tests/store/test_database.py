@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from attnpass.errors import StoreError
-from attnpass.store import Store
+from attnpass.store import Store, database
 
 
 def test_plain_sqlite3_reads_it_and_tables_are_strict(path):
@@ -66,7 +68,7 @@ def test_a_folder_in_the_way_is_one_line(tmp_path):
 
 WRITER = """
 import sys
-from attnpass.store import Store
+from attnpass.store import Store, database
 with Store(sys.argv[1]) as store:
     for i in range(60):
         with store.transaction():
@@ -103,3 +105,60 @@ def test_a_database_made_while_it_is_opened_is_no_foreign_one(path, monkeypatch)
     with Store(path) as store:
         assert store.db.execute("SELECT count(*) FROM tiles").fetchone() == (0,)
     others[0].join()
+
+
+def held(path):
+    """A connection that holds the lock of a database for writing."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection
+
+
+def test_a_reader_waits_for_nobody_and_writes_nothing(path):
+    with Store(path) as store:
+        store.put("accuracy", "p", {}, {"x": 1})
+    writer, before = held(path), path.read_bytes()
+    began = time.monotonic()
+    with Store(path, read=True) as store:
+        assert store.get("accuracy", "p", {})[0] == {"x": 1, "outcome": "ok"}
+        with pytest.raises(StoreError, match="readonly"):
+            store.put("accuracy", "q", {}, {})
+    assert time.monotonic() - began < 20, "half a minute is the patience of those that write"
+    writer.close()
+    assert path.read_bytes() == before
+
+
+def test_reading_makes_no_file_and_finds_nothing(path):
+    for content in (None, b""):
+        if content is not None:
+            path.write_bytes(content)
+        with Store(path, read=True) as store:
+            assert store.runs() == [] and store.run("last") is None
+            assert store.plan("x") is None and store.pinned() == [] and store.tiles({}) == {}
+        assert path.exists() == (content is not None)
+
+
+def test_a_pipe_or_a_device_is_no_database(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for other in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        for read in (False, True):
+            with pytest.raises(StoreError, match="not a regular file"):
+                Store(other, read=read)
+
+
+def test_an_older_version_is_not_brought_up_by_reading(path, monkeypatch):
+    Store(path).__exit__()
+    monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "CREATE TABLE more (x)"))
+    with pytest.raises(StoreError, match="an older version"):
+        Store(path, read=True)
+    Store(path).__exit__()
+    with Store(path, read=True) as store:
+        assert store.db.table("more").count == 0
+
+
+def test_a_folder_that_is_not_utf8(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff#?%20") / "a.db"
+    with Store(path) as store:
+        store.put("accuracy", "p", {}, {"x": 1})
+    with Store(path, read=True) as store:
+        assert store.get("accuracy", "p", {})[0] is not None

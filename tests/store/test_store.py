@@ -9,7 +9,7 @@ import house
 import pytest
 import torch
 
-from attnpass.errors import PlanError
+from attnpass.errors import PlanError, StoreError
 from attnpass.kernels.tile import Tile
 from attnpass.plan import Entry, Plan
 from attnpass.store import Store, measured_tiles, pinned_plans
@@ -174,3 +174,77 @@ def test_runs_are_updated_and_found_by_prefix(path):
         with store.transaction():
             store.db.execute("UPDATE runs SET result = '{broken' WHERE id = 'ab1'")
         assert store.run("ab1")["result"] == {}
+
+
+def fill(store, count, result):
+    """Runs with ids of twelve digits, each newer than the one before."""
+    row = {"task": "t", "status": "done", "settings": {}, "context": {}, "result": result}
+    for i in range(count):
+        store.save_run({"id": f"{i:012d}", "created": f"2026-01-01T00:00:{i:06d}", **row})
+
+
+def test_a_name_is_exact_or_the_beginning_of_one_alone(path):
+    with Store(path) as store:
+        fill(store, 12, {})
+        store.save_run({**store.run("last"), "id": "0000"})
+        plan = store.save_plan(plan_of(1.0))
+        assert store.run("last")["id"] == "0000", "the newest"
+        assert store.run("000000000011")["id"] == store.run("00000000001" + "1")["id"]
+        assert store.run("0000")["id"] == "0000", "exact, though others begin so"
+        for name in ("", "_", "%", "0%", "x", "0000000000110"):
+            assert store.run(name) is None
+        for name in ("", "_", "%", plan[:3] + "%", plan.upper() if plan.upper() != plan else "_"):
+            assert store.plan(name) is None
+        with pytest.raises(StoreError, match="with which 2 begin: 000000000010, 000000000011"):
+            store.run("00000000001")
+        other = store.save_plan(plan_of(2.0))
+        common = next(i for i, (a, b) in enumerate(zip(plan, other, strict=True)) if a != b)
+        assert store.plan(plan[: common + 1]).hash == plan
+
+
+def test_the_newest_runs_are_counted_and_listed(path):
+    with Store(path) as store:
+        fill(store, 12, {"x": 1})
+        assert [r["id"][-2:] for r in store.runs(3)] == ["11", "10", "09"]
+        assert len(store.runs()) == store.count_runs() == 12
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "[" * 10**5])
+def test_damaged_columns_are_empty_or_no_hit(path, text):
+    with Store(path) as store:
+        fill(store, 1, {"x": 1})
+        store.put("accuracy", "p", CONTEXT, {"x": 1})
+        store.put_tile("c", CONTEXT, Tile(), {})
+        store.db.execute("UPDATE runs SET result = ?, settings = ?", [text, text])
+        store.db.execute("UPDATE measurements SET context = ?", [text])
+        store.db.execute("UPDATE tiles SET tile = ?", [text])
+        assert store.run("last")["result"] == {} == store.run("last")["settings"]
+        assert store.get("accuracy", "p", CONTEXT) == (None, "the stored row is corrupt")
+        assert store.get("accuracy", "p", {}) == (None, "the stored row is corrupt")
+        assert store.tiles(CONTEXT) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "document = '{}'",
+        "document = '[1]'",
+        "document = replace(document, 'hydra', 'relu')",
+        "parameters = NULL",
+        "parameters = x'00'",
+        "parameters = zeroblob(1000)",
+    ],
+)
+def test_a_damaged_plan_is_refused(path, change):
+    with Store(path) as store:
+        name = store.save_plan(plan_of(1.0))
+        store.db.execute(f"UPDATE plans SET {change}")
+        with pytest.raises(PlanError, match=f"expected plan {name} in .*, got a corrupt row"):
+            store.plan(name)
+
+
+def test_a_plan_that_re_emits_softmax_is_found_under_its_hash(path):
+    plan = plan_of(1.0)
+    plan.round_trip = True
+    with Store(path) as store:
+        assert store.plan(store.save_plan(plan)) is not None

@@ -8,7 +8,7 @@ from attnpass.tuner.progress import ProgressPrinter
 
 
 def worked(printer: ProgressPrinter) -> None:
-    printer.say("[bold]begin[/]")
+    printer.say("begin", style="bold")
     with printer.stage("work", 2) as step:
         step("one")
         step("two")
@@ -19,6 +19,16 @@ def test_lines_where_there_is_no_terminal(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == ["begin", "work (2) ...", "work: 0 s"]
+
+
+def test_names_are_printed_as_they_are_but_for_what_a_terminal_obeys(capsys):
+    printer = ProgressPrinter()
+    printer.say("site [/] :smile: \x1b[2J \ud800")
+    with printer.stage("\x1b[2J [/]", 1) as step:
+        step("\ud800")
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == "site [/] :smile: \\x1b[2J \\ud800"
+    assert "\x1b" not in err and "\\x1b[2J [/]: 0 s" in err
 
 
 def test_a_quiet_printer_prints_nothing(capsys):

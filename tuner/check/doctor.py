@@ -79,8 +79,8 @@ def _packages() -> Iterator[Finding]:
 
 def _database(db: str | None) -> Finding:
     try:
-        with Store(db) as store:
-            found = f"{store.path} ({len(store.runs())} runs)"
+        with Store(db, read=True) as store:
+            found = f"{store.path} ({store.count_runs()} runs)"
     except AttnpassError as error:
         return Finding("database", str(error), False, True, "--db FILE or $ATTNPASS_DB")
     return Finding("database", found, needed=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnpass.batch import call
 from attnpass.capture import Capture
 from attnpass.errors import PlanError
 from attnpass.plan import Plan, assign
 from attnpass.task import Task
+from attnpass.text import listed
+from attnpass.torch_internals import pytree
 from attnpass.tuner.measure import scores
 
 
@@ -49,9 +52,15 @@ def verify_plan(plan: Plan, task: Task) -> Verification:
     capture = call(Capture(task.model).trace, task.example)
     problems = [*_misfits(plan, capture), *_other_weights(plan, capture)]
     batches = range(len(task.validation))
-    before, _ = scores(task, capture, batches)
+    base, converted = Counting(capture), Counting(capture)
+    before, _ = scores(task, base, batches)
     rewritten = capture.use(plan)
-    after, _ = scores(task, capture, batches)
+    after, _ = scores(task, converted, batches)
+    if converted.bad > base.bad:
+        problems.append(
+            f"expected finite outputs, got {converted.bad - base.bad} that are NaN or infinite"
+            " under the plan alone; calibrate or train it again"
+        )
     return Verification(
         plan=plan.hash,
         problems=problems,
@@ -64,14 +73,30 @@ def verify_plan(plan: Plan, task: Task) -> Verification:
     )
 
 
+class Counting:
+    """A model that counts the numbers of its outputs that are not finite: scores may hide them."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        self.model, self.bad = model, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output."""
+        out = self.model(*args, **kwargs)
+        for leaf in pytree.tree_leaves(out):
+            if isinstance(leaf, Tensor) and leaf.is_floating_point():
+                self.bad += int((~torch.isfinite(leaf)).sum())
+        return out
+
+
 def _misfits(plan: Plan, capture: Capture) -> list[str]:
     """Sites of the plan that the model lacks, and entries that do not fit or are not legal."""
     problems = [str(error) for error in plan.absent({s.name for s in capture.sites})]
-    for site in capture.sites:
-        try:
-            plan.module(site, strict=True)
-        except PlanError as error:
-            problems.append(str(error))
+    for _, layer in capture.layers:
+        for region in layer.regions:
+            try:
+                plan.module(region.site, strict=True, weights=layer.weights)
+            except PlanError as error:
+                problems.append(str(error))
     return problems
 
 
@@ -88,5 +113,5 @@ def _other_weights(plan: Plan, capture: Capture) -> list[str]:
         return []
     return [
         "expected the weights that the plan was measured with, got others at"
-        f" {', '.join(changed)}: its numbers are void, calibrate again"
+        f" {listed(changed)}: its numbers are void, calibrate again"
     ]

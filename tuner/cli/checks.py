@@ -7,40 +7,41 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.text import Text
 
 from attnpass.errors import OptionError
-from attnpass.tuner.cli.command import Answer, main, options, path_option
+from attnpass.tuner.cli.command import Answer, main, options, path_option, task_argument
 
 
 @main.command()
-@click.argument("task")
+@task_argument()
 @options
-def sites(task: str, as_json: bool, db: str | None) -> Answer:
+def sites(task: str, load_timeout: float, as_json: bool, db: str | None) -> Answer:
     """What attention was found, per form legal or why not."""
     from attnpass.batch import call
     from attnpass.capture import find_sites
-    from attnpass.task import load_task
+    from attnpass.tuner.cli.lookup import task_named
 
-    loaded = load_task(task)
+    loaded = task_named(task, load_timeout)
     report = call(partial(find_sites, loaded.model), loaded.example)
 
     def show(console: Console) -> None:
         console.print(report.table())
         for d in report.declined:
-            console.print(f"declined {d.path}: {d} ({d.source})", markup=False)
+            console.print(f"declined {d.path}: {d} ({d.source})")
 
     return Answer(report.as_dict(), show, 0 if report.sites else 1)
 
 
 @main.command()
-@click.argument("task")
+@task_argument()
 @options
-def roundtrip(task: str, as_json: bool, db: str | None) -> Answer:
+def roundtrip(task: str, load_timeout: float, as_json: bool, db: str | None) -> Answer:
     """Rewrite every site to softmax from what was extracted; compare with eager."""
-    from attnpass.task import load_task
     from attnpass.tuner.check import check_roundtrip
+    from attnpass.tuner.cli.lookup import task_named
 
-    result = check_roundtrip(load_task(task))
+    result = check_roundtrip(task_named(task, load_timeout))
 
     def show(console: Console) -> None:
         for name, error in result.sites.items():
@@ -54,19 +55,26 @@ def roundtrip(task: str, as_json: bool, db: str | None) -> Answer:
 
 
 @main.command()
-@click.argument("task")
+@task_argument()
 @click.option("--least", default=0.8, show_default=True, help="CKA from which a layer repeats.")
 @path_option("--picture", "Write both matrices to this PNG.")
 @options
-def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | None) -> Answer:
+def cka(
+    task: str,
+    load_timeout: float,
+    least: float,
+    picture: Path | None,
+    as_json: bool,
+    db: str | None,
+) -> Answer:
     """How alike the layers are (CKA), and which of them skipat might leave out."""
-    from attnpass.task import load_task
     from attnpass.tuner.check import similarities
+    from attnpass.tuner.cli.lookup import task_named
     from attnpass.tuner.show import cka_table, draw_similarities
 
     if not -1 <= least <= 1:
         raise OptionError(f"expected --least from -1 to 1, got {least}")
-    found = similarities(load_task(task), least)
+    found = similarities(task_named(task, load_timeout), least)
     value = found.as_dict()
     if picture is not None:
         value["picture"] = str(draw_similarities(found, picture))
@@ -75,31 +83,30 @@ def cka(task: str, least: float, picture: Path | None, as_json: bool, db: str | 
         for matrix in ("Z", "A"):
             console.print(cka_table(found, matrix))
         names = ", ".join(found.suggested) or "none"
-        console.print(f"like the layer before by {least} or more: {names}", markup=False)
+        console.print(f"like the layer before by {least} or more: {names}")
 
     return Answer(value, show)
 
 
 @main.command()
 @click.argument("name")
-@click.argument("task")
+@task_argument()
 @options
-def verify(name: str, task: str, as_json: bool, db: str | None) -> Answer:
+def verify(name: str, task: str, load_timeout: float, as_json: bool, db: str | None) -> Answer:
     """Check a plan against a task's model: fits, is legal, and what it scores here."""
     from attnpass.store import Store
-    from attnpass.task import load_task
     from attnpass.tuner.check import verify_plan
-    from attnpass.tuner.cli.lookup import plan_named
+    from attnpass.tuner.cli.lookup import plan_named, task_named
 
-    with Store(db) as store:
+    with Store(db, read=True) as store:
         plan = plan_named(store, name)
-    result = verify_plan(plan, load_task(task))
+    result = verify_plan(plan, task_named(task, load_timeout))
 
     def show(console: Console) -> None:
         for line in result.problems:
-            console.print(f"[red]{line}[/]")
+            console.print(line, style="red")
         console.print(
-            f"plan {plan.hash}: {len(result.rewritten)} sites rewritten, score"
+            f"plan {result.plan}: {len(result.rewritten)} sites rewritten, score"
             f" {result.score:.4f}, unchanged model {result.baseline:.4f} on"
             f" {result.items} items"
         )
@@ -117,9 +124,9 @@ def doctor(as_json: bool, db: str | None) -> Answer:
 
     def show(console: Console) -> None:
         for row in rows:
-            mark = "[green]ok[/]  " if row.ok else "[yellow]miss[/]"
+            mark = Text("ok  ", "green") if row.ok else Text("miss", "yellow")
             cure = "" if row.ok else f"  ({row.cure})"
-            console.print(f"{mark} {row.what:<22} {row.found}{cure}")
+            console.print(mark, f"{row.what:<22} {row.found}{cure}")
 
     value = {"checks": [row.as_dict() for row in rows]}
     return Answer(value, show, 0 if all(r.ok for r in rows if r.needed) else 1)

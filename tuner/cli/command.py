@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -18,7 +22,11 @@ from typing import Any, NoReturn
 import click
 from rich.console import Console
 
+from attnpass.console import PlainConsole
 from attnpass.errors import AttnpassError
+from attnpass.text import one_line
+
+INTERRUPTED = "interrupted; what was measured is kept, the same command goes on"
 
 
 @dataclass(frozen=True)
@@ -53,25 +61,112 @@ def options(command: Command) -> Callable[..., None]:
     def run(as_json: bool, db: str | None, **given: Any) -> None:
         level = logging.ERROR if as_json else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        for stream in (sys.stdout, sys.stderr):
+            # a name may hold what the terminal's encoding lacks
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
         try:
-            answer = command(as_json=as_json, db=db, **given)
+            with stopped_by_signals(), only_answers(as_json):
+                answer = command(as_json=as_json, db=db, **given)
         except AttnpassError as error:
             _fail(str(error), as_json)
         except KeyboardInterrupt:
-            _fail("interrupted; what was measured is kept, the same command goes on", as_json)
-        if as_json:
-            print(json.dumps(answer.value, default=str))
-        else:
-            answer.show(Console(width=None if sys.stdout.isatty() else 160, highlight=False))
+            _fail(INTERRUPTED, as_json)
+        except (Exception, SystemExit) as error:
+            _fail(_unexpected(error), as_json)
+        _print(answer, as_json)
         sys.exit(answer.code)
 
     return run
 
 
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP do what Ctrl-C does; where they are ignored, they stay so."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = {}
+    with suppress(ValueError):  # signals belong to the main thread
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def only_answers(as_json: bool) -> Iterator[None]:
+    """Inside, with ``--json``, all that a task and its processes print goes to stderr."""
+    if not as_json:
+        yield
+        return
+    kept = None
+    with suppress(OSError, ValueError, AttributeError):  # a test's stdout has no descriptor
+        if sys.stdout.fileno() == 1:
+            kept = os.dup(1)
+            os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def _unexpected(error: BaseException) -> str:
+    """One line on an error that is not ours, with the place that raised it."""
+    if os.environ.get("ATTNPASS_TRACE") == "1":
+        traceback.print_exception(error, file=sys.stderr)
+    error = getattr(error, "inner_exception", error)
+    at = (traceback.extract_tb(error.__traceback__) or [None])[-1]
+    place = f" at {at.filename}:{at.lineno}" if at else ""
+    lines = [x for x in str(error).splitlines() if x.strip()] or ["no message"]
+    return (
+        f"expected the command to end, got {type(error).__name__}{place}: {lines[0]};"
+        " ATTNPASS_TRACE=1 shows the way there"
+    )
+
+
+def _print(answer: Answer, as_json: bool) -> None:
+    """Print an answer; a reader that is gone wants no more, any other fault is said."""
+    try:
+        if sys.stdout is None:
+            raise OSError("a closed one")
+        if as_json:
+            print(json.dumps(answer.value, default=str))
+        else:
+            answer.show(PlainConsole(width=None if sys.stdout.isatty() else 160))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_stdout()
+        sys.exit(1)
+    except OSError as error:
+        _discard_stdout()
+        why = error.strerror or error
+        _fail(f"expected to print the answer on stdout, got: {why}; what was done is kept", False)
+
+
+def _discard_stdout() -> None:
+    """Let the rest of stdout go nowhere: Python writes it once more when it ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str, as_json: bool) -> NoReturn:
-    print(f"attnpass: {message}", file=sys.stderr)
+    message = one_line(message)
+    with suppress(OSError, AttributeError):  # nobody listens
+        sys.stderr.write(f"attnpass: {message}\n")
+        sys.stderr.flush()
     if as_json:
-        print(json.dumps({"error": message}))
+        with suppress(OSError, AttributeError):  # it was said on stderr
+            sys.stdout.write(json.dumps({"error": message}) + "\n")
+            sys.stdout.flush()
     sys.exit(1)
 
 
@@ -80,7 +175,45 @@ def path_option(name: str, help_: str) -> Callable[[Callable[..., None]], Callab
     return click.option(name, type=click.Path(path_type=Path), default=None, help=help_)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def task_argument(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The argument TASK, and how long its module may take to load."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        limited = click.option(
+            "--load-timeout",
+            default=300.0,
+            show_default=True,
+            help="Seconds that the task may take to load; 0: any number.",
+        )
+        return click.argument("task", required=required)(limited(command))
+
+    return add
+
+
+class Commands(click.Group):
+    """The group; where its own help or usage cannot be printed, that is one line too."""
+
+    def main(self, *args: Any, **given: Any) -> Any:
+        """Run the command that the arguments name."""
+        for number in range(3):
+            # a closed one would be the number of the next file, and its content what is printed
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)
+        try:
+            return super().main(*args, **given)
+        except OSError as error:
+            _discard_stdout()
+            _fail(f"expected to print on stdout, got: {error.strerror or error}", False)
+        finally:
+            try:
+                sys.stdout.flush()
+            except (OSError, ValueError, AttributeError):
+                _discard_stdout()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="attnpass")
 def main() -> None:
     """Find softmax attention, rewrite chosen layers to cheaper forms, tune the choice.

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from attnpass.errors import PlanError, StoreError
 from attnpass.plan import Plan
 from attnpass.store import Store
+from attnpass.task import Task, load_task
+from attnpass.tuner.measure import try_task
+from attnpass.tuner.search import RunResult, read_result
 
 
-def result_named(store: Store, name: str) -> Mapping[str, Any]:
-    """The stored result of a finished run: an id, a prefix of one, or ``last``.
+def task_named(path: str, limit: float) -> Task:
+    """The task of a path, loaded within ``limit`` seconds and tried once.
 
     Raises:
-        StoreError: there is no such run, or it is not finished.
+        TaskError: it cannot be loaded, or one of its fields is not usable.
+    """
+    return try_task(load_task(path, limit=limit))
+
+
+def result_named(store: Store, name: str) -> RunResult:
+    """The stored result of a finished run: an id, the beginning of exactly one, or ``last``.
+
+    Raises:
+        StoreError: there is no such run, it is not finished, or its result is damaged.
     """
     run = store.run(name)
     if run is None:
@@ -27,8 +37,7 @@ def result_named(store: Store, name: str) -> Mapping[str, Any]:
             f"expected a finished run, got {run['id']} which is {run['status']};"
             " run the same tune command again to go on"
         )
-    result: Mapping[str, Any] = run["result"]
-    return result
+    return read_result(run["result"], run["id"])
 
 
 def plan_named(store: Store, name: str) -> Plan:
@@ -43,7 +52,7 @@ def plan_named(store: Store, name: str) -> Plan:
     if plan is not None:
         return plan
     run = store.run(name)
-    best = (run or {}).get("result", {}).get("best")
+    best = read_result(run["result"], run["id"]).best if run and run["result"] else None
     if run is not None and not best:
         raise PlanError(f"expected a run with a proven plan, got {run['id']} without one")
     plan = store.plan(best) if best else None

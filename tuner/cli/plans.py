@@ -49,13 +49,13 @@ def export_(name: str, path: Path, as_json: bool, db: str | None) -> Answer:
     from attnpass.environment import kernel_context
     from attnpass.store import Store
 
-    with Store(db) as store:
+    with Store(db, read=True) as store:
         plan = plan_named(store, name)
         context = kernel_context("cuda" if torch.cuda.is_available() else "cpu")
         if tiles := store.tiles(context):
             plan.add_tiles(context, tiles)
     written = plan.save(path)
-    return Answer({"plan": str(written)}, lambda c: c.print(f"plan: {written}", markup=False))
+    return Answer({"plan": str(written)}, lambda c: c.print(f"plan: {written}"))
 
 
 @main.command("import")

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from attnpass.errors import OptionError
-from attnpass.tuner.cli.command import Answer, main, options
+from attnpass.tuner.cli.command import Answer, main, options, task_argument
 
 
 @main.command()
-@click.argument("task", required=False)
+@task_argument(required=False)
 @click.option("--shape", default=None, help="B,H,T,S,d instead of a task's shapes.")
 @click.option("--dtype", default="float32", show_default=True, help="With --shape.")
 @click.option("--h", default="sigmoid", show_default=True, help="With --shape: the function.")
@@ -26,6 +26,7 @@ from attnpass.tuner.cli.command import Answer, main, options
 @options
 def tiles(
     task: str | None,
+    load_timeout: float,
     shape: str | None,
     backward: bool,
     trials: int,
@@ -37,7 +38,7 @@ def tiles(
 ) -> Answer:
     """Tile sizes for a task's attention shapes, or one shape, on this device."""
     from attnpass.store import Store
-    from attnpass.task import load_task
+    from attnpass.tuner.cli.lookup import task_named
     from attnpass.tuner.progress import ProgressPrinter
     from attnpass.tuner.show import tile_table
     from attnpass.tuner.tiles import Shape, shapes_of, tune
@@ -46,7 +47,9 @@ def tiles(
         raise OptionError("expected either TASK or --shape B,H,T,S,d, got both or neither")
     if trials < 1:
         raise OptionError(f"expected --trials >= 1, got {trials}")
-    shapes = [Shape.parse(shape, **call)] if shape else shapes_of(load_task(task or ""))
+    shapes = (
+        [Shape.parse(shape, **call)] if shape else shapes_of(task_named(task or "", load_timeout))
+    )
     shapes = [replace(s, direction="backward" if backward else "forward") for s in shapes]
     progress = ProgressPrinter(as_json)
     with Store(db) as store:

@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from attnpass.errors import MissingDependencyError, OptionError, OutputError
-from attnpass.tuner.cli.command import Answer, main, options, path_option
+from attnpass.tuner.cli.command import Answer, main, options, path_option, task_argument
 
 if TYPE_CHECKING:
     from attnpass.store import Store
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @main.command()
-@click.argument("task")
+@task_argument()
 @click.option("--effort", default="quick", show_default=True, help="quick or full.")
 @click.option(
     "--max-drop",
@@ -74,7 +74,7 @@ def tune(
     from attnpass.tuner.progress import ProgressPrinter
     from attnpass.tuner.search import USUAL, Settings, execute, inspect_task
 
-    chosen = tuple(f.strip() for f in forms.split(",") if f.strip()) or USUAL
+    chosen = tuple(f.strip() for f in forms.split(",")) if forms else USUAL
     budget = seconds(recover_budget, "--recover-budget")
     settings = Settings(task=task, forms=chosen, recover_budget=budget, **given)
     progress = ProgressPrinter(quiet=as_json)
@@ -99,9 +99,9 @@ def _show(console: Console, result: RunResult, files: Mapping[str, str]) -> None
     if result.facts.saving_ms_per_site:
         console.print(sensitivity_table(result))
     console.print(front_table(result))
-    console.print(verdict(result), style="bold", markup=False)
+    console.print(verdict(result), style="bold")
     for name, path in files.items():
-        console.print(f"{name}: {path}", markup=False)
+        console.print(f"{name}: {path}")
     if "plan" in files:
         console.print(
             'use it:  fast = torch.compile(model, backend="attnpass",'

@@ -20,6 +20,7 @@ from attnpass.tuner.measure.accuracy import (
 from attnpass.tuner.measure.bounds import Bound, binary, bound, needed
 from attnpass.tuner.measure.exchange import Failure, Reply, Times
 from attnpass.tuner.measure.latency import Ratio, events, floor, interleave, median_ms, ratio
+from attnpass.tuner.measure.trial import model_digest, try_task
 from attnpass.tuner.measure.worker import Worker
 
 __all__ = [
@@ -40,9 +41,11 @@ __all__ = [
     "floor",
     "interleave",
     "median_ms",
+    "model_digest",
     "needed",
     "pooled_scores",
     "ratio",
     "scores",
     "split",
+    "try_task",
 ]

@@ -14,7 +14,7 @@ import torch
 
 from attnpass.batch import call
 from attnpass.capture import Capture, fresh_entry
-from attnpass.errors import MeasureError
+from attnpass.errors import MeasureError, TaskError
 from attnpass.plan import Plan, assign
 from attnpass.report import compiled_report, reset_report
 from attnpass.task import load_task
@@ -23,6 +23,7 @@ from attnpass.tuner.measure.ablation import AblationPlan
 from attnpass.tuner.measure.accuracy import first_tensor
 from attnpass.tuner.measure.exchange import CeilingRequest, CompileSettings, Request, Times
 from attnpass.tuner.measure.latency import interleave
+from attnpass.tuner.measure.trial import model_digest
 
 GATE = 2e-3
 """Largest relative difference (float32, norm over norm) that compiled and captured may have."""
@@ -39,11 +40,19 @@ class Bench:
 
     Args:
         path: of the task. settings: how to compile.
+
+    Raises:
+        TaskError: the task makes another model than the coordinator's.
     """
 
     def __init__(self, path: str, settings: CompileSettings) -> None:
         self.settings = settings
         self.task = load_task(path)
+        if settings.weights not in ("", model_digest(self.task.model)):
+            raise TaskError(
+                f"expected {path} to make the same model each time, got other weights the second"
+                " time; seed it by torch.manual_seed, or load the weights from a file"
+            )
         self.capture: Capture = self._run(Capture(self.task.model).trace)
         keep_recompile_limits()
         self.compiled: dict[str, Model] = {}

@@ -8,11 +8,15 @@ from typing import Any, ClassVar
 
 @dataclass(frozen=True)
 class CompileSettings:
-    """How the worker compiles: the inner compiler, its mode, and the database with the tiles."""
+    """How the worker compiles: the inner compiler, its mode, and the database with the tiles.
+
+    ``weights`` is the digest of the coordinator's model, which the worker's must have; empty: any.
+    """
 
     inner: str = "inductor"
     mode: str | None = None
     db: str | None = None
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ class Failure:
     """A measurement that could not be taken.
 
     Attributes:
-        outcome: ``compile_error``, ``inaccurate``, ``oom``, ``timeout`` or ``crashed``.
+        outcome: ``compile_error``, ``inaccurate``, ``oom``, ``timeout``, ``killed`` or
+            ``crashed``.
         why: one line. trace: the end of the worker's traceback, where there was one.
     """
 

@@ -18,6 +18,7 @@ from multiprocessing.context import SpawnProcess
 from typing import TYPE_CHECKING
 
 from attnpass.errors import MeasureError
+from attnpass.text import printable
 from attnpass.tuner.measure.exchange import (
     CeilingRequest,
     CompileSettings,
@@ -31,13 +32,17 @@ if TYPE_CHECKING:
     from attnpass.tuner.measure.bench import Bench
 
 
+ATTEMPTS = 3
+"""How often one request is asked of workers that somebody kills."""
+
+
 class Worker:
     """The coordinator's handle: starts the process when needed, kills it when it hangs.
 
     Args:
         task: import path of the task. timeout: seconds per request.
         inner: inner compiler of the measured plans. mode: its mode. db: the database with its
-            tiles.
+            tiles. weights: digest of the model that the task must make.
         stopped: asked while waiting; true ends the wait with KeyboardInterrupt.
     """
 
@@ -49,10 +54,11 @@ class Worker:
         inner: str = "inductor",
         mode: str | None = None,
         db: str | None = None,
+        weights: str = "",
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.timeout = task, timeout
-        self.settings = CompileSettings(inner, mode, db)
+        self.settings = CompileSettings(inner, mode, db, weights)
         self.stopped = stopped
         self.process: SpawnProcess | None = None
         self.pipe: Connection | None = None
@@ -83,6 +89,14 @@ class Worker:
         self.close()
 
     def _ask(self, request: Request) -> Reply:
+        """The reply; a worker that somebody kills is started again and asked again."""
+        for _ in range(ATTEMPTS):
+            reply = self._ask_once(request)
+            if reply.outcome != "killed":
+                break
+        return reply
+
+    def _ask_once(self, request: Request) -> Reply:
         process, pipe = self._running()
         try:
             pipe.send(request)
@@ -99,12 +113,15 @@ class Worker:
             process.join(5)
             code = process.exitcode
             self._kill(process)
-            outcome = "oom" if code == -signal.SIGKILL else "crashed"
-            return Failure(outcome, f"the worker ended with exit code {code}")
+            if code == -signal.SIGKILL:
+                return Failure("killed", "the worker was killed (SIGKILL); is memory short?")
+            return Failure("crashed", f"the worker ended with exit code {code}")
 
     def _running(self) -> tuple[SpawnProcess, Connection]:
         """The process and its pipe, started where there is none alive."""
-        if self.process is None or self.pipe is None or not self.process.is_alive():
+        if self.process is not None and not self.process.is_alive():
+            self._kill(self.process)
+        if self.process is None or self.pipe is None:
             self.process, self.pipe = self._start()
         return self.process, self.pipe
 
@@ -115,7 +132,12 @@ class Worker:
         pipe, theirs = context.Pipe()
         arguments = (theirs, self.task, self.settings, torch.get_num_threads())
         process = context.Process(target=_serve, args=arguments, daemon=False)
-        process.start()
+        # inherited: Ctrl-C is for the coordinator, also while the worker still imports
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         return process, pipe
 
@@ -134,7 +156,6 @@ class Worker:
 def _serve(pipe: Connection, path: str, settings: CompileSettings, threads: int) -> None:
     """The worker's loop: one reply per request, until the pipe closes."""
     os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(threads)
@@ -142,13 +163,14 @@ def _serve(pipe: Connection, path: str, settings: CompileSettings, threads: int)
     while True:
         try:
             request: Request = pipe.recv()
-        except EOFError:
+            try:
+                bench = bench or _bench(path, settings)
+                reply: Reply = bench.answer(request)
+            except (Exception, SystemExit) as error:  # the reason goes to the coordinator
+                reply = failure(error)
+            pipe.send(reply)
+        except (EOFError, OSError):  # the coordinator is gone
             return
-        try:
-            bench = bench or _bench(path, settings)
-            pipe.send(bench.answer(request))
-        except Exception as error:  # the reason goes to the coordinator
-            pipe.send(failure(error))
 
 
 def _bench(path: str, settings: CompileSettings) -> Bench:
@@ -158,7 +180,7 @@ def _bench(path: str, settings: CompileSettings) -> Bench:
     return Bench(path, settings)
 
 
-def failure(error: Exception) -> Failure:
+def failure(error: BaseException) -> Failure:
     """The reply that tells the coordinator about an error of the worker; called while handling."""
     if isinstance(error, MeasureError):
         return Failure("inaccurate", str(error))
@@ -166,6 +188,7 @@ def failure(error: Exception) -> Failure:
         return Failure("oom", str(error))
     # torch.compile wraps the exception of the backend
     error = getattr(error, "inner_exception", error)
-    why = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"
+    lines = str(error).strip().splitlines() or [""]
+    why = printable(f"{type(error).__name__}: {lines[0][:300]}")
     outcome = "oom" if "memory" in why.lower() else "compile_error"
     return Failure(outcome, why, traceback.format_exc()[-2000:])

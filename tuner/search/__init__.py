@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from attnpass.tuner.search.plan_row import PlanRow
 from attnpass.tuner.search.result import Facts, RunResult
 from attnpass.tuner.search.settings import CHOICES, REJECTED, USUAL, Settings
+from attnpass.tuner.search.stored import read_result
 
 if TYPE_CHECKING:
     from attnpass.tuner.search.inspection import Inspection, inspect_task
@@ -32,6 +33,7 @@ __all__ = [
     "Settings",
     "execute",
     "inspect_task",
+    "read_result",
 ]
 
 

@@ -132,11 +132,12 @@ def _measured(inspection: Inspection, session: Session) -> tuple[BaselineRow, Ca
     )
     if row.random:
         differs = differs.replace("stored", "before")
-        say(f"[yellow]scores of this task are random ({differs}): none will be reused[/]")
+        say(f"scores of this task are random ({differs}): none will be reused", style="yellow")
     if inspection.opaque:
         say(
-            f"[yellow]{', '.join(inspection.opaque)} in this task: such objects show no content,"
-            " so that no other run can reuse what is measured now[/]"
+            f"{', '.join(inspection.opaque)} in this task: such objects show no content,"
+            " so that no other run can reuse what is measured now",
+            style="yellow",
         )
     session.keep("accuracy", SUBJECT, inspection.context, row.as_dict())
     return row, canary

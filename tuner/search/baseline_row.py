@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.markup import escape
-
 from attnpass import fingerprint
+from attnpass.task import Task
 from attnpass.tuner.measure import split
-from attnpass.tuner.search.canary import Canary, difference, take
+from attnpass.tuner.search.canary import Canary, canary_batches, difference, take
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.session import Session
 
@@ -73,25 +72,33 @@ def find_baseline(inspection: Inspection, session: Session) -> tuple[BaselineRow
         KeyboardInterrupt: the run is to stop.
     """
     session.rest_on("")
-    value = session.find("accuracy", SUBJECT, inspection.context)
+    value = session.find(
+        "accuracy", SUBJECT, inspection.context, fits=lambda x: _fits(x, inspection.task)
+    )
     if value is None:
         return None
-    say = session.progress.say
-    try:
-        row = BaselineRow.from_dict(value)
-    except (KeyError, TypeError, ValueError, IndexError):
-        say("[dim]measuring again what is stored: the stored row is corrupt[/]")
-        return None
+    row = BaselineRow.from_dict(value)
     changed = fingerprint.changed_file(row.read)
     if row.random:
         why = "scores of this task are random"
     elif changed:
-        why = f"{escape(changed)}, which this task reads, has changed"
+        why = f"{changed}, which this task reads, has changed"
     else:
         now = take(inspection.task, inspection.capture, row.canary.batches)
         differs = difference(row.canary, now, row.items(row.canary.batches))
         if not differs:
             return row, now
         why = f"stored scores of this task are not reproduced ({differs})"
-    say(f"[yellow]{why}; measured anew[/]")
+    session.progress.say(f"{why}; measured anew", style="yellow")
     return None
+
+
+def _fits(value: Mapping[str, Any], task: Task) -> bool:
+    """Whether a stored row is complete, of as many batches, and has the canary of this task."""
+    try:
+        row = BaselineRow.from_dict(value)
+    except (KeyError, TypeError, ValueError, IndexError):
+        return False
+    if len(row.sizes) != len(task.validation) or min(row.sizes) < 0 or sum(row.sizes) < 2:
+        return False
+    return row.canary.batches == canary_batches(task, row.sizes, split(row.sizes).selection)

@@ -70,6 +70,8 @@ class Canary:
         scores, outputs = ([float(x) for x in value[k]] for k in ("scores", "outputs"))
         if len(outputs) != 2 * len(batches):
             raise ValueError("expected two numbers per batch")
+        if not 0 <= noise <= MOST_NOISE:
+            raise ValueError(f"expected a noise of 0 to {MOST_NOISE}")
         return cls(batches, scores, outputs, noise)
 
 

@@ -68,7 +68,7 @@ class Candidates:
             return known
         base = self.baseline.selection
         context = {**self.inspection.context, "batches": list(self.baseline.split.selection)}
-        value = self.session.find("accuracy", plan.hash, context)
+        value = self.session.find("accuracy", plan.hash, context, fits=self._fits)
         if value is None:
             value = self._score(plan)
             self.session.keep("accuracy", plan.hash, context, value)
@@ -93,6 +93,13 @@ class Candidates:
             "divergence", plan.hash, context, lambda: self._diverge(plan)
         )
         return float(value["divergence"])
+
+    def _fits(self, value: Value) -> bool:
+        """Whether stored scores are of all items, or of the first ones where it was stopped."""
+        if not {"scores", "complete"} <= value.keys():
+            return False
+        wanted, found = len(self.baseline.selection), len(value["scores"])
+        return found == wanted if value["complete"] else 0 < found < wanted
 
     def _verify(self, plan: Plan, stored: list[float]) -> None:
         """Compare the first stored scores of a plan with those of now, on the canary's items.

@@ -21,10 +21,10 @@ from attnpass.site import AttentionSite
 from attnpass.store import Store, now
 from attnpass.task import Task, load_task
 from attnpass.torch_internals import pytree
-from attnpass.tuner.measure import needed
+from attnpass.tuner.measure import needed, try_task
 from attnpass.tuner.search.settings import CHOICES, Settings
 
-NOT_IDENTITY = ("refresh", "timeout")
+NOT_IDENTITY = ("refresh", "timeout", "load_timeout")
 """Settings that change neither what a run measures nor its id."""
 
 
@@ -97,10 +97,11 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
         TaskError: the task is not usable. CaptureError: its model has no softmax attention.
     """
     with fingerprint.files_read() as read:
-        task = load_task(settings.task)
-        # before the model is captured: a run may leave something in its objects
+        task = load_task(settings.task, limit=settings.load_timeout)
+        # before the model is run: a run may leave something in its objects
         contents = task.contents()
         inputs = _inputs(task, settings)
+        try_task(task)
         capture = call(Capture(task.model).trace, task.example)
     if not capture.sites:
         why = "; ".join(str(d) for d in capture.declined[:3]) or "no softmax in its graphs"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from attnpass.errors import MeasureError
@@ -12,6 +15,35 @@ from attnpass.plan import Plan
 from attnpass.tuner.measure import Failure, Reply, Worker
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.session import Session, Value
+
+
+@contextmanager
+def plans_folder(db: Path) -> Iterator[Path]:
+    """A folder beside the database for plans that the worker reads, gone afterwards.
+
+    Folders of processes that were killed are removed first: their names hold the process id.
+    """
+    for old in db.parent.glob(f"{escape(db.name)}.*.plans"):
+        number = old.name.split(".")[-2]
+        if number.isdigit() and not _runs(int(number)):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = db.with_name(f"{db.name}.{os.getpid()}.plans")
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether a process is alive."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +79,13 @@ class Latencies:
         self, kind: str, subject: str, plans: Sequence[Plan | None] | None, *, spare: bool
     ) -> list[list[float]]:
         session, timing = self.session, self.inspection.timing
-        value = session.find(kind, subject, timing)
+        rounds = self.inspection.settings.limits["rounds"]
+        runs = 5 if plans is None else len(plans)
+
+        def fits(value: Value) -> bool:
+            return [len(x) for x in value.get("times", [[0] * rounds] * runs)] == [rounds] * runs
+
+        value = session.find(kind, subject, timing, fits=fits)
         if value is not None and self._again(value, spare):
             value = None
         if value is None:
@@ -67,15 +105,16 @@ class Latencies:
         if value.get("outcome", "ok") == "ok":
             return False
         timeout = self.inspection.settings.timeout
-        return not spare or (value["outcome"] == "timeout" and value["limit"] < timeout)
+        slow = value["outcome"] == "timeout" and value["limit"] < timeout
+        return not spare or slow or value["outcome"] == "killed"
 
     def _ask(self, plans: Sequence[Plan | None] | None) -> Reply:
         rounds = self.inspection.settings.limits["rounds"]
         if plans is None:
             return self.worker.ceiling(rounds=rounds)
-        with tempfile.TemporaryDirectory() as folder:
+        with plans_folder(self.session.store.path) as folder:
             files = [
-                None if p is None else str(p.save(Path(folder) / f"{i}.json"))
+                None if p is None else str(p.save(folder / f"{i}.json"))
                 for i, p in enumerate(plans)
             ]
             reply = self.worker.measure(files, rounds=rounds)

@@ -47,7 +47,7 @@ def recovered(
         found = distil_plan(distillation, candidate.plan, share)
     except MeasureError as error:
         name, say = candidate.plan.hash, candidates.session.progress.say
-        say(f"[yellow]plan {name} not distilled: {error}[/]")
+        say(f"plan {name} not distilled: {error}", style="yellow")
         return candidate
     if found is None:
         return candidate
@@ -189,7 +189,11 @@ def _judged(candidates: Candidates, candidate: Candidate, confidence: float) -> 
         return {"scores": found.tolist()}
 
     context = {**inspection.context, "batches": list(baseline.split.held_out)}
-    value = candidates.session.measured("accuracy", f"held out {plan.hash}", context, score)
+
+    def fits(value: Value) -> bool:
+        return len(value.get("scores", [])) == len(baseline.held_out)
+
+    value = candidates.session.measured("accuracy", f"held out {plan.hash}", context, score, fits)
     taken = torch.tensor(value["scores"], dtype=torch.float64)
     items = list(candidate.judged) or list(range(len(taken)))
     held_out = bound(baseline.held_out[items], taken[items], confidence)

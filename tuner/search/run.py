@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from attnpass.errors import MeasureError
 from attnpass.store import Store
-from attnpass.tuner.measure import Worker
+from attnpass.tuner.measure import Worker, model_digest
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search.baseline import measure_baseline
 from attnpass.tuner.search.candidates import Candidates, measure_damage, search_plans
@@ -40,29 +40,36 @@ def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> 
     session = Session(inspection.run, store, progress, refresh=settings.refresh)
     known = store.run(inspection.run)
     created = known["created"] if known else inspection.created
-    _save(inspection, store, created, "running", None)
-    try:
-        with (
-            session.stop.handled(),
-            Worker(
-                settings.task,
-                timeout=settings.timeout,
-                inner=settings.inner,
-                mode=settings.mode,
-                db=str(store.path),
-                stopped=lambda: session.stop.requested,
-            ) as worker,
-        ):
-            latencies = Latencies(inspection, session, worker)
-            for done in believed(session, lambda: stages(inspection, session, latencies)):
-                findings = done
-        finalists, status = findings.finalists.plans if findings.finalists else [], "done"
-    except KeyboardInterrupt:
-        candidates, status = findings.candidates, "interrupted"
-        finalists = choose_finalists(candidates) if candidates is not None else []
-    result = summarise(inspection, findings, finalists, status=status, created=created)
-    _save(inspection, store, created, status, result)
+    with session.stop.handled():
+        _save(inspection, store, created, "running", None)
+        try:
+            with _worker(inspection, session) as worker:
+                latencies = Latencies(inspection, session, worker)
+                for done in believed(session, lambda: stages(inspection, session, latencies)):
+                    findings = done
+            finalists, status = findings.finalists.plans if findings.finalists else [], "done"
+        except KeyboardInterrupt:
+            session.stop.close()
+            candidates, status = findings.candidates, "interrupted"
+            finalists = choose_finalists(candidates) if candidates is not None else []
+        session.stop.close()
+        result = summarise(inspection, findings, finalists, status=status, created=created)
+        _save(inspection, store, created, status, result)
     return result
+
+
+def _worker(inspection: Inspection, session: Session) -> Worker:
+    """The worker of a run, which must make the model that the run captured."""
+    settings = inspection.settings
+    return Worker(
+        settings.task,
+        timeout=settings.timeout,
+        inner=settings.inner,
+        mode=settings.mode,
+        db=str(session.store.path),
+        weights=model_digest(inspection.task.model),
+        stopped=lambda: session.stop.requested,
+    )
 
 
 def believed(session: Session, stages: Callable[[], Iterator[Findings]]) -> Iterator[Findings]:
@@ -74,7 +81,7 @@ def believed(session: Session, stages: Callable[[], Iterator[Findings]]) -> Iter
     try:
         yield from stages()
     except NotReproducedError as error:
-        session.progress.say(f"[yellow]{error}; measured anew[/]")
+        session.progress.say(f"{error}; measured anew", style="yellow")
         session.refresh = True
         yield from stages()
 
@@ -128,7 +135,7 @@ def distil_useful(
     try:
         found = distil_pieces(distillation, library, useful)
     except MeasureError as error:
-        say(f"[yellow]not distilled, calibrated only: {error}[/]")
+        say(f"not distilled, calibrated only: {error}", style="yellow")
         return {}
     for choice, row in found.items():
         worst = max(row.losses.values(), default=0.0)

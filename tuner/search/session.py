@@ -9,6 +9,7 @@ from typing import Any
 
 from attnpass.store import Store
 from attnpass.tuner.progress import ProgressPrinter
+from attnpass.tuner.search.stored import whole
 
 Context = Mapping[str, Any]
 """All that a measurement depends on: a part of its key in the store."""
@@ -17,28 +18,37 @@ Value = dict[str, Any]
 """A measurement as JSON."""
 
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that ask a run to stop."""
+
+
 class NotReproducedError(Exception):
     """A stored measurement is not what this run measures: nothing stored is to be believed."""
 
 
 class StopRequest:
-    """Whether Ctrl-C asked the run to stop; read before every measurement."""
+    """Whether Ctrl-C or a signal asked the run to stop; read before every measurement."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = self.closed = False
+
+    def close(self) -> None:
+        """From now on nothing stops the run: what it found is stored, which takes a moment."""
+        self.closed = True
 
     def check(self) -> None:
         """Stop here if it was asked for.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C was pressed.
+            KeyboardInterrupt: it was.
         """
-        if self.requested:
+        if self.requested and not self.closed:
+            self.close()
             raise KeyboardInterrupt
 
     @contextmanager
     def handled(self) -> Iterator[None]:
-        """Ctrl-C stops before the next measurement, a second one at once.
+        """Ctrl-C, SIGTERM or SIGHUP stops before the next measurement, a second one at once.
 
         Raising in the handler itself is not enough: Python drops an error raised in a finaliser.
         """
@@ -47,11 +57,13 @@ class StopRequest:
             self.check()
             self.requested = True
 
-        before = signal.signal(signal.SIGINT, stop)
+        heard = [s for s in STOPS if signal.getsignal(s) != signal.SIG_IGN]  # nohup ignores one
+        before = {s: signal.signal(s, stop) for s in heard}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class Session:
@@ -86,11 +98,18 @@ class Session:
         return {**context, **self._ground}
 
     def find(
-        self, kind: str, subject: str, context: Context, *, fresh: bool = False
+        self,
+        kind: str,
+        subject: str,
+        context: Context,
+        *,
+        fresh: bool = False,
+        fits: Callable[[Value], bool] = lambda value: True,
     ) -> Value | None:
         """A stored measurement; a miss that had a near hit says which field differs.
 
-        With ``refresh`` only a ``fresh`` one, committed by this run, is a hit.
+        With ``refresh`` only a ``fresh`` one, committed by this run, is a hit. A damaged one, or
+        one that does not fit what it is wanted for, is a miss too.
 
         Raises:
             KeyboardInterrupt: the run is to stop.
@@ -99,11 +118,13 @@ class Session:
         if self.refresh and not fresh:
             return None
         value, why = self.store.get(kind, subject, self.resting(context))
+        if value is not None and not (whole(kind, value) and fits(value)):
+            value, why = None, f"the stored {kind} is damaged"
         # another baseline has another reason, which was said with it
         said = why in ("never measured", "", *self._explained) or why.startswith("baseline")
         if value is None and not said:
             self._explained.add(why)
-            self.progress.say(f"[dim]measuring again what is stored: {why}[/]")
+            self.progress.say(f"measuring again what is stored: {why}", style="dim")
         return value
 
     def keep(
@@ -114,14 +135,19 @@ class Session:
         self.store.put(kind, subject, context, value, outcome=outcome, run=self.run)
 
     def measured(
-        self, kind: str, subject: str, context: Context, measure: Callable[[], Value]
+        self,
+        kind: str,
+        subject: str,
+        context: Context,
+        measure: Callable[[], Value],
+        fits: Callable[[Value], bool] = lambda value: True,
     ) -> Value:
-        """A measurement from the store, else taken now and committed.
+        """A measurement from the store where it fits, else taken now and committed.
 
         Raises:
             KeyboardInterrupt: the run is to stop.
         """
-        value = self.find(kind, subject, context)
+        value = self.find(kind, subject, context, fits=fits)
         if value is None:
             value = measure()
             self.keep(kind, subject, context, value)

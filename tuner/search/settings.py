@@ -39,6 +39,7 @@ class Settings:
         effort: ``quick`` or ``full``. trials: plans whose accuracy the search may measure.
         forms: choices to consider. seed: of the sampler. inner, mode: of the inner compiler.
         timeout: seconds that one compile-and-time request may take.
+        load_timeout: seconds that the task may take to load, 0 for any number.
         refresh: measure again what is stored.
         recover: ``calibrate``, or ``distil`` too. recover_budget: seconds that distilling may take
             in all. recover_rank: of the changes to the weights; ``None`` full, 0 none.
@@ -53,6 +54,7 @@ class Settings:
     inner: str = "inductor"
     mode: str | None = None
     timeout: float = 900.0
+    load_timeout: float = 300.0
     refresh: bool = False
     recover: str = "calibrate"
     recover_budget: float = 300.0
@@ -65,11 +67,18 @@ class Settings:
             raise OptionError(f"expected a recover-budget > 0, got {self.recover_budget:g} s")
         if self.recover_rank is not None and self.recover_rank < 0:
             raise OptionError(f"expected a recover-rank >= 0, got {self.recover_rank}")
+        if self.trials < 0:
+            raise OptionError(f"expected trials >= 0, got {self.trials}")
         if self.effort not in EFFORT:
             raise OptionError(f"expected effort of {', '.join(EFFORT)}, got {self.effort!r}")
         unknown = [f for f in self.forms if f not in CHOICES]
         if unknown or not self.forms:
             raise OptionError(f"expected forms of {', '.join(CHOICES)}, got {', '.join(unknown)}")
+        if not (self.timeout > 0 and self.load_timeout >= 0):
+            raise OptionError(
+                f"expected timeout > 0 and load-timeout >= 0, got {self.timeout:g} and"
+                f" {self.load_timeout:g}"
+            )
         if not 0 <= self.max_drop < 1:
             raise OptionError(f"expected max-drop in 0..1, got {self.max_drop}")
 

@@ -73,9 +73,10 @@ def measure_ceiling(latencies: Latencies) -> Ceiling:
         f" differ by up to {found.floor:.1%}"
     )
     progress.say(
-        f"[bold]attention is {found.share:.0%} of the measured time, no plan can gain more than"
-        f" {found.ceiling:.2f}x[/] (skipat, which drops the projections too:"
-        f" {found.ceiling_skipat:.2f}x)"
+        f"attention is {found.share:.0%} of the measured time, no plan can gain more than"
+        f" {found.ceiling:.2f}x (skipat, which drops the projections too:"
+        f" {found.ceiling_skipat:.2f}x)",
+        style="bold",
     )
     return found
 
@@ -115,7 +116,7 @@ def measure_savings(latencies: Latencies, library: PieceLibrary, base_ms: float)
                     base, times = latencies.times(plan.hash, [None, plan], spare=True)
                     saved[choice] = base_ms * (1 - 1 / ratio(base, times).median) / len(names)
                 except MeasureError as error:
-                    progress.say(f"[yellow]{choice}: {error}[/]")
+                    progress.say(f"{choice}: {error}", style="yellow")
             step(choice)
     found = Savings(saved)
     if found.slower:
@@ -164,7 +165,7 @@ def measure_finalists(
                 groups += [[c] for c in group] if len(group) > 1 else []
                 if not (groups or bases):
                     raise
-                progress.say(f"[yellow]{error}[/]")
+                progress.say(str(error), style="yellow")
                 continue
             base, again, *rest = times
             floors.append(floor(base, again))

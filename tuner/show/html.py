@@ -8,9 +8,10 @@ import io
 import json
 from pathlib import Path
 
-from rich.console import Console
-
+from attnpass.console import PlainConsole
 from attnpass.errors import MissingDependencyError, OutputError
+from attnpass.files import reason, replace_file
+from attnpass.text import printable
 from attnpass.tuner.search import RunResult
 from attnpass.tuner.show.pictures import draw_front
 from attnpass.tuner.show.tables import front_table, sensitivity_table
@@ -34,7 +35,7 @@ def write_report(result: RunResult, path: Path) -> Path:
     ]
     for table in (front_table(result), sensitivity_table(result)):
         out = io.StringIO()
-        Console(file=out, width=170).print(table)
+        PlainConsole(file=out, width=170).print(table)
         parts.append(f"<pre>{html.escape(out.getvalue())}</pre>")
     stored = result.as_dict()
     where = {k: stored[k] for k in ("device", "versions", "created", "settings")}
@@ -42,9 +43,12 @@ def write_report(result: RunResult, path: Path) -> Path:
     parts.append(f"<h2>Where and with what</h2><pre>{text}</pre>")
     page = f"<!doctype html><meta charset=utf-8><title>attnpass</title><style>{STYLE}</style>"
     try:
-        path.write_text(page + "\n".join(filter(None, parts)))
+        text = printable(page + "\n".join(filter(None, parts)), keep="\n")
+        replace_file(path, lambda half: half.write_text(text, encoding="utf-8"))
     except OSError as error:
-        raise OutputError(f"expected to write {path}, got {error.strerror}") from error
+        raise OutputError(
+            f"expected to write {path}, got {reason(error)}; choose another file with --out"
+        ) from error
     return path
 
 

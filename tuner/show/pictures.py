@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnpass.errors import MissingDependencyError, OutputError
+from attnpass.files import reason, replace_file
+from attnpass.text import printable
 from attnpass.tuner.search import PlanRow, RunResult
 
 if TYPE_CHECKING:
@@ -49,14 +51,24 @@ def draw_similarities(found: Similarities, path: Path) -> Path:
                 axis.plot(i, i, "rs", markersize=5, fillstyle="none")
         figure.colorbar(image, ax=axis, fraction=0.045)
     figure.tight_layout()
+    return _saved(figure, path)
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    """The figure as a file of the kind that its ending says, written whole.
+
+    Raises:
+        OutputError: the file cannot be written, or the ending is of no picture.
+    """
+    kind = path.suffix.removeprefix(".") or "png"
     try:
-        figure.savefig(path)
+        replace_file(path, lambda half: figure.savefig(half, format=kind))
     except (OSError, ValueError) as error:
         raise OutputError(
-            f"expected to write the picture to {path}, got: {error}; choose another file"
+            f"expected to write the picture to {path}, got: {reason(error)}; choose another file"
         ) from error
     finally:
-        pyplot.close(figure)
+        _pyplot().close(figure)
     return path
 
 
@@ -77,17 +89,13 @@ def draw_front(result: RunResult, path: Path) -> Path:
         label = "ceiling: attention free, projections kept"
         axes.axvline(result.facts.ceiling, color="gray", ls=":", label=label)
     axes.set_xlabel("speed-up over the compiled baseline (95 % interval)")
-    axes.set_ylabel(f"change of {result.metric}, held out, points (bar: bound)")
-    axes.set_title(f"{result.task}, run {result.run}")
+    # names are no formulas, whatever dollar signs they hold
+    label = printable(f"change of {result.metric}, held out, points (bar: bound)")
+    axes.set_ylabel(label, parse_math=False)
+    axes.set_title(printable(f"{result.task}, run {result.run}"), parse_math=False)
     axes.legend(loc="lower left", fontsize=8)
     figure.tight_layout()
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise OutputError(f"expected to write {path}, got {error.strerror}") from error
-    finally:
-        pyplot.close(figure)
-    return path
+    return _saved(figure, path)
 
 
 def _plot(axes: Any, row: PlanRow, color: str) -> None:

@@ -9,6 +9,9 @@ from rich.table import Table
 
 from attnpass.plan import Plan
 
+MOST = 500
+"""Rows of a table; more take seconds to lay out, and nobody reads them."""
+
 
 def plan_table(plan: Plan, other: Plan | None = None) -> Table:
     """A plan per site, or the sites at which two plans differ."""
@@ -17,9 +20,16 @@ def plan_table(plan: Plan, other: Plan | None = None) -> Table:
     table = Table(title=f"plan {plan.hash}", title_justify="left")
     for column in ("site", "form", "options", *(["weights changed"] if plan.deltas else [])):
         table.add_column(column)
-    for name, entry in plan.sites.items():
+    for name, entry in list(plan.sites.items())[:MOST]:
         changes = [_deltas(plan, name)] if plan.deltas else []
         table.add_row(name, entry.form, _options(entry.options), *changes)
+    return _cut(table, len(plan.sites))
+
+
+def _cut(table: Table, rows: int) -> Table:
+    """The table, with a line on the rows that it leaves out."""
+    if rows > MOST:
+        table.caption = f"and {rows - MOST} sites more; --json gives all"
     return table
 
 
@@ -28,14 +38,17 @@ def _difference(plan: Plan, other: Plan) -> Table:
     table = Table(title=f"plan {plan.hash} against {other.hash}", title_justify="left")
     for column in ("site", "form", "options", "other form", "options"):
         table.add_column(column)
+    rows = []
     for name, entry in plan.sites.items():
         theirs = other.sites.get(name)
         cells = [name, entry.form, _options(entry.options)]
         if theirs is None:
-            table.add_row(*cells, "-", "-")
+            rows.append([*cells, "-", "-"])
         elif (theirs.form, theirs.options) != (entry.form, entry.options):
-            table.add_row(*cells, theirs.form, _options(theirs.options))
-    return table
+            rows.append([*cells, theirs.form, _options(theirs.options)])
+    for row in rows[:MOST]:
+        table.add_row(*row)
+    return _cut(table, len(rows))
 
 
 def _deltas(plan: Plan, site: str) -> str:

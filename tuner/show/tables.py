@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from attnpass.tuner.search import REJECTED, PlanRow, RunResult
+from attnpass.errors import StoreError
+from attnpass.tuner.search import REJECTED, PlanRow, RunResult, read_result
 
 if TYPE_CHECKING:
     from attnpass.tuner.check import Similarities
@@ -118,19 +119,28 @@ def sensitivity_table(result: RunResult) -> Table:
     return table
 
 
-def runs_table(runs: Sequence[Mapping[str, Any]]) -> Table:
-    """All runs of a store, each a row of its table with the JSON decoded."""
-    table = Table(title=f"{len(runs)} runs", title_justify="left")
+def runs_table(runs: Sequence[Mapping[str, Any]], total: int) -> Table:
+    """The newest of ``total`` runs of a store, each a row of its table with the JSON decoded."""
+    newest = "" if len(runs) == total else f", the {len(runs)} newest"
+    table = Table(title=f"{total} runs{newest}", title_justify="left")
     for column in ("run", "created", "task", "status", "best plan", "speed-up", "drop, at most"):
         table.add_column(column)
     for run in runs:
-        result = RunResult.from_dict(run["result"] or {})
-        best = result.best_row
-        speed = latency_cells(best)[1] if best else "-"
-        drop = percent(best.held_out.upper) if best and best.held_out else "-"
         cells = [run["id"], run["created"], run["task"], run["status"]]
-        table.add_row(*cells, result.best or "-", speed, drop)
+        table.add_row(*cells, *_outcome(run))
     return table
+
+
+def _outcome(run: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The best plan of a run with its speed-up and its drop."""
+    try:
+        result = read_result(run["result"] or {}, run["id"])
+    except StoreError:
+        return "damaged", "-", "-"
+    best = result.best_row
+    speed = latency_cells(best)[1] if best else "-"
+    drop = percent(best.held_out.upper) if best and best.held_out else "-"
+    return result.best or "-", speed, drop
 
 
 def tile_table(rows: Sequence[Mapping[str, Any]]) -> Table:

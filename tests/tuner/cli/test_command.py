@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 from tuning import TINY, run
+
+from attnpass.tuner.cli.command import only_answers, stopped_by_signals
 
 
 @pytest.mark.parametrize(
@@ -56,3 +60,42 @@ def test_a_foreign_or_corrupt_database_is_one_line(tmp_path, content):
     assert found.returncode == 1
     assert len(found.stderr.strip().splitlines()) == 1
     assert "--db FILE" in found.stderr
+
+
+def test_signals_end_a_command_as_ctrl_c_does():
+    before = signal.getsignal(signal.SIGTERM)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        with pytest.raises(KeyboardInterrupt), stopped_by_signals():
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_with_json_all_that_others_print_goes_to_stderr(capfd):
+    with only_answers(True):
+        print("printed")
+    with only_answers(False):
+        print("answer")
+    out, err = capfd.readouterr()
+    assert out == "answer\n" and "printed" in err
+
+
+def test_an_error_that_is_not_ours_is_one_line_with_its_place(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise ValueError("first\nsecond")
+
+    monkeypatch.setattr("attnpass.tuner.check.examine", fails)
+    found = run("doctor", db=tmp_path / "a.db")
+    assert found.returncode == 1 and found.stderr.count("\n") == 1
+    assert "got ValueError at" in found.stderr and "test_command.py" in found.stderr
+    assert "first; ATTNPASS_TRACE=1" in found.stderr
+    monkeypatch.setenv("ATTNPASS_TRACE", "1")
+    assert "Traceback" in run("doctor", db=tmp_path / "a.db").stderr
+
+
+def test_a_user_who_leaves_by_sys_exit_is_a_failure(tmp_path, monkeypatch):
+    def leaves(*_, **__):
+        raise SystemExit(0)
+
+    monkeypatch.setattr("attnpass.tuner.check.examine", leaves)
+    found = run("doctor", db=tmp_path / "a.db")
+    assert found.returncode == 1 and "got SystemExit" in found.stderr

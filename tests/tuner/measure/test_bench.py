@@ -6,9 +6,11 @@ import pytest
 from tuning import TINY
 
 from attnpass import Plan
-from attnpass.errors import MeasureError
+from attnpass.errors import MeasureError, TaskError
 from attnpass.report import Report
+from attnpass.task import load_task
 from attnpass.tuner.measure import bench as module
+from attnpass.tuner.measure import model_digest
 from attnpass.tuner.measure.bench import Bench
 from attnpass.tuner.measure.exchange import CeilingRequest, CompileSettings, PlansRequest
 
@@ -51,3 +53,10 @@ def test_another_plan_is_refused(bench, path, monkeypatch):
     monkeypatch.setattr(module, "compiled_report", lambda: Report(plan="other"))
     with pytest.raises(MeasureError, match=f"expected plan {Plan.load(path).hash} to run, got"):
         bench.answer(PlansRequest((path,), 1))
+
+
+def test_a_task_that_makes_another_model_each_time_is_refused():
+    right = model_digest(load_task(TINY).model)
+    assert Bench(TINY, CompileSettings("eager", weights=right)).settings.weights == right
+    with pytest.raises(TaskError, match="to make the same model each time, got other weights"):
+        Bench(TINY, CompileSettings("eager", weights="0" * 16))

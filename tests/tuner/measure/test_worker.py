@@ -10,7 +10,9 @@ from tuning import TASKS, TINY
 from attnpass import Plan
 from attnpass.errors import MeasureError
 from attnpass.task import load_task
-from attnpass.tuner.measure.worker import Worker, failure
+from attnpass.tuner.measure import worker as module
+from attnpass.tuner.measure.exchange import CeilingRequest, Failure, Times
+from attnpass.tuner.measure.worker import ATTEMPTS, Worker, failure
 
 
 @pytest.mark.parametrize(
@@ -69,3 +71,56 @@ class Wrapped(Exception):
 def test_an_error_becomes_an_outcome_with_one_line(error, outcome, why):
     found = failure(error)
     assert (found.outcome, found.why) == (outcome, why)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_asked_again(monkeypatch):
+    worker, killed = Worker(TINY), Failure("killed", "SIGKILL")
+    replies = [killed, killed, Times([[1.0]], [""])]
+    monkeypatch.setattr(worker, "_ask_once", lambda request: replies.pop(0))
+    assert worker.measure([None], rounds=1).outcome == "ok" and replies == []
+    replies = [killed] * 9
+    assert worker.measure([None], rounds=1) is killed and len(replies) == 9 - ATTEMPTS
+
+
+def test_the_end_of_a_process_says_how_it_ended(monkeypatch):
+    class Dead:
+        pid, exitcode = None, -9
+
+        def is_alive(self):
+            return False
+
+        def join(self, _):
+            pass
+
+    class Broken:
+        def send(self, _):
+            raise BrokenPipeError
+
+        def close(self):
+            pass
+
+    worker = Worker(TINY)
+    monkeypatch.setattr(worker, "_running", lambda: (Dead(), Broken()))
+    assert worker._ask_once(None).outcome == "killed"
+    Dead.exitcode = -11
+    assert worker._ask_once(None) == Failure("crashed", "the worker ended with exit code -11")
+
+
+@pytest.mark.parametrize("at", ["recv", "send"])
+def test_a_worker_whose_coordinator_is_gone_ends_quietly(at, monkeypatch):
+    class Pipe:
+        def recv(self):
+            if at == "recv":
+                raise EOFError
+            return CeilingRequest(1)
+
+        def send(self, reply):
+            assert reply.outcome == "compile_error" and "SystemExit" in reply.why
+            raise BrokenPipeError
+
+    def leaves(*_):
+        raise SystemExit(0)
+
+    monkeypatch.setattr(module, "_bench", leaves)
+    monkeypatch.setattr(module.os, "setpgid", lambda *_: None)
+    assert module._serve(Pipe(), TINY, None, 1) is None

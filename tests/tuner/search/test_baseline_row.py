@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 
@@ -61,8 +62,12 @@ def scored(output, target):
 @pytest.fixture(scope="module")
 def inspected(tmp_path_factory):
     """A task whose scores no key can know, inspected once."""
-    with pytest.MonkeyPatch.context() as patch, Store(tmp_path_factory.mktemp("a") / "a") as store:
-        patch.setattr(inspection, "load_task", lambda _: tiny(score=scored))
+    folder = tmp_path_factory.mktemp("a")
+    with pytest.MonkeyPatch.context() as patch, Store(folder / "a") as store:
+        patch.setattr(inspection, "load_task", lambda _, limit: tiny(score=scored))
+        (folder / "scale.txt").write_text("1")
+        patch.setenv("FILE_OF_THE_TEST", str(folder / "scale.txt"))
+        patch.setenv(KNOB, "1")
         yield opened(store)[0]
 
 
@@ -74,7 +79,7 @@ class Setting:
         self.file.write_text("1")
         monkeypatch.setenv("FILE_OF_THE_TEST", str(self.file))
         monkeypatch.setenv(KNOB, "1")
-        monkeypatch.setattr(QUIET, "say", self.said.append)
+        monkeypatch.setattr(QUIET, "say", lambda text, style=None: self.said.append(text))
         self.store, self.inspection = Store(folder / "a.db"), inspected
 
     def session(self):
@@ -138,7 +143,7 @@ def test_nothing_else_is_found_beside_a_new_baseline(setting):
 
     session, value = plan_row()
     assert value is None
-    session.keep("accuracy", "plan", setting.inspection.context, {"x": 1})
+    session.keep("accuracy", "plan", setting.inspection.context, {"scores": [1.0]})
     assert plan_row()[1] is not None
     for knob in ("0.5", "1"):
         setting.patch.setenv(KNOB, knob)
@@ -148,8 +153,19 @@ def test_nothing_else_is_found_beside_a_new_baseline(setting):
 
 def test_a_damaged_row_is_measured_anew(setting):
     setting.baseline()
-    setting.store.db.execute("UPDATE measurements SET value = '{}'")
-    assert setting.found() is None and "the stored row is corrupt" in setting.said[0]
+    (row,) = setting.store.db.query("SELECT value FROM measurements")
+    value = json.loads(row["value"])
+    canary = value["canary"]
+    for damaged in (
+        {},
+        {**value, "canary": {**canary, "batches": [], "scores": [], "outputs": []}},
+        {**value, "canary": {**canary, "noise": 10.0}},
+        {**value, "canary": {**canary, "outputs": [10**400] * len(canary["outputs"])}},
+        {**value, "sizes": value["sizes"][1:]},
+        {**value, "read": None},
+    ):
+        setting.store.db.execute("UPDATE measurements SET value = ?", [json.dumps(damaged)])
+        assert setting.found() is None and "the stored accuracy is damaged" in setting.said[0]
     assert setting.baseline().scored.tolist() == [1.0] * 60
 
 

@@ -21,7 +21,7 @@ def test_changed_data_and_weights_are_misses(tmp_path):
         assert store.get("accuracy", "baseline scores", found.context)[0] is not None
         changed = {**found.context, "weights": "other"}
         assert store.get("accuracy", "baseline scores", changed) == (None, "weights changed")
-        other, _ = opened(store, task=f"{TASKS}:nan_scores")
+        other, _ = opened(store, task=f"{TASKS}:half_scores")
         assert store.get("accuracy", "baseline scores", other.context) == (None, "score changed")
 
 
@@ -39,7 +39,7 @@ def test_what_else_decides_a_score_is_part_of_its_key(tmp_path, change, monkeypa
     with Store(tmp_path / "a.db") as store:
         found, session = opened(store)
         session.keep("accuracy", "baseline scores", found.context, {})
-        monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _: task)
+        monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _, limit: task)
         other, _ = opened(store)
         assert store.get("accuracy", "baseline scores", found.context)[0] is not None
         why = {"head": "model, weights", "program": "model, program"}.get(change, "data")
@@ -51,7 +51,7 @@ def test_what_else_decides_a_score_is_part_of_its_key(tmp_path, change, monkeypa
     ("factory", "error", "message"),
     [
         ("nan_scores", TaskError, "expected finite scores, got 10"),
-        ("scalar_score", TaskError, "expected score\\(\\) to return one number per item"),
+        ("scalar_score", TaskError, "expected Task.score to return one number per item"),
         ("empty", TaskError, "at least one validation batch, got none"),
         ("one_item", TaskError, "expected two validation items or more, got 1"),
         ("not_a_task", TaskError, "return an attnpass.Task, got int"),
@@ -67,13 +67,15 @@ def test_bad_tasks_are_one_line(tmp_path, factory, error, message):
 
 
 def test_outputs_of_a_task_are_checked():
-    with pytest.raises(TaskError, match="expected outputs of .* to be 'logits' or 'features'"):
+    with pytest.raises(
+        TaskError, match="expected Task.outputs of .* to be 'logits' or 'features'"
+    ):
         load_task(f"{TASKS}:wrong_outputs")
 
 
 def test_other_calibration_or_recovery_data_is_another_run(tmp_path, monkeypatch):
     task = load_task(f"{TASKS}:tiny")
-    monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _: task)
+    monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _, limit: task)
     (batch,) = task.calibration[0]
     with Store(tmp_path / "a.db") as store:
         found, distilled = (opened(store, recover=x)[0] for x in ("calibrate", "distil"))
@@ -91,7 +93,7 @@ def test_a_recovery_set_that_augments_is_known_by_what_it_is_made_of(tmp_path, m
             return (super().__getitem__(i)[0] + random.random(),)
 
     task = load_task(f"{TASKS}:tiny")
-    monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _: task)
+    monkeypatch.setattr("attnpass.tuner.search.inspection.load_task", lambda _, limit: task)
     runs = []
     with Store(tmp_path / "a.db") as store:
         for add in (0, 0, 1):

@@ -151,7 +151,7 @@ def test_where_training_fails_the_candidate_stays(judged, monkeypatch):
 
     candidates, made = judged
     monkeypatch.setattr(racing, "distil_plan", fails)
-    monkeypatch.setattr(candidates.session.progress, "say", said.append)
+    monkeypatch.setattr(candidates.session.progress, "say", lambda text, style: said.append(text))
     assert after_distillation(candidates, None, made["near"], 0.5) is made["near"]
     monkeypatch.setattr(racing, "distil_plan", lambda *_: None)
     assert after_distillation(candidates, None, made["near"], 0.5) is made["near"], "no learner"

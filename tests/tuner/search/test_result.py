@@ -75,7 +75,7 @@ def test_a_result_of_an_older_version_loads_and_is_shown():
     assert verdict(result).startswith("plan cafe: 2.000x [1.900, 2.100]")
     assert front_table(result).row_count == 2 and sensitivity_table(result).row_count == 1
     row = {"id": "0123", "created": "", "task": "digits", "status": "done", "result": OLD}
-    assert runs_table([row, {**row, "result": {}}]).row_count == 2
+    assert runs_table([row, {**row, "result": {}}], 2).row_count == 2
 
 
 def test_an_empty_result_loads_and_is_shown():

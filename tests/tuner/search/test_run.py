@@ -112,7 +112,7 @@ def test_what_cannot_be_distilled_stays_calibrated(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "distil_pieces", fails)
     with Store(tmp_path / "a.db") as store:
         inspection, session = opened(store, **DISTIL)
-        monkeypatch.setattr(session.progress, "say", said.append)
+        monkeypatch.setattr(session.progress, "say", lambda text, style: said.append(text))
         library = PieceLibrary(inspection)
         library.calibrate(session)
         pieces = dict(library.pieces)
@@ -126,7 +126,7 @@ def test_a_stored_plan_that_is_another_now_starts_the_run_anew(tmp_path):
     with Store(tmp_path / "a.db") as store:
         session = Session("r", store, QUIET)
         session.progress = ProgressPrinter(quiet=True)
-        session.progress.say = said.append
+        session.progress.say = lambda text, style: said.append(text)
 
         def stages():
             rounds.append(session.refresh)
@@ -137,4 +137,4 @@ def test_a_stored_plan_that_is_another_now_starts_the_run_anew(tmp_path):
 
         assert list(run.believed(session, stages)) == ["baseline", "baseline", "plans"]
     assert rounds == [False, True]
-    assert said == ["[yellow]stored scores of this task are not reproduced; measured anew[/]"]
+    assert said == ["stored scores of this task are not reproduced; measured anew"]

@@ -9,7 +9,7 @@ import pytest
 from tuning import QUIET
 
 from attnpass.store import Store
-from attnpass.tuner.search.session import Session, StopRequest
+from attnpass.tuner.search.session import STOPS, Session, StopRequest
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def test_refresh_takes_it_again_and_reads_what_it_took(store):
 
 def test_a_near_hit_says_once_which_field_differs(store, monkeypatch):
     session, said = Session("r", store, QUIET), []
-    monkeypatch.setattr(session.progress, "say", said.append)
+    monkeypatch.setattr(session.progress, "say", lambda text, style: said.append(text))
     session.keep("k", "s", {"a": 1}, {})
     for _ in range(2):
         assert session.find("k", "s", {"a": 2}) is None
     assert session.find("k", "other", {"a": 2}) is None
-    assert said == ["[dim]measuring again what is stored: a changed[/]"]
+    assert said == ["measuring again what is stored: a changed"]
 
 
 def test_what_rests_on_a_baseline_is_found_with_it_alone(store, monkeypatch):
@@ -74,3 +74,18 @@ def test_ctrl_c_asks_first_and_a_second_one_ends_at_once():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_each_signal_stops_as_ctrl_c_does_unless_it_is_ignored(number):
+    stop = StopRequest()
+    with stop.handled():
+        os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt):
+            stop.check()
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with StopRequest().handled():
+            assert signal.getsignal(number) == signal.SIG_IGN, "as nohup asks"
+    finally:
+        signal.signal(number, before)

@@ -69,6 +69,7 @@ def test_a_choice_that_cannot_be_measured_or_saves_nothing_is_left_out(tmp_path)
     with Store(tmp_path / "a.db") as store:
         inspection, session = opened(store, forms=("hydra", "relu", "skipat r=0"))
         library = PieceLibrary(inspection)
+        library.calibrate(session)
         hashes = [library.plan(dict.fromkeys(n, c)).hash for c, n in SITES.items()]
         replies = (
             Times([[2.0] * 9, [1.0] * 9], ["", hashes[0]]),

@@ -91,7 +91,7 @@ def test_sensitivity_says_why_a_choice_is_not_there():
 
 def test_runs_with_and_without_a_result():
     run = {"id": "0123", "created": "today", "task": "digits", "status": "done"}
-    text = shown(runs_table([{**run, "result": result(ROW).as_dict()}, {**run, "result": {}}]))
+    text = shown(runs_table([{**run, "result": result(ROW).as_dict()}, {**run, "result": {}}], 2))
     assert "2 runs" in text
     first, second = [x for x in text.splitlines() if x.startswith("│")]
     assert "cafe" in first and "2.000 [1.900, 2.100]" in first and "2.00%" in first
