@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models minilm lint types check tests test census fuzz examples demo bench clean
+.PHONY: setup models minilm lint types check tests test census fuzz faults examples demo bench clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -53,6 +53,13 @@ census: .venv/models
 # ten thousand random spellings of attention and of near misses
 fuzz: .venv/ready
 	cd tests && ../$(BIN)/python fuzz.py --graphs 10000 --seed 1 --write
+
+# hostile calls, files and changes to a task, and processes killed at random points
+faults: .venv/ready
+	cd tests && ../.venv/bin/python hostile_calls.py --calls 2000 --seed 1
+	cd tests && ../.venv/bin/python hostile_files.py --write
+	cd tests && ../.venv/bin/python task_changes.py --write
+	cd tests && ../.venv/bin/python kills.py --points 300 --seed 1 --write
 
 # the examples as they are written, at full size: an hour and a half; their tests run them small
 examples: .venv/minilm

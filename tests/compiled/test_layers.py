@@ -82,7 +82,7 @@ def test_what_is_not_known_is_said_or_raised(caplog):
     found = served(*unknown())
     assert found == Served({}, ["attn"])
     assert "bind" in refused(found, unknown()[2], strict=False)
-    assert "expected the plan's site blocks.0.attn in the graph" in caplog.text
+    assert "expected the plan's sites blocks.0.attn" in caplog.text
     with pytest.raises(PlanError, match="no site of the plan is known to be attn"):
         refused(found, unknown()[2], strict=True)
 

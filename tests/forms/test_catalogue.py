@@ -99,8 +99,8 @@ def spied(given, right):
     ("mask", "length"),
     [
         ((), "keys"),
-        (("window",), "keys"),
-        (("arbitrary",), "keys"),
+        (("window",), "visible"),
+        (("arbitrary",), "visible"),
         (("causal",), "visible"),
         (("padding",), "visible"),
         (("causal", "padding"), "visible"),
