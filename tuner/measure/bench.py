@@ -120,7 +120,8 @@ class Bench:
             got = first_tensor(self._run(compiled)).double()
         self.capture.use(None)
         ran = compiled_report().plan
-        if plan is not None and ran != plan.hash:
+        # a plan without entries leaves the graph alone, and the report without a plan
+        if plan is not None and plan.sites and ran != plan.hash:
             raise MeasureError(f"expected plan {plan.hash} to run, got {ran or 'none'}")
         off = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
         if not off <= GATE:

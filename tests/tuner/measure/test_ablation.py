@@ -33,5 +33,6 @@ def test_a_site_where_softmax_alone_is_legal_stays():
     (site, *_) = Capture(task.model).trace(*task.example).sites
     no = site.legal["skipat"]
     bare = replace(site, legal=dict.fromkeys(site.legal, no) | {"softmax": None})
-    plan = AblationPlan.of([site, bare])
+    plan = AblationPlan.of([bare, site])
+    assert AblationPlan.of([bare]).sites == {}
     assert isinstance(plan.module(site), ReadWriteOnly) and plan.module(bare) is None

@@ -37,6 +37,12 @@ def test_a_ceiling_has_five_series(bench):
     assert len(found.times) == 5 and found.hashes == []
 
 
+def test_a_ceiling_where_no_attention_can_be_skipped_or_replaced(bench, monkeypatch):
+    monkeypatch.setattr(module, "assign", lambda sites, form: ({}, []))
+    monkeypatch.setattr(module.AblationPlan, "of", lambda sites: module.AblationPlan({}))
+    assert len(bench.answer(CeilingRequest(2)).times) == 5
+
+
 def test_another_result_is_refused(bench, path, monkeypatch):
     compiled = bench._compile
 
