@@ -40,7 +40,9 @@ class AblationPlan(Plan):
     @classmethod
     def of(cls, sites: Iterable[AttentionSite]) -> AblationPlan:
         """The ablation of these sites."""
-        return cls({s.name: Entry("hydra", {}, s.fits()) for s in sites if _free(s)})
+        return cls(
+            {s.name: Entry("hydra" if _free(s) else "softmax", {}, s.fits()) for s in sites}
+        )
 
     def module(self, site: AttentionSite, **options: Any) -> nn.Module | None:
         """``ReadWriteOnly`` where any form but softmax is legal, else None."""

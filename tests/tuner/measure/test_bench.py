@@ -7,6 +7,7 @@ from tuning import TINY
 
 from attnpass import Plan
 from attnpass.errors import MeasureError, TaskError
+from attnpass.plan import assign
 from attnpass.report import Report
 from attnpass.task import load_task
 from attnpass.tuner.measure import bench as module
@@ -38,8 +39,8 @@ def test_a_ceiling_has_five_series(bench):
 
 
 def test_a_ceiling_where_no_attention_can_be_skipped_or_replaced(bench, monkeypatch):
-    monkeypatch.setattr(module, "assign", lambda sites, form: ({}, []))
-    monkeypatch.setattr(module.AblationPlan, "of", lambda sites: module.AblationPlan({}))
+    monkeypatch.setattr(module, "assign", lambda sites, form: assign(sites, "softmax"))
+    monkeypatch.setattr("attnpass.tuner.measure.ablation._free", lambda site: False)
     assert len(bench.answer(CeilingRequest(2)).times) == 5
 
 
