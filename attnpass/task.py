@@ -98,7 +98,8 @@ def load_task(path: str, *, limit: float = 0.0) -> Task:
             task = factory()
     if not isinstance(task, Task):
         raise TaskError(f"expected {path} to return an attnpass.Task, got {type(task).__name__}")
-    _check(task, path)
+    with users_code(f"the batches of {path} to be read"):
+        _check(task, path)
     task.path = path
     return task
 

@@ -60,7 +60,7 @@ class Lines(ProgressPrinter):
         super().__init__(quiet=True)
         self.lines: list[str] = []
 
-    def say(self, text: Any) -> None:
+    def say(self, text: Any, style: str | None = None) -> None:
         self.lines.append(str(text))
 
 

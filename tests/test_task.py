@@ -186,6 +186,16 @@ def test_a_module_that_ends_or_raises_is_one_line(where, statement, tmp_path, mo
         loaded(tmp_path, text, monkeypatch)
 
 
+def test_batches_that_cannot_be_read_are_one_line(tmp_path, monkeypatch):
+    text = (
+        "from tiny_tasks import tiny\nclass Broken(list):\n    def __getitem__(self, i):\n"
+        "        raise OSError('gone')\ndef task():\n    task = tiny()\n"
+        "    task.calibration = Broken(task.calibration)\n    return task\n"
+    )
+    with pytest.raises(TaskError, match="the batches of .* to be read, got OSError: gone"):
+        loaded(tmp_path, text, monkeypatch)
+
+
 def test_ctrl_c_stays_ctrl_c(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         loaded(tmp_path, "raise KeyboardInterrupt\n", monkeypatch)

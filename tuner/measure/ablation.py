@@ -40,9 +40,15 @@ class AblationPlan(Plan):
     @classmethod
     def of(cls, sites: Iterable[AttentionSite]) -> AblationPlan:
         """The ablation of these sites."""
-        return cls({s.name: Entry("hydra", {}, s.fits()) for s in sites})
+        return cls(
+            {s.name: Entry("hydra" if _free(s) else "softmax", {}, s.fits()) for s in sites}
+        )
 
     def module(self, site: AttentionSite, **options: Any) -> nn.Module | None:
         """``ReadWriteOnly`` where any form but softmax is legal, else None."""
-        free = any(no is None for form, no in site.legal.items() if form != "softmax")
-        return ReadWriteOnly() if free else None
+        return ReadWriteOnly() if _free(site) else None
+
+
+def _free(site: AttentionSite) -> bool:
+    """Whether any form but softmax is legal at a site."""
+    return any(no is None for form, no in site.legal.items() if form != "softmax")

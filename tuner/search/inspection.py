@@ -19,7 +19,7 @@ from attnpass.report import Report
 from attnpass.seeds import seeded
 from attnpass.site import AttentionSite
 from attnpass.store import Store, now
-from attnpass.task import Task, load_task
+from attnpass.task import Task, load_task, users_code
 from attnpass.torch_internals import pytree
 from attnpass.tuner.measure import needed, try_task
 from attnpass.tuner.search.settings import CHOICES, Settings
@@ -99,8 +99,9 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
     with fingerprint.files_read() as read:
         task = load_task(settings.task, limit=settings.load_timeout)
         # before the model is run: a run may leave something in its objects
-        contents = task.contents()
-        inputs = _inputs(task, settings)
+        with users_code(f"the batches of {settings.task} to be read"):
+            contents = task.contents()
+            inputs = _inputs(task, settings)
         try_task(task)
         capture = call(Capture(task.model).trace, task.example)
     if not capture.sites:

@@ -7,6 +7,7 @@ from tuning import TINY
 
 from attnpass import Plan
 from attnpass.errors import MeasureError, TaskError
+from attnpass.plan import assign
 from attnpass.report import Report
 from attnpass.task import load_task
 from attnpass.tuner.measure import bench as module
@@ -35,6 +36,12 @@ def test_plans_are_timed_once_compiled(bench, path):
 def test_a_ceiling_has_five_series(bench):
     found = bench.answer(CeilingRequest(2))
     assert len(found.times) == 5 and found.hashes == []
+
+
+def test_a_ceiling_where_no_attention_can_be_skipped_or_replaced(bench, monkeypatch):
+    monkeypatch.setattr(module, "assign", lambda sites, form: assign(sites, "softmax"))
+    monkeypatch.setattr("attnpass.tuner.measure.ablation._free", lambda site: False)
+    assert len(bench.answer(CeilingRequest(2)).times) == 5
 
 
 def test_another_result_is_refused(bench, path, monkeypatch):
