@@ -347,14 +347,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_no_check_could_cover_is_refused_at_conversion(name):
-    model = Base().double().eval()
-    type(model).treat, plan = (lambda m, y, x, mask: y), Plan.create(model, data(), form="softmax")
-    try:
-        type(model).treat = REFUSED[name]
-        with pytest.raises(CaptureError, match="expected a model that"), torch.no_grad():
-            attnpass.convert(model, plan, data())
-    finally:
-        del type(model).treat
+    model = model_of("positions")
+    plan = Plan.create(model, data(), form="softmax")
+    type(model).treat = REFUSED[name]
+    with pytest.raises(CaptureError, match="expected a model that"), torch.no_grad():
+        attnpass.convert(model, plan, data())
 
 
 def test_arguments_that_hide_tensors_or_are_the_models_own_are_refused():
@@ -366,6 +363,8 @@ def test_arguments_that_hide_tensors_or_are_the_models_own_are_refused():
         attnpass.convert(model, plan, model.table, None)
 
 
+# torch's own: copying a tree's structure makes one of its leaves in the old way
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
 def test_the_checks_survive_copies_pickles_and_tracing():
     model = model_of("branch on length")
     module = converted(model, data(), form="sigmoid")
