@@ -147,6 +147,45 @@ def expression(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else size
 
 
+def argument_fakes(
+    like: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[Any, Tensor]]:
+    """Each tensor in ``args`` and ``kwargs`` that Dynamo read, with the fake one in its place.
+
+    ``like`` is a fake tensor of the same trace. Public API: none. A graph's inputs leave out a
+    tensor of which the model read only the sizes; ``torch.export`` says more, of its own traces.
+    A LookupError says that an argument is found by no path.
+    """
+    scope = {"L": {"args": args, "kwargs": kwargs}}
+    found = []
+    for tracked in like.fake_mode.shape_env.tracked_fakes or ():  # type: ignore[attr-defined]
+        name = tracked.source.name
+        name = name() if callable(name) else name
+        if not name.startswith(("L['args']", "L['kwargs']")):
+            continue
+        try:
+            x = eval(name, {}, scope)
+        except Exception as error:
+            raise LookupError(name) from error
+        if isinstance(x, Tensor):
+            found.append((x, tracked.fake))
+    return found
+
+
+def size_guards(fakes: Mapping[str, Tensor]) -> list[str]:
+    """The conditions on sizes and strides of a trace, as Python over ``L['name']``.
+
+    Public API: none. Dynamo checks the same ones before it runs a graph, but says them to nobody.
+    An offset in the storage is no condition, as for Dynamo.
+    """
+    from torch._dynamo.source import LocalSource
+
+    env = next(iter(fakes.values())).fake_mode.shape_env  # type: ignore[attr-defined]
+    sources = [LocalSource(name) for name in fakes]
+    found = env.produce_guards(list(fakes.values()), sources, ignore_static=False)
+    return [text for text in found if ".storage_offset() ==" not in text]
+
+
 def hint(size: int | torch.SymInt) -> int | None:
     """A size, or the value that a symbolic one was met with, without a guard on it."""
     return size if isinstance(size, int) else size.node.hint

@@ -172,6 +172,29 @@ def test_expression_and_hint_of_a_symbolic_size(sizes):
     assert internals.expression("text") == "text"
 
 
+def test_argument_fakes_and_size_guards_say_what_a_trace_took_for_granted():
+    seen = []
+
+    def run(args, kwargs):
+        return args[0].view(-1) * kwargs["y"].shape[1] if args[0].shape[0] < 9 else args[0]
+
+    def backend(gm, inputs):
+        like = [n.meta["example_value"] for n in gm.graph.find_nodes(op="placeholder")]
+        like = next(x for x in like if isinstance(x, torch.Tensor))
+        found = internals.argument_fakes(like, args, kwargs)
+        fakes = {name: fake for (_, fake), name in zip(found, "xy", strict=True)}
+        seen.extend(([x for x, _ in found], internals.size_guards(fakes)))
+        return gm.forward
+
+    args, kwargs = (torch.ones(4, 3),), {"y": torch.ones(2, 5)}
+    torch._dynamo.reset()
+    torch.compile(run, backend=backend, dynamic=True)(args, kwargs)
+    assert seen[0][0] is args[0] and seen[0][1] is kwargs["y"]
+    assert "2 <= L['x'].size()[0] and L['x'].size()[0] <= 8" in seen[1]
+    assert "L['y'].stride()[1] == 1" in seen[1]
+    assert not any("storage_offset" in text for text in seen[1])
+
+
 def test_statically_known_true_holds_for_every_size(sizes):
     symbolic, _ = sizes
     known = internals.statically_known_true

@@ -1,85 +1,294 @@
-"""``convert``: a captured graph under a plan as a plain module, no compiler involved."""
+"""``convert``: a captured graph under a plan as a plain module, no compiler involved.
+
+What is refused here, because no check at a call could cover it: a model that changes its own
+attributes or its arguments, results that the graph does not make, and numbers among the results
+that depend on sizes. What a call must fulfil is in ``conversion_guards``.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from attnpass.capture.capture import Capture
+from attnpass.capture.capture import Capture, buffers_kept, fresh_entry
 from attnpass.capture.captured import CapturedGraph
+from attnpass.capture.conversion_guards import (
+    Gradients,
+    Guards,
+    SizeConditions,
+    is_plain,
+    needs,
+)
 from attnpass.errors import CaptureError
 from attnpass.plan import Plan
-from attnpass.torch_internals import expression, maybe_dynamic, pytree, unmark_dynamic
-
-log = logging.getLogger("attnpass")
+from attnpass.torch_internals import (
+    TracingContext,
+    argument_fakes,
+    dynamo_exceptions,
+    expression,
+    maybe_dynamic,
+    pytree,
+    schema,
+    size_guards,
+    unmark_dynamic,
+)
 
 
 def convert(model: nn.Module, plan: Plan, *args: Any, **kwargs: Any) -> nn.Module:
     """A plain module that computes ``model`` under ``plan``, no compiler involved.
 
-    It shares the model's parameters and the plan's, is differentiable, takes arguments of the same
-    structure, and any batch size (the first axis of tensor arguments). Training or evaluation mode
-    is what the model was in.
+    It shares the model's parameters and buffers and the plan's parameters, is differentiable, and
+    takes what the example covers: the same structure, dtypes, devices and plain values, and any
+    size for which the model runs the same graph (an axis of size 1 stays 1). Training or
+    evaluation mode, autocast and default dtype are those of the conversion. A call that is not
+    covered raises a CaptureError; it never computes something else.
+
+    The model's Python attributes, and tensors in it that are neither parameter nor buffer, are as
+    they were. A parameter that is put in another's place (``load_state_dict(assign=True)``) is
+    seen where it is put: in the module that is returned, or in the model, not in both.
 
     Raises:
-        CaptureError: the model does not capture as one graph, or takes or returns what no graph
-            can carry.
+        CaptureError: the model does not capture as one graph, takes or returns what no graph
+            can carry, or changes its arguments or its own attributes.
     """
-    capture = Capture(model)
-    tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    kwargs = dict(sorted(kwargs.items()))
+    leaves = pytree.tree_leaves((args, kwargs))
+    _refuse_leaves(model, leaves)
+    before = _attributes(model)
+    capture, result = _captured(model, plan, args, kwargs)
+    changed = [name for name, x in _attributes(model).items() if not _same(before.get(name), x)]
+    if changed:
+        raise CaptureError(
+            f"expected a model that leaves its attributes as they are, got one that changes"
+            f" {changed[0]}; return the value, or write into a buffer in place"
+        )
+    _refuse_results(capture.graphs[0], result, leaves)
+    capture.bind_plan(plan)
+    capture.use(plan)
+    return Converted(model, capture, (args, kwargs), result)
+
+
+class _Recorded(Capture):
+    """A capture that keeps the text of Dynamo's own graph; ``axes`` are symbolic, or all."""
+
+    def __init__(self, model: nn.Module, axes: int | None) -> None:
+        super().__init__(model)
+        self.axes, self.text = axes, ""
+
+    def once(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of one recorded call; the model's buffers stay as they were."""
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        with _dynamic(tensors, self.axes), buffers_kept(self.model), warnings.catch_warnings():
+            # Dynamo looks at the gradient of what runs after a graph break, which is refused below
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+            return self.record(*args, **kwargs)
+
+    def _backend(self, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        self.text = _text(gm)
+        return super()._backend(gm, inputs)
+
+
+def _text(gm: fx.GraphModule) -> str:
+    """A graph, all graphs in it and their conditions: what tells two captures of a model apart."""
+    context = TracingContext.try_get()
+    env = context.fake_mode.shape_env if context and context.fake_mode else None
+    conditions = sorted(str(guard.expr) for guard in env.guards) if env else []
+    return "\n".join([m.code for m in gm.modules() if isinstance(m, fx.GraphModule)] + conditions)
+
+
+def _captured(
+    model: nn.Module, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[_Recorded, Any]:
+    """The model captured as one graph with every size symbolic, and its result.
+
+    Where that fails, breaks, or misses a site of the plan, only the first axes are symbolic.
+    """
+    found: list[tuple[int, _Recorded, Any]] = []
+    for axes in (None, 1):
+        capture = _Recorded(model, axes)
+        try:
+            result = capture.once(args, kwargs)
+        except dynamo_exceptions():
+            if axes is None:
+                continue
+            raise
+        if capture.calls != 1 and axes is None:
+            continue
+        if capture.calls != 1:
+            raise CaptureError(
+                f"expected a model that captures as one graph, got {capture.calls} calls of"
+                " graphs; use torch.compile(model, backend='attnpass') or remove the graph breaks"
+            )
+        legal = {s.name: {f for f, no in s.legal.items() if no is None} for s in capture.sites}
+        fit = sum(entry.form in legal.get(name, ()) for name, entry in plan.sites.items())
+        found.append((fit, capture, result))
+        if fit == len(plan.sites):
+            break
+    _, capture, result = max(found, key=lambda one: one[0])
+    return capture, result
+
+
+@contextmanager
+def _dynamic(tensors: Sequence[Tensor], axes: int | None) -> Iterator[None]:
+    """Inside, sizes above 1 of the first ``axes`` axes, or of all, are symbolic where they can."""
     for tensor in tensors:
-        if tensor.dim() and tensor.shape[0] > 1:
-            maybe_dynamic(tensor, 0)
+        for axis, size in enumerate(tensor.shape[:axes]):
+            if size > 1:
+                maybe_dynamic(tensor, axis)
     try:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and model.training):
-            result = capture.record(*args, **kwargs)
+        yield
     finally:
         for tensor in tensors:
             unmark_dynamic(tensor)
-    if capture.calls != 1:
+
+
+def _refuse_leaves(model: nn.Module, leaves: list[Any]) -> None:
+    """Refuse arguments that may hide a tensor, or that the graph takes for the model's own."""
+    own = {id(x) for x in (*model.parameters(), *model.buffers())}
+    for x in leaves:
+        if isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter):
+            raise CaptureError(f"expected plain tensors, got a {type(x).__name__}; unwrap it")
+        if id(x) in own:
+            raise CaptureError(
+                "expected arguments that are not the model's parameters or buffers, got one;"
+                " convert with a copy"
+            )
+        if not isinstance(x, Tensor) and not is_plain(x):
+            raise CaptureError(
+                f"expected tensors and plain values in tuples, lists and dicts, got a"
+                f" {type(x).__name__}; register it with torch.export.register_dataclass or pass"
+                " its parts"
+            )
+
+
+def _attributes(model: nn.Module) -> dict[str, Any]:
+    """What the modules of a model hold, by path: attributes, parameters and buffers."""
+    found: dict[str, Any] = {}
+    for path, module in model.named_modules():
+        held = {**vars(module), **module._parameters, **module._buffers}
+        found |= {f"{path}.{name}".lstrip("."): x for name, x in held.items()}
+    return found
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (is_plain(a) and type(a) is type(b) and a == b)
+
+
+def _refuse_results(graph: CapturedGraph, result: Any, leaves: list[Any]) -> None:
+    """Refuse what a graph alone would lose: numbers of sizes, values kept elsewhere, writes."""
+    assert graph.last is not None
+    inputs, outputs = graph.last
+    found = pytree.tree_leaves(result)
+    if any(isinstance(x, (int, float)) for x in found) and not all(
+        isinstance(x, Tensor) for x in outputs
+    ):
         raise CaptureError(
-            f"expected a model that captures as one graph, got {capture.calls} calls of graphs;"
-            " use torch.compile(model, backend='attnpass') or remove the graph breaks"
+            "expected a model that returns tensors, got a number that changes with the sizes of"
+            " its arguments; wrap it to return tensors"
         )
-    _refuse_sizes(capture, result, args, kwargs)
-    capture.bind_plan(plan)
-    capture.use(plan)
-    return Converted(model, capture.graphs[0], (args, kwargs), result)
-
-
-def _twins(leaves: list[Any]) -> list[int]:
-    """For every leaf the first position of the same tensor."""
-    ids = [id(x) if isinstance(x, Tensor) else -i for i, x in enumerate(leaves)]
-    return [ids.index(i) for i in ids]
-
-
-def _refuse_sizes(capture: Capture, result: Any, args: Any, kwargs: Any) -> None:
-    """Refuse a number in the result that changes with the batch: it would be frozen."""
-
-    def numbers(value: Any) -> list[Any]:
-        return [x for x in pytree.tree_leaves(value) if isinstance(x, (int, float))]
-
-    if not numbers(result):
-        return
-    graph = capture.graphs[0]
-    last = graph.last
-
-    def twice(x: Any) -> Any:
-        return torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x
-
-    with torch.no_grad():
-        other = capture(*pytree.tree_map(twice, args), **pytree.tree_map(twice, kwargs))
-    graph.last = last
-    if numbers(other) != numbers(result):
+    kept = [x for x in outputs if isinstance(x, Tensor) and not any(x is y for y in found)]
+    if kept:
         raise CaptureError(
-            "expected a model that returns tensors, got a number that changes with"
-            " the batch; wrap it to return tensors"
+            "expected a model that returns what it computes, got one that keeps a tensor elsewhere"
+            " (an attribute, a list, a cache); return it, or write into a buffer in place"
         )
+    given = {id(x) for x in leaves if isinstance(x, Tensor)}
+    placeholders = graph.normal.graph.find_nodes(op="placeholder")
+    arguments = {n for n, x in zip(placeholders, inputs, strict=True) if id(x) in given}
+    for node in graph.normal.graph.nodes:
+        known = schema(node)
+        if known is not None and known.is_mutable and arguments & set(node.all_input_nodes[:1]):
+            raise CaptureError(
+                "expected a model that leaves its arguments as they are, got one that writes into"
+                " one; let it write into a copy or a buffer"
+            )
+
+
+class _Seen(Exception):
+    """Carries the text of a graph out of a call that is not to run."""
+
+
+def _probed(
+    model: nn.Module, axes: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str:
+    """The text of Dynamo's graph for a call; nothing runs. Empty where none is made."""
+
+    def backend(gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        text = _text(gm)
+
+        def stop(*_: Any) -> None:
+            raise _Seen(text)
+
+        return stop
+
+    tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    with _dynamic(tensors, axes):
+        try:
+            torch.compile(fresh_entry(model), backend=backend)(*args, **kwargs)
+        except _Seen as seen:
+            return str(seen)
+        except dynamo_exceptions():
+            return ""
+    return ""
+
+
+def _gradients(capture: _Recorded, given: Any, state: list[Tensor], plain: bool) -> Gradients:
+    """The ways of taking gradients in which the model gives the graph that was captured.
+
+    Each is tried: with and without arguments that need gradients, with gradients switched off, and
+    with all parameters frozen. ``plain``: whether the results hold a value that is no
+    tensor; the text does not show where that comes from, so that nothing else is covered.
+    """
+    leaves, spec = pytree.tree_flatten(given)
+    now, own = (torch.is_grad_enabled(), needs(leaves)), needs(state)
+    calls, states = [now], [own]
+    if plain:
+        return Gradients((now,), (own,))
+
+    def gives_the_same(grad: bool, wanted: bool) -> bool:
+        args, kwargs = pytree.tree_unflatten(_needing(leaves, wanted), spec)
+        with torch.set_grad_enabled(grad):
+            return _probed(capture.model, capture.axes, args, kwargs) == capture.text
+
+    for grad, wanted in ((True, False), (True, True), (False, False)):
+        way = (grad, needs(_needing(leaves, wanted)))
+        if way not in calls and gives_the_same(grad, wanted):
+            calls.append(way)
+    with _frozen(capture.model):
+        frozen = needs(state)
+        if frozen != own and gives_the_same(True, False):
+            states.append(frozen)
+    return Gradients(tuple(calls), tuple(states))
+
+
+def _needing(leaves: list[Any], wanted: bool) -> list[Any]:
+    """The leaves with tensors of their own that need gradients, or do not, where they can."""
+    own: dict[int, Tensor] = {}
+    for x in leaves:
+        if isinstance(x, Tensor) and id(x) not in own:
+            can = x.is_floating_point() or x.is_complex()
+            own[id(x)] = x.detach().requires_grad_(wanted and can)
+    return [own[id(x)] if isinstance(x, Tensor) else x for x in leaves]
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter needs gradients."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for p in trained:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in trained:
+            p.requires_grad_(True)
 
 
 @dataclass(frozen=True)
@@ -136,15 +345,17 @@ class Converted(nn.Module):
     """A captured graph as a module: parameters by name, arguments and results by structure.
 
     Args:
-        model: whose parameters and buffers are shared. graph: captured, under the plan in use.
-        given: the arguments at conversion. result: the model's result for them.
+        model: whose parameters and buffers are shared. capture: of one graph, under the plan in
+            use. given: the arguments at conversion. result: the model's result for them.
 
     Raises:
-        CaptureError: the result holds what the graph does not make.
+        CaptureError: the result holds what the graph does not make, or an input of the graph comes
+            from nowhere that a call could look.
     """
 
-    def __init__(self, model: nn.Module, graph: CapturedGraph, given: Any, result: Any) -> None:
+    def __init__(self, model: nn.Module, capture: _Recorded, given: Any, result: Any) -> None:
         super().__init__()
+        graph = capture.graphs[0]
         assert graph.last is not None
         inputs, outputs = graph.last
         layer = graph.layer(inputs)
@@ -153,17 +364,30 @@ class Converted(nn.Module):
         self.deltas = nn.ModuleDict({str(i): delta for i, delta in layer.deltas.items()})
         self._deltas = dict(layer.deltas)
         leaves, self._in_spec = pytree.tree_flatten(given)
-        self._plain = [None if isinstance(x, Tensor) else (x,) for x in leaves]
-        self._twins = _twins(leaves)
-        self._sources = self._found_sources(model, graph, inputs, leaves)
+        symbols = [n.meta.get("val") for n in graph.normal.graph.find_nodes(op="placeholder")]
+        fakes = _fakes(symbols, given, leaves)
+        self._sources = self._found_sources(model, inputs, symbols, leaves, fakes)
+        state = {}
         for source in dict.fromkeys(self._sources):
             if isinstance(source, State):
-                self._adopt(source.path, model)
+                state[source.path] = self._adopt(source.path, model)
+        self._state = [path.replace(".", "__") for path in state]
         found, self._out_spec = pytree.tree_flatten(result)
         self._results = [_result(leaf, outputs, leaves) for leaf in found]
+        plain = any(isinstance(r, Value) for r in self._results)
+        owned = list(state.values())
+        gradients = _gradients(capture, given, owned, plain)
+        sizes = _sizes(fakes)
+        self._guards = Guards(leaves, _names(given), state, model.training, sizes, gradients)
+        self.train(model.training)
 
     def _found_sources(
-        self, model: nn.Module, graph: CapturedGraph, inputs: Sequence[Any], leaves: list[Any]
+        self,
+        model: nn.Module,
+        inputs: Sequence[Any],
+        symbols: Sequence[Any],
+        leaves: list[Any],
+        fakes: dict[int, Tensor],
     ) -> list[Source]:
         """Where each input of the graph comes from."""
         own = [
@@ -171,47 +395,47 @@ class Converted(nn.Module):
             *model.named_buffers(remove_duplicate=False),
         ]
         paths = {id(tensor): path for path, tensor in own}
-        position = {id(x): i for i, x in enumerate(leaves) if isinstance(x, Tensor)}
-        symbols = [n.meta.get("val") for n in graph.normal.graph.find_nodes(op="placeholder")]
-        arguments = [
-            (position[id(x)], fake)
-            for x, fake in zip(inputs, symbols, strict=True)
-            if id(x) in position and isinstance(fake, Tensor)
-        ]
+        position = {
+            id(x): i for i, x in reversed(list(enumerate(leaves))) if isinstance(x, Tensor)
+        }
         sources: list[Source] = []
         for i, (x, symbol) in enumerate(zip(inputs, symbols, strict=True)):
-            size = _size_of_an_argument(symbol, arguments)
             if id(x) in paths:
                 sources.append(State(paths[id(x)]))
             elif id(x) in position:
                 sources.append(Argument(position[id(x)]))
-            elif size is not None:
-                sources.append(size)
             elif isinstance(x, Tensor):
                 self.register_buffer(f"constant_{i}", x, persistent=False)
                 sources.append(Constant(f"constant_{i}"))
             else:
-                sources.append(Value(x))
+                sources.append(_size_of_an_argument(x, symbol, fakes))
         return sources
 
-    def _adopt(self, path: str, model: nn.Module) -> None:
-        """Register the model's own tensor, shared, under a name without dots."""
+    def _adopt(self, path: str, model: nn.Module) -> Tensor:
+        """The model's own tensor, registered, shared, under a name without dots."""
         owner, _, leaf = path.rpartition(".")
         tensor, flat = getattr(model.get_submodule(owner), leaf), path.replace(".", "__")
         if isinstance(tensor, nn.Parameter):
             self.register_parameter(flat, tensor)
         else:
             self.register_buffer(flat, tensor)
+        assert isinstance(tensor, Tensor)
+        return tensor
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's output under the plan; same structure of arguments as at conversion.
+        """The model's output under the plan, for a call that the conversion covers.
 
         Raises:
-            CaptureError: other structure, other values that are no tensors, or tensors that are
-                one where they were two, or two where they were one.
+            CaptureError: it does not; the message says what was expected, and the cure.
         """
+        kwargs = dict(sorted(kwargs.items()))
         leaves, spec = pytree.tree_flatten((args, kwargs))
-        self._check(leaves, spec)
+        if spec != self._in_spec:
+            raise CaptureError(
+                "expected arguments of the structure given to convert, got another; pass the same"
+                " ones by position and by keyword"
+            )
+        self._guards.check(leaves, [getattr(self, name) for name in self._state], self.training)
         inputs = [self._fetched(source, leaves) for source in self._sources]
         for i, delta in self._deltas.items():
             inputs[i] = delta.add(inputs[i])
@@ -225,22 +449,6 @@ class Converted(nn.Module):
             for r in self._results
         ]
         return pytree.tree_unflatten(results, self._out_spec)
-
-    def _check(self, leaves: list[Any], spec: Any) -> None:
-        """Raise CaptureError for arguments that the graph was not captured for."""
-        if spec != self._in_spec:
-            raise CaptureError("expected arguments of the structure given to convert, got another")
-        for known, x in zip(self._plain, leaves, strict=True):
-            if known is not None and known[0] != x:
-                raise CaptureError(
-                    f"expected {known[0]!r} as given to convert, got {x!r};"
-                    " convert again for other values"
-                )
-        if _twins(leaves) != self._twins:
-            raise CaptureError(
-                "expected the same arguments to be one tensor as given to convert;"
-                " convert with different tensors"
-            )
 
     def _fetched(self, source: Source, leaves: list[Any]) -> Any:
         """The value of one input of the graph at this call."""
@@ -257,15 +465,58 @@ class Converted(nn.Module):
                 return value
 
 
-def _size_of_an_argument(symbol: Any, arguments: list[tuple[int, Tensor]]) -> Size | None:
-    """The axis of an argument whose symbolic size a graph's input is; None where it is none."""
-    if not isinstance(symbol, torch.SymInt):
-        return None
-    for position, fake in arguments:
+def _fakes(symbols: Sequence[Any], given: Any, leaves: list[Any]) -> dict[int, Tensor]:
+    """The fake tensor of every argument that Dynamo read, by its position.
+
+    Raises:
+        CaptureError: a tensor among the arguments is found by no path.
+    """
+    like = next((x for x in symbols if isinstance(x, Tensor)), None)
+    position = {id(x): i for i, x in reversed(list(enumerate(leaves)))}
+    try:
+        known = argument_fakes(like, *given) if like is not None else []
+        return {position[id(x)]: fake for x, fake in known}
+    except LookupError as error:
+        raise CaptureError(
+            f"expected tensors in tuples, lists and dicts, got one at {error}; pass it by itself"
+        ) from error
+
+
+def _sizes(fakes: dict[int, Tensor]) -> SizeConditions:
+    """The conditions under which the graph was captured, over the leaves ``x``."""
+    if not fakes:
+        return SizeConditions(())
+    texts = size_guards({f"t{i}": fake for i, fake in fakes.items()})
+    return SizeConditions([re.sub(r"L\['t(\d+)'\]", r"x[\1]", f"({t})") for t in texts])
+
+
+def _names(given: Any) -> list[str]:
+    """What the leaves of the arguments are called."""
+    args, kwargs = given
+    rows = [
+        (name, path)
+        for name, part in (("args", args), ("kwargs", kwargs))
+        for path, _ in pytree.tree_flatten_with_path(part)[0]
+    ]
+    return [name + pytree.keystr(path) for name, path in rows]
+
+
+def _size_of_an_argument(x: Any, symbol: Any, fakes: dict[int, Tensor]) -> Size | Value:
+    """The axis of an argument whose symbolic size a graph's input is; a value where it is none.
+
+    Raises:
+        CaptureError: a symbolic number that is no argument's size.
+    """
+    if not isinstance(symbol, (torch.SymInt, torch.SymFloat)):
+        return Value(x)
+    for position, fake in fakes.items():
         for axis, size in enumerate(fake.shape):
             if isinstance(size, torch.SymInt) and expression(size) == expression(symbol):
                 return Size(position, axis)
-    return None
+    raise CaptureError(
+        f"expected numbers that are sizes of arguments, got {symbol}, which is none;"
+        " pass it as a tensor"
+    )
 
 
 def _result(leaf: Any, outputs: Sequence[Any], leaves: list[Any]) -> Result:
