@@ -88,13 +88,13 @@ def session(seed: int, length: int = LENGTH, loud: bool = False) -> Iterator[tup
             s.back()
 
 
-def many_steps(job: tuple[int, int]) -> dict[str, Any]:
+def many_steps(job: tuple[int, int, float]) -> dict[str, Any]:
     """Sessions from one seed on, until there were enough steps."""
-    seed, count = job
+    seed, count, end = job
     tally: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
     wrong = []
-    while tally["steps"] < count:
+    while tally["steps"] < count and time.time() < end:
         tally["sessions"] += 1
         for i, (name, verdict) in enumerate(session(seed)):
             tally["steps"] += 1
@@ -108,13 +108,15 @@ def many_steps(job: tuple[int, int]) -> dict[str, Any]:
     return {"tally": dict(tally), "reasons": dict(reasons), "wrong": wrong}
 
 
-def many_graphs(job: tuple[int, int]) -> dict[str, Any]:
+def many_graphs(job: tuple[int, int, float]) -> dict[str, Any]:
     """Graphs of consecutive seeds."""
     quiet()
-    seed, count = job
+    seed, count, end = job
     tally: collections.Counter[str] = collections.Counter()
     wrong = []
     for i in range(seed, seed + count):
+        if time.time() > end:
+            break
         try:
             verdict = graphs.check(i)
         except Exception as error:
@@ -126,18 +128,24 @@ def many_graphs(job: tuple[int, int]) -> dict[str, Any]:
     return {"tally": dict(tally), "wrong": wrong, "reasons": {}}
 
 
-def everything(count_steps: int, count_graphs: int, seed: int) -> dict[str, Any]:
-    """Steps and graphs in two processes."""
+def everything(count_steps: int, count_graphs: int, seed: int, minutes: float) -> dict[str, Any]:
+    """Graphs, in the first third of the time at most, and steps, in two processes."""
+    now = time.time()
+    ends = now + 20 * minutes, now + 60 * minutes
     tally: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
     wrong: list[Any] = []
-    parts = max(2, count_steps // 250)
-    jobs = [(seed * 1_000_000 + 1000 * i, count_steps // parts) for i in range(parts)]
-    drawn = [(seed * 1_000_000 + i, min(250, count_graphs)) for i in range(0, count_graphs, 250)]
+    first = seed * 1_000_000
+    drawn = [(first + i, min(100, count_graphs - i), ends[0]) for i in range(0, count_graphs, 100)]
+    parts = [
+        (first + 1000 * i, min(200, count_steps - 200 * i), ends[1])
+        for i in range(-(-count_steps // 200))
+    ]
     with ProcessPoolExecutor(2) as pool:
-        for work, given in ((many_graphs, drawn), (many_steps, jobs if count_steps else [])):
+        for work, given in ((many_graphs, drawn), (many_steps, parts)):
             for part in pool.map(work, given):
                 tally.update(part["tally"])
+                print(tally["graphs"], "graphs,", tally["steps"], "steps", flush=True)
                 reasons.update(part["reasons"])
                 for one in part["wrong"]:
                     print(*one, flush=True)
@@ -152,6 +160,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--graphs", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=120.0, help="stop after them")
     parser.add_argument("--only", type=int)
     parser.add_argument("--graph", type=int)
     parser.add_argument("--mutations", action="store_true")
@@ -171,7 +180,8 @@ def main() -> int:
         found, name = table(given.seed), "random_use_mutations_cpu.json"
         failed = any(at is None for at in found["found"].values())
     else:
-        found, name = everything(given.steps, given.graphs, given.seed), "random_use_cpu.json"
+        found = everything(given.steps, given.graphs, given.seed, given.minutes)
+        name = "random_use_cpu.json"
         failed = bool(found["wrong"])
     result = {
         "command": " ".join(["python -m random_use.run", *sys.argv[1:]]),

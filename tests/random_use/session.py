@@ -12,33 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import attnpass
-from attnpass.plan import Delta, Entry, Plan
+from attnpass.plan import Plan
+from random_use.compared import BOUNDS, Aloud, Wrong, copies, error, restore, weights
 from random_use.meaning import Spec
 from random_use.models import Model
 from random_use.reference import Reference, buffers
-
-BOUNDS = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 8e-2}
-"""Largest difference, relative to the largest number. The forms count lengths in float32;
-bfloat16 has 8 bits, and the models a dozen roundings one after another."""
-
-HARMLESS = ("gradients are on", "trained on other weights", "numbers are void", "is not in the")
-
-
-class Wrong(Exception):
-    """A result that differs, or an error that should not be."""
-
-
-class Aloud(logging.Handler):
-    """Warnings of attnpass that say that something runs unchanged."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
-        if not any(part in text for part in HARMLESS):
-            self.lines.append(text)
 
 
 @dataclass
@@ -168,7 +146,7 @@ class Session:
         if not got or bound > 1e-3:
             return ""
         leaves = {"x": y, **r.weights, **r.values, **r.parts}
-        total = (want * _weights(out)).sum()
+        total = (want * weights(out)).sum()
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         largest = max(float(g.abs().max()) for g in found if g is not None)
         for name, b in zip(leaves, found, strict=True):
@@ -183,7 +161,7 @@ class Session:
         """Gradients of inputs, weights, and the plan's parameters that are trained."""
         live: dict[Any, Any] = {"x": x, **dict(model.named_parameters()), **self.trained()}
         live = {n: p for n, p in live.items() if p.requires_grad}
-        total = (out.double() * _weights(out)).sum()
+        total = (out.double() * weights(out)).sum()
         found = torch.autograd.grad(total, list(live.values()), allow_unused=True)
         return dict(zip(live, found, strict=True))
 
@@ -196,62 +174,3 @@ class Session:
             for path, delta in own.items():
                 found |= {(path, k): v for k, v in delta.named_parameters()}
         return found
-
-
-def _weights(out: Tensor) -> Tensor:
-    return torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape)
-
-
-def copies(model: Model) -> dict[str, Tensor]:
-    return {n: b.detach().clone() for n, b in model.named_buffers()}
-
-
-def restore(model: Model, values: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for n, b in model.named_buffers():
-            b.copy_(values[n])
-
-
-def error(got: Tensor, want: Tensor) -> float:
-    """The largest difference relative to the largest number; infinite for other shapes or NaN."""
-    if got.shape != want.shape or bool(got.isnan().any()) != bool(want.isnan().any()):
-        return float("inf")
-    got, want = got.detach().double().nan_to_num(), want.detach().double().nan_to_num()
-    return float((got - want).abs().max() / want.abs().max().clamp_min(1e-3))
-
-
-def random_plan(pick: random.Random, model: Model, x: Tensor, keep: Any) -> Plan:
-    """Forms drawn for every site, parameters away from their start, deltas on some weights."""
-    spec = model.spec
-    capture = attnpass.Capture(model).trace(x, keep)
-    lengths: list[Any] = ["keys", "visible", 3.0]
-    if spec.mask in ("none", "causal"):  # there the mask decides alike at every size
-        lengths.append(None)
-    entries = {}
-    for site in capture.sites:
-        form = pick.choice(("sigmoid", "sigmoid", "relu", "softmax"))
-        options: dict[str, Any] = {"L": pick.choice(lengths)}
-        if form == "relu":
-            options |= {
-                "h": pick.choice(("relu", "relu2", "softplus")),
-                "alpha": pick.choice((1.0, 0.5)),
-            }
-        if site.legal[form] is not None or form == "softmax":
-            form, options = "softmax", {}
-        entries[site.name] = Entry(form, options, site.fits())
-    with torch.no_grad():
-        plan = capture.plan(entries)
-        for p in plan.parameters():
-            p.add_(0.3 * torch.randn(p.shape))
-        for name, weights in capture.projections().items():
-            if plan.sites[name].form == "softmax" or pick.random() < 0.5:
-                continue
-            for path, w in weights.items():
-                if path.endswith("weight") and pick.random() < 0.5:
-                    delta = Delta(w.shape, pick.choice((None, 2)))
-                    for p in delta.parameters():
-                        p.copy_(torch.randn(p.shape) * 0.2)
-                    plan.deltas.setdefault(name, {})[path] = delta
-    plan.round_trip = pick.random() < 0.3
-    capture.close()
-    return plan
