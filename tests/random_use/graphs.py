@@ -21,10 +21,12 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from attnpass import forms
+from attnpass.forms import Pointwise
 from attnpass.graph.normal_form import tidy
+from attnpass.kernels.select import default_tile
 from attnpass.matching.verdicts import match
 from attnpass.rewrite.rewriter import rewrite
-from random_use.programs import Graph, data, draw, program, sigmoid
+from random_use.programs import WIDTH, Graph, data, draw, program, sigmoid
 
 SIZES = (2, 3, 4, 6, 9, 19, 33, 128, 140)
 
@@ -66,6 +68,8 @@ def check(seed: int, loud: bool = False) -> str:
             continue
         verdict = form
         module = forms.build(form, site, options, trainable=False)
+        if g.fused and isinstance(module, Pointwise):
+            module.tile = default_tile("cpu", WIDTH)
         run = rewrite(gm, [region], {site.name: module})
         for n in SIZES:
             if not env.evaluate_guards_for_args(fakes, data(g, n), ignore_static=False):

@@ -21,7 +21,12 @@ WRITES = ("none", "none", "none", "none", "keep", "query", "value", "logits", "m
 
 @dataclass(frozen=True)
 class Graph:
-    """One graph. ``fills``: of the mask and of the padding; ``added``: they are added."""
+    """One graph.
+
+    ``fills``: of the mask and of the padding; ``added``: they are added.
+
+    ``fused``: the form runs as one operator, as it does where sizes are not known.
+    """
 
     text: str
     padding: bool
@@ -31,6 +36,7 @@ class Graph:
     batches: tuple[int, int, int]
     writes: str
     check: bool
+    fused: bool
 
 
 def text_of(pick: random.Random) -> str:
@@ -71,6 +77,7 @@ def draw(pick: random.Random) -> Graph:
         pick.choice(((3, 3, 3), (3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 3, 1), (3, 3, 1))),
         pick.choice(WRITES),
         pick.random() < 0.2,
+        pick.random() < 0.6,
     )
 
 

@@ -104,6 +104,8 @@ def many_steps(job: tuple[int, int, float]) -> dict[str, Any]:
                 reasons[f"{name}: {verdict[9:100]}"] += 1
             elif verdict:
                 wrong.append((seed, i, name, verdict[:300]))
+            if time.time() > end:
+                break
         seed += 1
     return {"tally": dict(tally), "reasons": dict(reasons), "wrong": wrong}
 
@@ -145,7 +147,8 @@ def everything(count_steps: int, count_graphs: int, seed: int, minutes: float) -
         for work, given in ((many_graphs, drawn), (many_steps, parts)):
             for part in pool.map(work, given):
                 tally.update(part["tally"])
-                print(tally["graphs"], "graphs,", tally["steps"], "steps", flush=True)
+                if part["tally"]:
+                    print(tally["graphs"], "graphs,", tally["steps"], "steps", flush=True)
                 reasons.update(part["reasons"])
                 for one in part["wrong"]:
                     print(*one, flush=True)

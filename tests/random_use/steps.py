@@ -41,7 +41,7 @@ def opened(seed: int) -> Session:
     s.dynamic = pick.choice((None, True, True))
     s.grad = pick.choice(("no_grad", "no_grad", "grad"))
     s.plan = random_plan(pick, model, *s.inputs())
-    if pick.random() < 0.2 and s.grad == "no_grad":
+    if pick.random() < 0.35 and s.grad == "no_grad":
         s.plan.hold()
     s.compile()
     return s
@@ -105,6 +105,13 @@ def settle(s: Session) -> None:
             p.data.mul_(0.3)
 
 
+def hold(s: Session) -> None:
+    """The plan holds its sums, from the model's next compilation on."""
+    if s.grad != "grad" and s.plan.deltas and not s.plan.held:
+        s.plan.hold()
+        s.compile()
+
+
 def release(s: Session) -> None:
     s.plan.release()
 
@@ -165,8 +172,8 @@ def violation(s: Session) -> None:
 
 
 STEPS: dict[Callable[[Session], None], float] = {
-    size: 12, batch: 1, gradients: 1, dtype: 0.6, train: 0.6, autocast: 0.5, way: 24, release: 1,
-    again: 0.6, reload: 0.8, copied: 0.6, other: 0.8, threads: 2, violation: 3,
+    size: 12, batch: 1, gradients: 1, dtype: 0.6, train: 0.6, autocast: 0.5, way: 24, hold: 1,
+    release: 3,     again: 0.6, reload: 0.8, copied: 0.6, other: 0.8, threads: 2, violation: 3,
 }  # fmt: skip
 """Every step and how often it is drawn; each is followed by a call that is checked."""
 
