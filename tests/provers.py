@@ -64,7 +64,7 @@ def without(condition: str):
     removal = Removal(condition)
     tree = ast.fix_missing_locations(removal.visit(ast.parse(inspect.getsource(module))))
     assert removal.count > 0, f"no statement names {condition}"
-    with _running(module, tree):
+    with running(module, tree):
         yield
 
 
@@ -74,12 +74,12 @@ def mutated(name: str, old: str, new: str):
     module = importlib.import_module(f"attnpass.{name}")
     source = inspect.getsource(module)
     assert source.count(old) == 1, f"{name} has no line {old!r}"
-    with _running(module, source.replace(old, new)):
+    with running(module, source.replace(old, new)):
         yield
 
 
 @contextlib.contextmanager
-def _running(module, source) -> Iterator[None]:
+def running(module, source) -> Iterator[None]:
     """Inside, the functions of a module, wherever they are imported, run other source."""
     changed = {"__name__": module.__name__}
     exec(compile(source, module.__file__, "exec"), changed)

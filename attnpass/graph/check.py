@@ -6,7 +6,7 @@ from torch import Tensor, fx
 
 from attnpass.graph.opaque import Opaque
 from attnpass.graph.stages import require
-from attnpass.torch_internals import GRAD_MODE, OpOverload
+from attnpass.torch_internals import GRAD_MODE, OpOverload, schema
 
 STAGE = "normal_form"
 
@@ -34,7 +34,9 @@ def check_normal_form(before: fx.GraphModule, after: fx.GraphModule) -> None:
             continue
         require(_allowed(node), STAGE, "every call is of an ATen overload or of a piece", node)
         overload = isinstance(node.target, OpOverload)
-        has = "val" in node.meta or not overload
+        called = schema(node)
+        nothing = called is not None and not called.returns  # a check has no result
+        has = "val" in node.meta or not overload or nothing
         require(has, STAGE, "every operator's result has a fake value", node)
         own = [x.meta.get("val") for x in node.all_input_nodes]
         modes = {x.fake_mode for x in own if isinstance(x, Tensor) and hasattr(x, "fake_mode")}

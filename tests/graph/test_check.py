@@ -23,6 +23,18 @@ def test_a_normal_form_passes():
     check_normal_form(gm, gm)
 
 
+def test_an_operator_without_a_result_passes():
+    class Checked(Attention):
+        def forward(self, x):
+            torch._assert_async(x.abs().amax() < 1e3, "expected small inputs")
+            return super().forward(x)
+
+    capture = attnpass.Capture(Checked(mul_after).eval()).trace(torch.randn(2, 5, 24))
+    gm = capture.graphs[0].normal
+    assert any("_assert_async" in str(n.target) for n in gm.graph.nodes)
+    check_normal_form(gm, gm)
+
+
 def test_a_missing_input_is_told():
     gm, other = normal(), make_fx(lambda x: x + 1, torch.ones(2))
     with pytest.raises(CheckError, match="the inputs are those of Dynamo's graph"):

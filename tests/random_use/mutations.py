@@ -1,0 +1,169 @@
+"""Mended roots, each undone in the source: the random use must find every one of them.
+
+A root is found at the step, or graph, at which a session fails that is right with the root mended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from provers import running
+
+from random_use import graphs, run
+
+LIMIT = 500
+"""Steps or graphs within which a root must be found."""
+
+Edit = tuple[str, str, str]
+
+ROOTS: dict[str, tuple[str, list[Edit]]] = {
+    "a pattern of symbolic size is claimed without proof": (
+        "graphs",
+        [("matching.patterns", "if impossible(both(inside, wrong)):", "if True:")],
+    ),
+    "masks of different fills count as one": (
+        "graphs",
+        [
+            (
+                "matching.logits",
+                "self.mixed_fills |= self.added or mask.added or self.fill != mask.fill",
+                "pass",
+            )
+        ],
+    ),
+    "a mask that is written later is read late": (
+        "graphs",
+        [
+            (
+                "matching.logits",
+                'self.facts.refuse_written(step.condition, "logits 6", deep=True)',
+                "pass",
+            ),
+        ],
+    ),
+    "a check without users is dropped": (
+        "graphs",
+        [
+            (
+                "graph.aliasing",
+                "if found.is_mutable or not found.returns or node.target in side_effects():",
+                "if found.is_mutable:",
+            )
+        ],
+    ),
+    "operands that broadcast are not expanded": (
+        "graphs",
+        [
+            (
+                "rewrite.layouts",
+                "_expanded(w, x, beside), x.permutation",
+                "w.read(x.node), x.permutation",
+            )
+        ],
+    ),
+    "the first layer serves every call": (
+        "steps",
+        [
+            (
+                "compiled.dispatch",
+                "all(args[i] is now() for i, now in self.layer.identity)",
+                "True",
+            )
+        ],
+    ),
+    "names alone decide which site it is": (
+        "steps",
+        [
+            (
+                "compiled.layers",
+                "_by_parameters(graph, inputs, plan) or _by_weights(graph, inputs, plan)",
+                "{}",
+            ),
+            ("compiled.layers", "set(own) == plan.sites.keys()", "True"),
+        ],
+    ),
+    "the plan's values of compile time are kept": (
+        "steps",
+        [
+            (
+                "compiled.added",
+                "found = [value() for value in self.given]",
+                "found = vars(self).setdefault('kept', [value() for value in self.given])",
+            )
+        ],
+    ),
+    "a sum of weight and delta outlives its release": (
+        "steps",
+        [
+            (
+                "compiled.dispatch",
+                "if turn and known is not None and known[0] == turn:",
+                "if known is not None:",
+            )
+        ],
+    ),
+    "a check is dropped in a compiled model": (
+        "steps",
+        [
+            (
+                "graph.aliasing",
+                "if found.is_mutable or not found.returns or node.target in side_effects():",
+                "if found.is_mutable:",
+            )
+        ],
+    ),
+}
+"""What is undone: how it is looked for, and the edits (module, old, new)."""
+
+
+@contextlib.contextmanager
+def undone(edits: list[Edit]) -> Iterator[None]:
+    """Inside, all edits hold."""
+    sources: dict[str, str] = {}
+    for name, old, new in edits:
+        source = sources.get(name) or inspect.getsource(
+            importlib.import_module(f"attnpass.{name}")
+        )
+        assert source.count(old) == 1, f"{name} has no line {old!r}"
+        sources[name] = source.replace(old, new)
+    with contextlib.ExitStack() as stack:
+        for name, source in sources.items():
+            stack.enter_context(running(importlib.import_module(f"attnpass.{name}"), source))
+        yield
+
+
+def first(kind: str, seed: int, limit: int = LIMIT) -> int | None:
+    """The number of the first step or graph that is wrong; None where all are right."""
+    if kind == "graphs":
+        for i in range(limit):
+            try:
+                verdict = graphs.check(seed * 1_000_000 + i)
+            except Exception as error:
+                verdict = f"wrong: {error}"
+            if verdict.startswith("wrong"):
+                return i + 1
+        return None
+    number = 0
+    while True:
+        for _, verdict in run.session(seed * 1_000_000 + random.Random(number).randrange(10**6)):
+            number += 1
+            if verdict and not verdict.startswith("refused"):
+                return number
+            if number == limit:
+                return None
+
+
+def table(seed: int) -> dict[str, Any]:
+    """Every root with the step or graph at which it was found, None where it was not."""
+    run.quiet()
+    found: dict[str, int | None] = {}
+    for name, (kind, edits) in ROOTS.items():
+        with undone(edits):
+            found[name] = first(kind, seed)
+        print(f"{name}: {found[name]} {kind}", flush=True)
+    return {"limit": LIMIT, "of": {n: kind for n, (kind, _) in ROOTS.items()}, "found": found}

@@ -1,0 +1,176 @@
+"""A model that is compiled under a plan, and what its calls must give."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import attnpass
+from attnpass.plan import Plan
+from random_use.compared import BOUNDS, Aloud, Wrong, copies, error, restore, weights
+from random_use.meaning import Spec
+from random_use.models import Model
+from random_use.reference import Reference, buffers
+
+
+@dataclass
+class Session:
+    """A model in use.
+
+    Attributes:
+        pick: all choices. spec: of ``model``, which ``run`` calls compiled under ``plan``.
+        regional: whether its blocks are compiled one by one. keep: whether it takes masks.
+        tokens, batch: of the next call. grad: ``no_grad``, ``inference`` or ``grad``.
+        aloud: warnings since the model was compiled. counts: what was done.
+    """
+
+    pick: random.Random
+    spec: Spec
+    model: Model
+    plan: Plan
+    inner: str = "eager"
+    regional: bool = False
+    strict: bool = True
+    tokens: int = 5
+    batch: int = 2
+    grad: str = "no_grad"
+    autocast: bool = False
+    dynamic: bool | None = None
+    aloud: Aloud = field(default_factory=Aloud)
+    run: Any = None
+    last: str = "open"
+    good: Any = None
+
+    def compile(self) -> None:
+        """Compile the model anew."""
+        logging.getLogger("attnpass").addHandler(self.aloud)
+        torch._dynamo.reset()
+        attnpass.reset_report()
+        self.aloud.lines.clear()
+        self.run = self.compiled(self.model, self.plan)
+
+    def compiled(self, model: Model, plan: Plan) -> Any:
+        """A model, whole or block by block."""
+        options = {"inner": self.inner, "plan": plan, "strict": self.strict}
+        given: Any = {"backend": "attnpass", "options": options, "dynamic": self.dynamic}
+        if not self.regional:
+            return torch.compile(model, **given)
+        for block in dict.fromkeys(model.blocks):
+            block._compiled_call_impl = None
+            block.compile(**given)
+        return model
+
+    def back(self) -> None:
+        """After a refusal: the model and plan of the last good call, compiled anew."""
+        if self.good is not None:
+            self.model, self.plan = self.good
+        self.compile()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def inputs(self) -> tuple[Tensor, Any]:
+        """Random tokens, and the mask of the padding."""
+        b, t = self.batch, self.tokens
+        if self.model.training and b * t == 1:  # no statistics of one value
+            t = 2
+        make = torch.Generator().manual_seed(self.pick.randrange(1 << 30))
+        x = torch.randn(b, t, self.spec.width, generator=make).to(self.dtype)
+        if self.spec.padding == "none":
+            return x, None
+        ends = torch.randint(1, t + 1, (b, 1), generator=make)
+        return x, torch.arange(t)[None] < ends
+
+    def references(self, model: Model, plan: Plan) -> list[Reference]:
+        """The references that a call may follow: one, or more where declines were said aloud."""
+        changed = [n for n, e in plan.sites.items() if e.form != "softmax"]
+        report = attnpass.compiled_report()
+        declined = not self.strict and (report.declined or self.aloud.lines)
+        sizes = range(len(changed) + 1) if declined else (0,)
+        left = [frozenset(x) for n in sizes for x in itertools.combinations(changed, n)]
+        return [Reference(model, plan, softmax) for softmax in left]
+
+    def call(self, run: Any, x: Tensor, keep: Any) -> Tensor:
+        """One call in the mode of the session."""
+        mode = {"no_grad": torch.no_grad, "inference": torch.inference_mode}.get(
+            self.grad, torch.enable_grad
+        )
+        half = torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
+        with mode(), half:
+            out: Tensor = run(x, keep)
+        return out
+
+    def check(self, x: Tensor, keep: Any, run: Any = None, model: Any = None) -> None:
+        """One call and what it must give; with gradients those of inputs, weights and plan."""
+        run = self.run if run is None else run
+        model = self.model if model is None else model
+        before = copies(model)
+        grads = self.grad == "grad"
+        x = x.requires_grad_() if grads else x
+        out = self.call(run, x, keep)
+        problem = ""
+        after = buffers(model)
+        written, got = copies(model), self.gradients(x, out, model) if grads else {}
+        restore(model, before)
+        found = self.references(model, self.plan)
+        restore(model, written)
+        for reference in found:
+            problem = self._differs(reference, x, keep, out, after, got)
+            if not problem:
+                return
+        raise Wrong(problem)
+
+    def _differs(self, r: Reference, x: Any, keep: Any, out: Any, after: Any, got: Any) -> str:
+        bound = BOUNDS[torch.bfloat16 if self.autocast else self.dtype]
+        y = x.detach().double().requires_grad_()
+        before = copies(r.model)
+        want = r(y, keep)
+        off = error(out, want)
+        if off > bound:
+            # what rounding alone makes of this model in this dtype
+            restore(r.model, before)
+            bound += 5 * error(r.rounded(x.detach(), keep, self.autocast), want)
+            if not off <= bound < 1:
+                return f"the output differs by {off:.1e}, bound {bound:.1e}"
+            return ""
+        for name, b in buffers(r.model).items():
+            if error(after[name], b) > bound:
+                return f"the buffer {name} differs by {error(after[name], b):.1e}"
+        if not got or bound > 1e-3:
+            return ""
+        leaves = {"x": y, **r.weights, **r.values, **r.parts}
+        total = (want * weights(out)).sum()
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        largest = max(float(g.abs().max()) for g in found if g is not None)
+        for name, b in zip(leaves, found, strict=True):
+            a = got.get(name, b)
+            a, b = (torch.zeros(()) if g is None else g.double() for g in (a, b))
+            # a gradient that is a difference of large ones is as exact as these
+            if float((a - b).abs().max()) > 10 * bound * largest:
+                return f"the gradient of {name} differs by {float((a - b).abs().max()):.1e}"
+        return ""
+
+    def gradients(self, x: Tensor, out: Tensor, model: Model) -> dict[Any, Tensor | None]:
+        """Gradients of inputs, weights, and the plan's parameters that are trained."""
+        live: dict[Any, Any] = {"x": x, **dict(model.named_parameters()), **self.trained()}
+        live = {n: p for n, p in live.items() if p.requires_grad}
+        total = (out.double() * weights(out)).sum()
+        found = torch.autograd.grad(total, list(live.values()), allow_unused=True)
+        return dict(zip(live, found, strict=True))
+
+    def trained(self) -> dict[Any, nn.Parameter]:
+        """The plan's parameters under the names that the reference gives them."""
+        found: dict[Any, nn.Parameter] = {
+            (site, k): v for site, own in self.plan.values.items() for k, v in own.items()
+        }
+        for own in self.plan.deltas.values():
+            for path, delta in own.items():
+                found |= {(path, k): v for k, v in delta.named_parameters()}
+        return found

@@ -1,0 +1,189 @@
+"""The steps of a session: calls, changes of mode, of weights, of the plan, and of the model."""
+
+from __future__ import annotations
+
+import copy
+import random
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from compiled.test_added import WAYS
+
+from attnpass.plan import Plan
+from random_use.compared import Wrong
+from random_use.meaning import draw
+from random_use.models import LIMIT, build
+from random_use.plans import random_plan
+from random_use.session import Session
+
+SIZES = (2, 3, 4, 5, 6, 7, 8, 9, 11, 14, 17) * 2 + (1,)
+
+LARGE = 2.0
+"""Weights are scaled down where one is larger than this."""
+
+
+def opened(seed: int) -> Session:
+    """A session of a random model under a random plan."""
+    pick = random.Random(seed)
+    spec = draw(pick)
+    model = build(spec, seed).train(spec.norm == "batch" and pick.random() < 0.5)
+    torch._dynamo.reset()
+    s = Session(pick, spec, model, Plan({}))
+    s.inner = pick.choice(("eager",) * 9 + ("aot_eager",))
+    if s.inner == "aot_eager" and not runs_without_us(s):
+        s.inner = "eager"
+    s.regional = spec.layers > 1 and not spec.breaks and pick.random() < 0.35
+    s.strict = pick.random() < 0.7
+    s.dynamic = pick.choice((None, True, True))
+    s.grad = pick.choice(("no_grad", "no_grad", "grad"))
+    s.plan = random_plan(pick, model, *s.inputs())
+    if pick.random() < 0.35 and s.grad == "no_grad":
+        s.plan.hold()
+    s.compile()
+    return s
+
+
+def runs_without_us(s: Session) -> bool:
+    """Whether torch's own ``aot_eager`` runs the model: it fails at some strides."""
+    try:
+        with torch.enable_grad():
+            torch.compile(s.model, backend="aot_eager", dynamic=True)(*s.inputs())
+    except RuntimeError:
+        return False
+    finally:
+        torch._dynamo.reset()
+    return True
+
+
+def size(s: Session) -> None:
+    """Other lengths, also 1 and beyond the constants of masks."""
+    s.tokens = s.pick.choice(SIZES)
+
+
+def batch(s: Session) -> None:
+    s.batch = s.pick.choice((1, 2, 3))
+
+
+def gradients(s: Session) -> None:
+    modes = ("no_grad", "inference", "grad") if not s.plan.held else ("no_grad", "inference")
+    s.grad = s.pick.choice(modes)
+
+
+def dtype(s: Session) -> None:
+    s.model.to(s.pick.choice((torch.float32, torch.float64, torch.bfloat16, torch.float32)))
+
+
+def train(s: Session) -> None:
+    s.model.train(s.pick.random() < 0.5 and s.spec.norm == "batch")
+
+
+def autocast(s: Session) -> None:
+    s.autocast = s.pick.random() < 0.3
+
+
+def way(s: Session) -> None:
+    """Weights, deltas or the forms' parameters change."""
+    names = [n for n in WAYS if s.dtype == torch.float32 or n in ("past_autograd", "in_place")]
+    if s.plan.held:
+        return
+    name = s.pick.choice(names)
+    if name in ("averaged",) or (name == "other_delta" and s.spec.wiring != "plain"):
+        name = "past_autograd"
+    WAYS[name](s.model, s.plan)
+    for p in (*s.model.parameters(), *s.plan.parameters()):
+        p.grad = None
+
+
+def settle(s: Session) -> None:
+    """Large numbers become small again, by writes that autograd does not see."""
+    for p in (*s.model.parameters(), *s.plan.parameters()):
+        if float(p.detach().abs().max()) > LARGE:
+            p.data.mul_(0.3)
+
+
+def hold(s: Session) -> None:
+    """The plan holds its sums, from the model's next compilation on."""
+    if s.grad != "grad" and s.plan.deltas and not s.plan.held:
+        s.plan.hold()
+        s.compile()
+
+
+def release(s: Session) -> None:
+    s.plan.release()
+
+
+def again(s: Session) -> None:
+    """Compiled anew, perhaps whole instead of by blocks."""
+    s.regional = s.spec.layers > 1 and not s.spec.breaks and s.pick.random() < 0.4
+    s.compile()
+
+
+def reload(s: Session) -> None:
+    """The plan from a file, bound to the model or not."""
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan.load(s.plan.save(Path(folder) / "plan.json"))
+    plan.round_trip = s.plan.round_trip
+    if s.pick.random() < 0.5:
+        plan.bind(s.model, *s.inputs())
+    s.plan = plan
+    s.compile()
+
+
+def copied(s: Session) -> None:
+    """A deep copy goes on in the model's place, under the same plan."""
+    s.model = copy.deepcopy(s.model)
+    s.run = s.compiled(s.model, s.plan)
+
+
+def other(s: Session) -> None:
+    """Another model of the class, of other weights, is called under the same plan."""
+    second = build(s.spec, s.pick.randrange(1000)).to(s.dtype).train(s.model.training)
+    run = s.compiled(second, s.plan)
+    s.check(*s.inputs(), run=run, model=second)
+
+
+def threads(s: Session) -> None:
+    """Two threads call at once."""
+    if s.model.training or s.spec.counter or s.grad != "no_grad":
+        return
+    given = [s.inputs() for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        outs = list(pool.map(lambda one: s.call(s.run, *one), given))
+    for one, out in zip(given, outs, strict=True):
+        s.check(*one, run=lambda *_, out=out: out)
+
+
+def violation(s: Session) -> None:
+    """The model's own check fails, compiled as eagerly."""
+    if not s.spec.check:
+        return
+    x, keep = s.inputs()
+    try:
+        s.call(s.run, x * 0 + 2 * LIMIT, keep)
+    except RuntimeError as error:
+        if "expected small inputs" in str(error):
+            return
+        raise
+    raise Wrong("the model's check is gone")
+
+
+STEPS: dict[Callable[[Session], None], float] = {
+    size: 12, batch: 1, gradients: 1, dtype: 0.6, train: 0.6, autocast: 0.5, way: 24, hold: 1,
+    release: 3,     again: 0.6, reload: 0.8, copied: 0.6, other: 0.8, threads: 2, violation: 3,
+}  # fmt: skip
+"""Every step and how often it is drawn; each is followed by a call that is checked."""
+
+
+def step(s: Session) -> str:
+    """One random step and a checked call; the step's name, which is also ``s.last``."""
+    chosen: Any = s.pick.choices(list(STEPS), list(STEPS.values()))[0]
+    s.last = str(chosen.__name__)
+    settle(s)
+    chosen(s)
+    s.check(*s.inputs())
+    s.good = s.model, s.plan
+    return s.last
