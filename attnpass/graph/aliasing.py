@@ -38,7 +38,9 @@ def is_impure(node: fx.Node) -> bool:
         return False
     found = schema(node)
     if found is None:
-        return getattr(node.target, "__module__", "") not in ("_operator", "math", "builtins")
+        module, name = (getattr(node.target, x, "") for x in ("__module__", "__name__"))
+        of_sizes = module == "torch" and name.startswith("sym_")
+        return not of_sizes and module not in ("_operator", "math", "builtins")
     space, name = found.name.split("::")
     if found.is_mutable or not found.returns or node.target in side_effects():
         return True

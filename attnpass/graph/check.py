@@ -47,5 +47,6 @@ def _allowed(node: fx.Node) -> bool:
     """Whether the normal form has such calls."""
     if isinstance(node.target, (OpOverload, Opaque)):
         return True
-    module = getattr(node.target, "__module__", "")
-    return module in PLAIN or getattr(node.target, "__name__", "") in MARKERS
+    module, name = (getattr(node.target, x, "") for x in ("__module__", "__name__"))
+    of_sizes = module == "torch" and name.startswith("sym_")
+    return module in PLAIN or of_sizes or name in MARKERS

@@ -1,0 +1,80 @@
+"""A converted layer computes its form at prefill and at every step, as without a cache."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import attnpass
+
+TOKENS, PREFILL = 10, 5
+
+
+def llama():
+    """Grouped queries, rotary positions."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=100, **sizes, **heads)).eval()
+
+
+def gpt2():
+    """One projection for queries, keys and values; learned positions."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4)).eval()
+
+
+class Text:
+    """Two texts, the second padded on the left."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(1)
+        self.ids = torch.randint(3, 100, (2, TOKENS), generator=generator)
+        self.mask = torch.ones_like(self.ids)
+        self.mask[1, :2] = 0
+
+    def part(self, a, b, **more):
+        """The arguments for the tokens from a to b, with all before them visible."""
+        positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
+        return {
+            "input_ids": self.ids[:, a:b],
+            "position_ids": positions[:, a:b],
+            "attention_mask": self.mask[:, :b],
+            **more,
+        }
+
+    def reordered(self, order):
+        """Another order of the texts, as beam search makes it."""
+        self.ids, self.mask = self.ids[order], self.mask[order]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_steps_with_a_cache_equal_the_whole_sequence(make):
+    """Left padding, a reordering of the cache between steps, one form throughout (strict)."""
+    torch.manual_seed(0)
+    model, text = make(), Text()
+    options = {"form": "sigmoid", "inner": "eager", "strict": True}
+    run = torch.compile(model, backend="attnpass", options=options)
+    with torch.no_grad():
+        want = run(**text.part(0, TOKENS, use_cache=False)).logits
+        eager = model(**text.part(0, TOKENS, use_cache=False)).logits
+        torch._dynamo.reset()
+        attnpass.reset_report()
+        out = run(**text.part(0, PREFILL, use_cache=True))
+        got, past = [out.logits], out.past_key_values
+        for t in range(PREFILL, TOKENS):
+            if t == PREFILL + 2:
+                order = torch.tensor([1, 0])
+                past.reorder_cache(order)
+                text.reordered(order)
+                got, want, eager = [x[order] for x in got], want[order], eager[order]
+            out = run(**text.part(t, t + 1, past_key_values=past, use_cache=True))
+            got, past = [*got, out.logits], out.past_key_values
+    seen = text.mask.bool()
+    assert (torch.cat(got, 1) - want)[seen].abs().max() < 1e-5
+    assert (want - eager)[seen].abs().max() > 1e-2
+    assert len(attnpass.compiled_report().rewritten) == 2
