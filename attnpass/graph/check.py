@@ -13,6 +13,9 @@ STAGE = "normal_form"
 PLAIN = ("_operator", "math", "builtins", "torch.fx.experimental.symbolic_shapes")
 """Modules whose functions may stand in the normal form: arithmetic on sizes, list access."""
 
+SIZES = ("sym_min", "sym_max", "sym_not", "sym_int", "sym_float", "sym_ite", "sym_sum")
+"""Functions of torch itself on sizes."""
+
 MARKERS = (GRAD_MODE, "_enter_autocast", "_exit_autocast")
 """Functions of torch that switch a mode for the nodes behind them."""
 
@@ -48,4 +51,5 @@ def _allowed(node: fx.Node) -> bool:
     if isinstance(node.target, (OpOverload, Opaque)):
         return True
     module = getattr(node.target, "__module__", "")
-    return module in PLAIN or getattr(node.target, "__name__", "") in MARKERS
+    name = getattr(node.target, "__name__", "")
+    return module in PLAIN or name in MARKERS or (module.startswith("torch") and name in SIZES)
