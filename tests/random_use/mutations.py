@@ -107,16 +107,6 @@ ROOTS: dict[str, tuple[str, list[Edit]]] = {
             )
         ],
     ),
-    "a check is dropped in a compiled model": (
-        "steps",
-        [
-            (
-                "graph.aliasing",
-                "if found.is_mutable or not found.returns or node.target in side_effects():",
-                "if found.is_mutable:",
-            )
-        ],
-    ),
 }
 """What is undone: how it is looked for, and the edits (module, old, new)."""
 
