@@ -50,7 +50,7 @@ test: .venv/models .venv/minilm lint types tests
 census: .venv/models
 	cd tests && ../$(BIN)/python -m zoo.census
 
-# ten thousand random spellings of attention and of near misses
+# ten thousand random spellings of attention and of near misses; random use of random models
 fuzz: .venv/ready
 	cd tests && ../$(BIN)/python fuzz.py --graphs 10000 --seed 1 --write
 

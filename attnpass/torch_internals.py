@@ -65,6 +65,18 @@ def schema(node: Any) -> FunctionSchema | None:
     return found
 
 
+def hooks_set_aside() -> AbstractContextManager[Any]:
+    """Inside, tensors that are saved for a backward do not pass the user's hooks, if there are any.
+
+    Public API: none that says whether hooks are set; without any, nothing is changed.
+    """
+    from contextlib import nullcontext
+
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+
+
 def side_effects() -> Container[Any]:
     """Operators that fx keeps though nothing reads their result: assertions, prints, tokens.
 

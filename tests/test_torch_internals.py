@@ -552,3 +552,21 @@ def test_TorchDispatchMode_hears_operators():
     with Mode():
         torch.ones(2).softmax(-1)
     assert any("softmax" in name for name in heard)
+
+
+def test_hooks_set_aside_where_there_are_any():
+    saved = []
+
+    def pack(x):
+        saved.append(x)
+        return x
+
+    x = torch.ones(2, requires_grad=True)
+    with internals.hooks_set_aside():
+        (x * x).sum()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        with internals.hooks_set_aside():
+            (x * x).sum()
+        assert saved == []
+        (x * x).sum()
+    assert saved

@@ -70,7 +70,7 @@ class Softmax(nn.Module):
                 if not math.isfinite(fill):
                     mask = torch.where(keep, mask, fill)
                 elif self.added:
-                    mask = mask + torch.where(keep, 0.0, max(fill, least)).to(q.dtype)
+                    mask = torch.where(keep, mask, mask + max(fill, least))
                 else:
                     mask = torch.where(keep, mask, least)
         out = F.scaled_dot_product_attention(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx, nn
 
@@ -24,6 +23,7 @@ from attnpass.torch_internals import (
     dynamo_exceptions,
     dynamo_source,
     encoder_layer_operator,
+    hooks_set_aside,
     make_fx,
     set_added_input,
     set_dynamo_source,
@@ -60,8 +60,7 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     try:
         fakes = [_fake(x, context) for x in inputs]
         # what is saved for a backward while tracing is no business of the user's hooks
-        hooks = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
-        with mode, hooks, fx_traceback.preserve_node_meta():
+        with mode, hooks_set_aside(), fx_traceback.preserve_node_meta():
             out = tidy(make_fx(run, *fakes))
         _refuse_lifted(out)
     except dynamo_exceptions():
@@ -73,10 +72,6 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     _describe_added(out, inputs, context)
     out.recompile()
     return out
-
-
-def _itself(x: Tensor) -> Tensor:
-    return x
 
 
 def _refuse_lifted(gm: fx.GraphModule) -> None:

@@ -94,7 +94,9 @@ class Logits:
         self.mixed_fills |= mask.mixed_fills
         if mask.fill is not None:
             if self.fill is not None:  # masks 6
-                self.mixed_fills |= self.added or mask.added or self.fill != mask.fill
+                once = self.fill == mask.fill == -math.inf
+                added = (self.added or mask.added) and not once
+                self.mixed_fills |= added or self.fill != mask.fill
             self.fill = mask.fill if self.fill is None else max(self.fill, mask.fill)
             self.added |= mask.added
         self.keeps += [Placed(r, stage, at) for r in mask.keeps]
@@ -121,7 +123,7 @@ def read_mask(facts: GraphFacts, recipe: Recipe, sizes: Sizes, stage: Lead) -> M
             if isinstance(part, Keep):
                 keeps.append(part.recipe)
                 mask.fill = part.fill if mask.fill is None else max(part.fill, mask.fill)
-                mask.added = True
+                mask.added |= not part.replaces
                 mask.mixed_fills |= part.overlaid
             elif only_masks(part.recipe, sizes):
                 base, steps = part.recipe.base, part.recipe.steps

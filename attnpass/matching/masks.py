@@ -23,6 +23,7 @@ The presence of a mask proves nothing about it. A factor of which nothing is pro
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -66,11 +67,13 @@ class Keep:
     """Positions that a float mask keeps, and the fill at the others.
 
     ``overlaid``: at the others the mask holds more, or something else, than this one fill.
+    ``replaces``: it takes the place of a bias there, and nothing smaller can be told from it.
     """
 
     recipe: Recipe
     fill: float
     overlaid: bool = False
+    replaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,15 +120,19 @@ def _sum(recipe: Recipe) -> list[Part] | None:
     parts = [list(additive(recipe.part(x, node))) for x in node.all_input_nodes]
     fills = [any(isinstance(part, Keep) for part in found) for found in parts]
     both = [part for found in parts for part in found]
-    return [_overlaid(part) for part in both] if all(fills) else both
+    # -inf plus anything is -inf
+    once = all(part.fill == -math.inf for part in both if isinstance(part, Keep))
+    return [_overlaid(part) for part in both] if all(fills) and not once else both
 
 
 def _overlaid(part: Part) -> Part:
     return replace(part, overlaid=True) if isinstance(part, Keep) else part
 
 
-def _over(keep: Keep, inner: list[Part]) -> list[Part]:
+def _over(keep: Keep, inner: list[Part], dtype: torch.dtype) -> list[Part]:
     """A fill over other parts: it replaces them (condition 6)."""
+    if keep.fill <= torch.finfo(dtype).min and all(isinstance(part, Bias) for part in inner):
+        return [replace(keep, replaces=bool(inner)), *inner]
     same = all(isinstance(part, Keep) and part.fill == keep.fill for part in inner)
     return [keep, *inner] if same else [_overlaid(part) for part in (keep, *inner)]
 
@@ -143,7 +150,9 @@ def _where(recipe: Recipe) -> list[Part] | None:
         keep = Keep(replace(condition, negate=True) if flip else condition, fill)
         if constant(other) == 0:
             return [keep]
-        return _over(keep, list(additive(recipe.part(operand(node, kept), node))))
+        return _over(
+            keep, list(additive(recipe.part(operand(node, kept), node))), value(node).dtype
+        )
     return None
 
 
@@ -154,7 +163,7 @@ def _masked_fill(recipe: Recipe) -> list[Part] | None:
     if fill is None:
         return None
     keep = Keep(recipe.part(operand(node, 1), node, flip=True), fill)
-    return _over(keep, list(additive(recipe.part(operand(node), node))))
+    return _over(keep, list(additive(recipe.part(operand(node), node))), value(node).dtype)
 
 
 def _inverted(recipe: Recipe) -> list[Part] | None:

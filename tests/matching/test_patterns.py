@@ -84,7 +84,7 @@ def by_size(make, sizes=(2, 3, 5, 7, 8, 19, 40, 127, 128, 129, 200)):
 def upper(size):
     """The largest value that the guards of a trace allow for a size."""
     found = size.node.shape_env.var_to_range.get(expression(size))
-    return found.upper
+    return float("inf") if found is None else found.upper
 
 
 def columns(n):

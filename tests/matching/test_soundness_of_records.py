@@ -182,7 +182,7 @@ MUTATIONS = {
     "masks 6": (
         two_fills,
         "logits",
-        "self.mixed_fills |= self.added or mask.added or self.fill != mask.fill",
+        "self.mixed_fills |= added or self.fill != mask.fill",
         "pass",
     ),
     "patterns 1": (random_mask, "constants", "return seeded or any(", "return False and any("),

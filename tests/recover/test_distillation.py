@@ -294,5 +294,5 @@ def test_attention_that_stays_softmax_learns_where_it_may():
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     errors = attnpass.calibrate(net, plans[True], [(x,)])
     assert errors["blocks.0.attn"] == errors["blocks.2.attn"] == 0
-    with pytest.raises(OptionError, match="expected learns to be true or false, got 3"):
+    with pytest.raises(OptionError, match="expected learns true or false, got 3"):
         Plan.create(net, x, form="softmax", form_options={"learns": 3})
