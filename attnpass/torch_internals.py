@@ -66,13 +66,15 @@ def schema(node: Any) -> FunctionSchema | None:
 
 
 def hooks_set_aside() -> AbstractContextManager[Any]:
-    """Inside, tensors that are saved for a backward do not pass the user's hooks, if there are any.
+    """Inside, tensors that a backward will need do not pass the hooks of a checkpoint.
 
-    Public API: none that says whether hooks are set; without any, nothing is changed.
+    A checkpoint counts what is saved, and would count what tracing saves. Public API: none that
+    says whose hooks are set; those of others stay, as compilers read them.
     """
     from contextlib import nullcontext
 
-    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+    found = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    if found is None or getattr(found[0], "__module__", "") != "torch.utils.checkpoint":
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
 

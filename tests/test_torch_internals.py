@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import inspect
 import logging
 import os
@@ -554,19 +555,24 @@ def test_TorchDispatchMode_hears_operators():
     assert any("softmax" in name for name in heard)
 
 
-def test_hooks_set_aside_where_there_are_any():
+def test_hooks_set_aside_are_those_of_a_checkpoint():
+    from torch.utils.checkpoint import checkpoint
+
     saved = []
 
     def pack(x):
         saved.append(x)
         return x
 
+    def twice(x, aside):
+        with internals.hooks_set_aside() if aside else contextlib.nullcontext():
+            y = x.detach().requires_grad_()
+            (y * y).sum()
+        return x * 2
+
     x = torch.ones(2, requires_grad=True)
-    with internals.hooks_set_aside():
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x), internals.hooks_set_aside():
         (x * x).sum()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        with internals.hooks_set_aside():
-            (x * x).sum()
-        assert saved == []
-        (x * x).sum()
-    assert saved
+    assert saved, "others stay"
+    checkpoint(twice, x, True, use_reentrant=False).sum().backward()
+    assert torch.equal(x.grad, torch.full((2,), 2.0))

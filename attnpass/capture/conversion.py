@@ -473,9 +473,11 @@ def _fakes(symbols: Sequence[Any], given: Any, leaves: list[Any]) -> dict[int, T
     """
     like = next((x for x in symbols if isinstance(x, Tensor)), None)
     position = {id(x): i for i, x in reversed(list(enumerate(leaves)))}
+    # Dynamo also follows the tensor of which an argument is a view
+    bases = {id(x._base) for x in leaves if isinstance(x, Tensor)} - position.keys()
     try:
         known = argument_fakes(like, *given) if like is not None else []
-        return {position[id(x)]: fake for x, fake in known}
+        return {position[id(x)]: fake for x, fake in known if id(x) not in bases}
     except LookupError as error:
         raise CaptureError(
             f"expected tensors in tuples, lists and dicts, got one at {error}; pass it by itself"
