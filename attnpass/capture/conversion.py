@@ -108,10 +108,13 @@ def _captured(
 ) -> tuple[_Recorded, Any]:
     """The model captured as one graph with every size symbolic, and its result.
 
-    Where that fails, breaks, or misses a site of the plan, only the first axes are symbolic.
+    Where that fails, breaks, or misses a site of the plan, and where the plan has skipat, only the
+    first axes are symbolic.
     """
     found: list[tuple[int, _Recorded, Any]] = []
-    for axes in (None, 1):
+    # the rows and columns of patches, over which skipat convolves, are known as numbers alone
+    numbers = any(entry.form == "skipat" for entry in plan.sites.values())
+    for axes in (1,) if numbers else (None, 1):
         capture = _Recorded(model, axes)
         try:
             result = capture.once(args, kwargs)
