@@ -59,6 +59,7 @@ def convert(model: nn.Module, plan: Plan, *args: Any, **kwargs: Any) -> nn.Modul
             can carry, or changes its arguments or its own attributes.
     """
     kwargs = dict(sorted(kwargs.items()))
+    args, kwargs = _without_bases((args, kwargs))
     leaves = pytree.tree_leaves((args, kwargs))
     _refuse_leaves(model, leaves)
     before = _attributes(model)
@@ -73,6 +74,20 @@ def convert(model: nn.Module, plan: Plan, *args: Any, **kwargs: Any) -> nn.Modul
     capture.bind_plan(plan)
     capture.use(plan)
     return Converted(model, capture, (args, kwargs), result)
+
+
+def _without_bases(given: Any) -> Any:
+    """The arguments, each view as a tensor of its own: Dynamo would follow its base."""
+    made: dict[int, Tensor] = {}
+
+    def own(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x._base is None:
+            return x
+        if id(x) not in made:
+            made[id(x)] = x.detach().clone().requires_grad_(x.requires_grad)
+        return made[id(x)]
+
+    return pytree.tree_map(own, given)
 
 
 class _Recorded(Capture):
