@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attnpass.compiled.layers import Layer
 from attnpass.errors import PlanError
@@ -80,10 +80,11 @@ class Values:
 
     def __init__(self, given: Sequence[Callable[[], nn.Parameter]], trained: bool) -> None:
         self.given = list(given)
-        self.kinds = [_kind(value()) for value in given]
-        self.trainable = [value().requires_grad or not trained for value in given]
+        now = [value() for value in given]
+        self.kinds = [_kind(x) for x in now]
+        self.trainable = [x.requires_grad or not trained for x in now]
 
-    def __call__(self) -> list[Tensor]:
+    def __call__(self) -> list[nn.Parameter]:
         """The values now.
 
         Raises:
@@ -103,7 +104,7 @@ class Values:
                     "expected plan parameters that stay frozen as they were compiled, got one that"
                     " is trainable now; compile the model again (torch.compiler.reset())"
                 )
-        return list(found)
+        return found
 
 
 def _kind(x: Any) -> tuple[Any, ...]:

@@ -96,10 +96,11 @@ def refuse_held(plan: Plan, inputs: Sequence[Any]) -> None:
     Raises:
         PlanError: gradients are on, for weights or deltas.
     """
+    if not plan.held or not torch.is_grad_enabled():
+        return
     weights = [x for x in inputs if isinstance(x, nn.Parameter)]
     deltas = [p for own in plan.deltas.values() for d in own.values() for p in d.parameters()]
-    wanted = any(x.requires_grad for x in (*weights, *deltas))
-    if plan.held and plan.deltas and torch.is_grad_enabled() and wanted:
+    if deltas and any(x.requires_grad for x in (*weights, *deltas)):
         raise PlanError(
             "expected calls without gradients while the plan holds sums of weights and deltas, got"
             " one with; call under torch.no_grad(), or plan.release() first"
