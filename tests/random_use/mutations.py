@@ -31,7 +31,7 @@ ROOTS: dict[str, tuple[str, list[Edit]]] = {
         [
             (
                 "matching.logits",
-                "self.mixed_fills |= self.added or mask.added or self.fill != mask.fill",
+                "self.mixed_fills |= added or self.fill != mask.fill",
                 "pass",
             )
         ],
