@@ -157,8 +157,29 @@ def version(x: Tensor) -> int:
 
 
 def expression(size: Any) -> Any:
-    """A size as ``int`` or sympy expression. Comparing the ``SymInt`` itself would add a guard."""
-    return size.node.expr if isinstance(size, torch.SymInt) else size
+    """A size as ``int`` or sympy expression. Comparing the ``SymInt`` itself would add a guard.
+
+    Divisions that leave no rest are done: of a batch and a length that share one symbol ``s``,
+    torch leaves ``s**2 // s``, which no comparison finds equal to ``s``.
+    """
+    if not isinstance(size, torch.SymInt):
+        return size
+    from torch.utils._sympy.functions import FloorDiv
+
+    expr = size.node.expr
+    return expr.replace(FloorDiv, _divided) if expr.has(FloorDiv) else expr
+
+
+def _divided(of: Any, by: Any) -> Any:
+    """``of // by``, as a polynomial of integers where it is one: exact for all that is not 0."""
+    from sympy import Poly, PolynomialError, cancel
+    from torch.utils._sympy.functions import FloorDiv
+
+    try:
+        exact = Poly(cancel(of / by), *sorted(of.free_symbols | by.free_symbols, key=str))
+    except PolynomialError:
+        return FloorDiv(of, by)
+    return exact.as_expr() if exact.domain.is_ZZ else FloorDiv(of, by)
 
 
 def argument_fakes(

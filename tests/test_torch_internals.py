@@ -163,7 +163,7 @@ def test_version_counts_writes_but_not_those_through_data():
     assert internals.version(x) == before + 2
 
 
-def test_expression_and_hint_of_a_symbolic_size(sizes):
+def test_expression_and_hint_of_a_symbolic_size_divided(sizes):
     symbolic, fixed = sizes
     assert isinstance(symbolic, torch.SymInt)
     assert internals.expression(symbolic).free_symbols
@@ -171,6 +171,11 @@ def test_expression_and_hint_of_a_symbolic_size(sizes):
     assert internals.hint(symbolic) == 6
     assert internals.expression(fixed) == internals.hint(fixed) == 4
     assert internals.expression("text") == "text"
+    assert internals.expression(symbolic**2 // symbolic) == internals.expression(symbolic)
+    assert internals.expression((symbolic * 6 + 3) // 3) == internals.expression(symbolic * 2 + 1)
+    half = internals.expression((symbolic + 1) // 2)
+    assert half != internals.expression(symbolic + 1) / 2
+    assert half.subs(dict.fromkeys(half.free_symbols, 4)) == 2
 
 
 def test_argument_fakes_and_size_guards_say_what_a_trace_took_for_granted():

@@ -14,7 +14,7 @@ from attnpass.compiled.choice import chosen_plan, refuse_held, warn_frozen
 from attnpass.compiled.dispatch import Dispatch
 from attnpass.compiled.inductor import misread
 from attnpass.compiled.inner import Compiled, compile_inner
-from attnpass.compiled.layers import Layer, Served, others, refused, served
+from attnpass.compiled.layers import Layer, Names, Served, others, refused, served
 from attnpass.compiled.meeting import Meeting
 from attnpass.compiled.options import Options
 from attnpass.compiled.steady import keep_steady
@@ -75,10 +75,12 @@ class GraphCompiler:
             # no error: the rest may be in other graphs of the model
             for absent in plan.absent(set(found.names.values()), "graph")[:1]:
                 log.warning("%s", absent)
-        layers = self._layers(found, meeting)
+        rest = [] if found.anyone else others(outline, plan, found.names)
+        layers = self._layers(found, rest, meeting)
         ran = layers[0].names if found.names else {}
         self._steady({own: plan.sites[name].form for own, name in ran.items()})
-        if not any(one.modules for one in layers):
+        later = any(plan.sites[site].changes for names in rest for site in names.values())
+        if not later and not any(one.modules for one in layers):
             return self._unchanged()
         self.report.plan = plan.hash
         # variants: rewrite and compile, once for all layers that differ in values alone
@@ -108,10 +110,9 @@ class GraphCompiler:
             if r.site.name in found.unknown
         ]
 
-    def _layers(self, found: Served, meeting: Meeting) -> list[Layer]:
-        """The layer of this call, and those that later calls of the graph may bring."""
+    def _layers(self, found: Served, rest: list[Names], meeting: Meeting) -> list[Layer]:
+        """The layer of this call, and the ``rest``, which later calls of the graph may bring."""
         own = [found.names] if found.names else []
-        rest = [] if found.anyone else others(meeting.graph, meeting.plan, found.names)
         layers = [meeting.layer(names, self.inputs, anyone=found.anyone) for names in own]
         # of layers that do not come through this graph nothing is asked
         return layers + [meeting.layer(names, self.inputs, quiet=True) for names in rest]

@@ -20,6 +20,7 @@ from torch._dynamo.backends.debugging import aot_eager
 
 import attnpass
 from attnpass import Plan
+from attnpass.errors import PlanError
 
 
 @pytest.mark.parametrize(
@@ -202,3 +203,36 @@ def test_plan_in_training_does_not_warn(warnings_):
     plan = Plan.create(model, x, form="sigmoid")
     compiled(model, plan=plan)(x).sum().backward()
     assert warnings_() == []
+
+
+def test_a_batch_as_large_as_the_length_is_no_other_attention():
+    """Both sizes are one symbol then, and torch leaves lengths such as ``s**2 // s``."""
+    model, x = build(1), data()
+    plan = make_plan(model, x, "sigmoid")
+    attnpass.reset_report()
+    options = {"inner": "eager", "plan": plan, "strict": True}
+    run = torch.compile(model, backend="attnpass", options=options, dynamic=True)
+    square = x[:1, :3].expand(3, 3, -1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        run(square)
+    assert list(attnpass.compiled_report().rewritten.values()) == ["sigmoid"]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_layer_that_comes_later_and_does_not_fit_is_said_or_raised(strict, warnings_):
+    """The first block stays softmax; its graph also serves the second, whose entry differs."""
+    torch._dynamo.reset()
+    model, x = build(2), data()
+    plan = make_plan(model, x, "sigmoid", sites="*.1.*")
+    (changed,) = [e for e in plan.sites.values() if e.changes]
+    changed.fits = {**changed.fits, "heads": 3}
+    for block in model.blocks:
+        options = {"inner": "eager", "plan": plan, "strict": strict}
+        block.compile(backend="attnpass", options=options)
+    with torch.no_grad():
+        if strict:
+            with pytest.raises(PlanError, match="heads 3"):
+                model(x)
+        else:
+            assert error(model(x), build(2)(x)) < BOUND
+            assert "heads 3" in " ".join(warnings_())
