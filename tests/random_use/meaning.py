@@ -20,7 +20,11 @@ STYLES = ("fill", "low", "where", "add", "sdpa", "sdpa-float", "is-causal")
 
 @dataclass(frozen=True)
 class Spec:
-    """A model. ``number`` is the constant of its mask; ``padding`` the fill of a padding mask."""
+    """A model.
+
+    ``number`` is the constant of its mask, ``padding`` the fill of a padding mask; ``cached``: it
+    takes the keys and values of earlier tokens.
+    """
 
     width: int
     heads: int
@@ -39,6 +43,7 @@ class Spec:
     norm: str
     counter: bool
     check: bool
+    cached: bool
 
     @property
     def calls(self) -> list[str]:
@@ -77,6 +82,7 @@ def draw(pick: random.Random) -> Spec:
         "norm": pick.choice(("layer", "layer", "batch")),
         "counter": pick.random() < 0.3,
         "check": pick.random() < 0.3,
+        "cached": pick.random() < 0.25,
     }
     return settle(given)
 
@@ -94,6 +100,9 @@ def settle(given: dict[str, Any]) -> Spec:
         given["padding"] = "none"  # every row keeps a key: the first one
     if given["style"].startswith(("sdpa", "is")):
         given["softcap"] = False
+    if given["cached"]:
+        given |= {"kind": "self", "wiring": "plain", "breaks": False, "norm": "layer"}
+        given["style"] = "sdpa" if given["style"] == "is-causal" else given["style"]
     if given["layers"] == 1:
         given["wiring"] = "plain"
     if given["wiring"] != "plain":
@@ -120,8 +129,11 @@ def keeps(mask: str, number: int, row: int, column: int) -> bool:
 
 
 def kept(spec: Spec, rows: int, columns: int) -> Tensor:
-    """The kept positions as bool ``[rows, columns]``."""
-    table = [[keeps(spec.mask, spec.number, i, j) for j in range(columns)] for i in range(rows)]
+    """The kept positions as bool ``[rows, columns]``; the rows are the last of the tokens."""
+    first = columns - rows if spec.cached else 0
+    table = [
+        [keeps(spec.mask, spec.number, first + i, j) for j in range(columns)] for i in range(rows)
+    ]
     return torch.tensor(table, dtype=torch.bool).view(rows, columns)
 
 

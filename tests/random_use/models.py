@@ -6,6 +6,7 @@ Shapes: B batch, H heads, G key/value heads, T queries, S keys, d head dim.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,23 @@ LIMIT = 100.0
 
 LATENTS = 3
 
+Past = tuple[Tensor, Tensor] | None
+"""Keys and values of earlier tokens, ``[B, G, S, d]`` each."""
+
 
 def allowed(spec: Spec, t: int, s: int, like: Tensor) -> Tensor:
     """Kept positions ``[T, S]`` by formulas that hold at every size."""
     n = spec.number
-    i = torch.arange(t, device=like.device)[:, None]
+    first = s - t if spec.cached else 0
+    i = torch.arange(t, device=like.device)[:, None] + first
     j = torch.arange(s, device=like.device)
     below = j <= i
     if spec.mask == "causal":
-        return torch.ones(t, s, dtype=torch.bool).tril() if n == 2 else below
+        return torch.ones(t, s, dtype=torch.bool).tril(first) if n == 2 else below
     if spec.mask == "window":
-        return below & (i - j < torch.sym_min(s, n)) if n == 3 else below.tril().triu(1 - n)
+        if n == 3:
+            return below & (i - j < torch.sym_min(s, n))
+        return below.tril(first).triu(first + 1 - n)
     if spec.mask == "sink":
         return below & ((i - j < n) | (j < 1))
     if spec.mask == "chunks":
@@ -115,17 +122,20 @@ class Attention(nn.Module):
     def core(self, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
         return spelled(self.spec, q, k, v, keep)
 
-    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None, past: Past = None) -> tuple[Tensor, Past]:
+        """``[B, T, D]``, and keys and values of all tokens up to these."""
         d = self.spec.width // self.spec.heads
         split = lambda y: y.unflatten(-1, (-1, d)).transpose(1, 2)  # noqa: E731
         merge = lambda y: y.transpose(1, 2).flatten(2)  # noqa: E731
         source = self.latents if self.spec.kind == "latents" else x
         q, k, v = split(self.q(source)), split(self.k(x)), split(self.v(x))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         y = merge(self.core(q, k, v, keep))
         if self.spec.kind == "pair":
             y = y + merge(self.core(split(self.q2(x)), k, v, keep))
         y = self.o(y)
-        return y.mean(1, keepdim=True) if self.spec.kind == "latents" else y
+        return (y.mean(1, keepdim=True) if self.spec.kind == "latents" else y), (k, v)
 
 
 class Block(nn.Module):
@@ -136,13 +146,14 @@ class Block(nn.Module):
         self.norm = nn.BatchNorm1d(width) if spec.norm == "batch" else nn.LayerNorm(width)
         self.attn, self.mlp = Attention(spec), nn.Linear(width, width)
 
-    def forward(self, x: Tensor, keep: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None, past: Past = None) -> tuple[Tensor, Past]:
         if self.spec.breaks:
             torch._dynamo.graph_break()
         batch = self.spec.norm == "batch"
         y = self.norm(x.transpose(1, 2)).transpose(1, 2) if batch else self.norm(x)
-        x = x + self.attn(y, keep)
-        return x + 0.5 * torch.tanh(self.mlp(x))
+        y, past = self.attn(y, keep, past)
+        x = x + y
+        return x + 0.5 * torch.tanh(self.mlp(x)), past
 
 
 class Model(nn.Module):
@@ -161,16 +172,21 @@ class Model(nn.Module):
         self.head = nn.Linear(spec.width, 5)
         self.register_buffer("count", torch.zeros(()))
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, past: list[Past] | None = None
+    ) -> Any:
+        """``[B, T, 5]``; with the ``past`` of every block also that of the next call."""
         if self.spec.check:
             torch._assert_async(x.abs().amax() < LIMIT, "expected small inputs")
         if self.spec.counter:
             self.count.add_(1.0)
         again = self.spec.layers if self.spec.wiring == "loop" else 1
+        after: list[Past] = []
         for _ in range(again):
-            for block in self.blocks:
-                x = block(x, keep)
-        return self.head(x)
+            for i, block in enumerate(self.blocks):
+                x, own = block(x, keep, None if past is None else past[i])
+                after.append(own)
+        return self.head(x) if past is None else (self.head(x), after)
 
 
 def build(spec: Spec, seed: int) -> Model:

@@ -16,17 +16,23 @@ from random_use.models import Model
 
 def entry(pick: random.Random, model: Model, site: AttentionSite) -> Entry:
     """A form, with options, that is legal at a site."""
-    lengths: list[Any] = ["keys", "visible", 3.0]
-    if model.spec.mask in ("none", "causal"):  # there the mask decides alike at every size
-        lengths.append(None)
-    form = pick.choice(("sigmoid", "sigmoid", "relu", "softmax"))
-    options: dict[str, Any] = {"L": pick.choice(lengths)}
+    form = pick.choice(("sigmoid", "sigmoid", "relu", "relu", "hydra", "skipat", "softmax"))
+    here_alone = model.spec.cached or model.spec.mask not in ("none", "causal")
+    if site.legal[form] is not None or (form in ("hydra", "skipat") and here_alone):
+        # legal at this size or without a cache, perhaps not at the next call
+        form = "sigmoid" if site.legal["sigmoid"] is None else "softmax"
+    return Entry(form, options_of(pick, form), site.fits())
+
+
+def options_of(pick: random.Random, form: str) -> dict[str, Any]:
+    """Options of a form; ``L=None`` is the site's own."""
+    length = {"L": pick.choice(("keys", "visible", 3.0, None))}
     if form == "relu":
-        options["h"] = pick.choice(("relu", "relu2", "softplus"))
-        options["alpha"] = pick.choice((1.0, 0.5))
-    if site.legal[form] is not None or form == "softmax":
-        form, options = "softmax", {}
-    return Entry(form, options, site.fits())
+        h, alpha = pick.choice(("relu", "relu2", "softplus")), pick.choice((1.0, 0.5))
+        return {**length, "h": h, "alpha": alpha}
+    if form == "skipat":
+        return {"r": pick.choice((0.0, 1.0, 1.0)), "kernel": pick.choice((3, 5))}
+    return length if form == "sigmoid" else {}
 
 
 def random_plan(pick: random.Random, model: Model, x: Tensor, keep: Any) -> Plan:
@@ -37,7 +43,8 @@ def random_plan(pick: random.Random, model: Model, x: Tensor, keep: Any) -> Plan
         for p in plan.parameters():
             p.add_(0.3 * torch.randn(p.shape))
         for name, weights in capture.projections().items():
-            if plan.sites[name].form == "softmax" or pick.random() < 0.5:
+            # SkipAt reads no projection of its own; what it leaves out, others may share
+            if plan.sites[name].form in ("softmax", "skipat") or pick.random() < 0.5:
                 continue
             for path, w in weights.items():
                 if path.endswith("weight") and pick.random() < 0.5:
@@ -48,3 +55,13 @@ def random_plan(pick: random.Random, model: Model, x: Tensor, keep: Any) -> Plan
     plan.round_trip = pick.random() < 0.3
     capture.close()
     return plan
+
+
+def bare_form(
+    pick: random.Random, model: Model, x: Tensor, keep: Any
+) -> tuple[dict[str, Any], Plan]:
+    """Backend options that name one form for all sites, and the plan that this amounts to."""
+    form = pick.choice(("sigmoid", "relu"))
+    options = options_of(pick, form)
+    plan = Plan.create(model, x, keep, form=form, form_options=options)
+    return {"form": form, "form_options": options}, plan

@@ -3,17 +3,19 @@
     sigmoid   g sigmoid(tau s + b - log L) v          (2409.04431)
     relu      g L^-alpha relu(tau s + b) v             (2309.08586)
 
-with ``s = scale q (k - k0)^T + bias``; positions that the mask does not keep count nothing.
+with ``s = scale q (k - k0)^T + bias``; positions that the mask does not keep count nothing. Hydra
+and SkipAt are those of ``forms_by_hand``.
 """
 
 from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterator
+from collections import deque
 from typing import Any
 
 import torch
+from forms_by_hand import hydra_by_hand, skipat_by_hand
 from torch import Tensor, nn
 
 from random_use.meaning import Spec, kept, slopes
@@ -33,7 +35,7 @@ Form = dict[str, Any]
 def lengths(spec: Spec, keep: Tensor, length: Any) -> Tensor:
     """L of every row."""
     if length is None:
-        length = "visible" if spec.mask == "causal" or spec.padding != "none" else "keys"
+        length = "keys" if spec.mask == spec.padding == "none" else "visible"
     if length == "visible":
         return keep.sum(-1, keepdim=True).clamp_min(1).double()
     number = float(keep.shape[-1]) if length == "keys" else float(length)
@@ -71,16 +73,41 @@ def attention(
     return ((p if gain is None else p * gain).to(v.dtype)) @ v
 
 
-def formed(forms: dict[str, Form], turns: Iterator[str]) -> Any:
-    """``Attention.core`` that takes the form of the next name in ``turns``."""
+def formed(forms: dict[str, Form], turns: deque[str]) -> dict[str, Any]:
+    """Methods of ``Attention`` that take the form of the next name in ``turns``."""
+    last: list[Tensor] = []
 
     def core(self: Attention, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
-        form = forms.get(next(turns))
+        form = forms.get(turns.popleft())
         if form is None or form["form"] == "softmax":
             return spelled(self.spec, q, k, v, keep)
+        if form["form"] == "hydra":
+            rows = None if keep is None else keep[:, None, None, :]
+            causal = self.spec.mask == "causal"
+            return hydra_by_hand(form["values"], q, k, v, rows, causal=causal)
         return attention(self.spec, q, k, v, keep, form)
 
-    return core
+    def forward(self: Attention, x: Tensor, keep: Tensor | None, past: Any = None) -> Any:
+        form = forms.get(turns[0])
+        if form is None or form["form"] != "skipat":
+            out = Attention.forward(self, x, keep, past)
+        else:
+            turns.popleft()
+            out = skipped(self.spec, last[-1], keep, form), None
+        last.append(out[0])
+        return out
+
+    return {"core": core, "forward": forward}
+
+
+def skipped(spec: Spec, z: Tensor, keep: Tensor | None, form: Form) -> Tensor:
+    """SkipAt of the output ``z [B, T, D]`` of the attention before (2301.02240)."""
+    if form["options"]["r"] == 0:
+        return z
+    rows = None if keep is None else keep[:, None, None, :]
+    causal, kernel = spec.mask == "causal", form["options"]["kernel"]
+    given: Any = {"kernel": kernel, "grid": None, "prefix": 0, "causal": causal}
+    return skipat_by_hand(form["values"], z, rows, **given)
 
 
 class Reference:
@@ -114,9 +141,9 @@ class Reference:
                 weight = dict(model.named_parameters(remove_duplicate=False))[path]
                 self.sums[alias[path]] = _sum(self.sums[alias[path]], parts, weight.dtype)
 
-    def __call__(self, x: Tensor, keep: Tensor | None) -> Tensor:
-        """The output; buffers of ``self.model`` are written as the model writes its own."""
-        return self._run(self.forms, self.sums, x.double(), keep)
+    def __call__(self, x: Tensor, keep: Tensor | None, *past: Any) -> Any:
+        """What the model returns; its buffers are written as the model writes its own."""
+        return self._run(self.forms, self.sums, x.double(), keep, *past)
 
     def rounded(self, x: Tensor, keep: Tensor | None, half: bool) -> Tensor:
         """The same in the dtype of ``x``: what it differs by is rounding."""
@@ -130,14 +157,15 @@ class Reference:
             sums = {k: narrow(v) for k, v in self.sums.items()}
             return self._run(forms, sums, x, keep)
 
-    def _run(self, forms: Any, sums: Any, x: Tensor, keep: Tensor | None) -> Tensor:
-        turns = iter(self.model.spec.calls)
-        core = formed(forms, turns)
+    def _run(self, forms: Any, sums: Any, *given: Any) -> Any:
+        turns = deque(self.model.spec.calls)
+        methods = formed(forms, turns)
         for module in self.model.modules():
             if isinstance(module, Attention):
-                module.core = types.MethodType(core, module)  # type: ignore[method-assign]
-        out: Tensor = torch.func.functional_call(self.model, sums, (x, keep))
-        assert next(turns, None) is None
+                for name, method in methods.items():
+                    setattr(module, name, types.MethodType(method, module))
+        out = torch.func.functional_call(self.model, sums, given)
+        assert not turns
         return out
 
 

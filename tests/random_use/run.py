@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -130,29 +131,26 @@ def many_graphs(job: tuple[int, int, float]) -> dict[str, Any]:
     return {"tally": dict(tally), "wrong": wrong, "reasons": {}}
 
 
-def everything(count_steps: int, count_graphs: int, seed: int, minutes: float) -> dict[str, Any]:
-    """Graphs, in the first third of the time at most, and steps, in two processes."""
-    now = time.time()
-    ends = now + 20 * minutes, now + 60 * minutes
+def everything(work: Any, part: int, count: int, seed: int, minutes: float) -> dict[str, Any]:
+    """``count`` graphs or steps, by ``part``s in two processes, for ``minutes`` at most."""
+    ends = time.time() + 60 * minutes
     tally: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
     wrong: list[Any] = []
     first = seed * 1_000_000
-    drawn = [(first + i, min(100, count_graphs - i), ends[0]) for i in range(0, count_graphs, 100)]
-    parts = [
-        (first + 1000 * i, min(200, count_steps - 200 * i), ends[1])
-        for i in range(-(-count_steps // 200))
+    apart = part if work is many_graphs else 1000
+    given = [
+        (first + apart * i, min(part, count - part * i), ends) for i in range(-(-count // part))
     ]
     with ProcessPoolExecutor(2) as pool:
-        for work, given in ((many_graphs, drawn), (many_steps, parts)):
-            for part in pool.map(work, given):
-                tally.update(part["tally"])
-                if part["tally"]:
-                    print(tally["graphs"], "graphs,", tally["steps"], "steps", flush=True)
-                reasons.update(part["reasons"])
-                for one in part["wrong"]:
-                    print(*one, flush=True)
-                wrong += part["wrong"]
+        for done in pool.map(work, given):
+            tally.update(done["tally"])
+            if done["tally"]:
+                print(tally["graphs"], "graphs,", tally["steps"], "steps", flush=True)
+            reasons.update(done["reasons"])
+            for one in done["wrong"]:
+                print(*one, flush=True)
+            wrong += done["wrong"]
     print(json.dumps(dict(reasons.most_common(20)), indent=1))
     return {**dict(sorted(tally.items())), "wrong": len(wrong)}
 
@@ -176,16 +174,26 @@ def main() -> int:
         quiet()
         print(graphs.check(given.graph, loud=True))
         return 0
-    began = time.perf_counter()
+    failed = False
     if given.mutations:
         from random_use.mutations import table
 
-        found, name = table(given.seed), "random_use_mutations_cpu.json"
-        failed = any(at is None for at in found["found"].values())
+        failed |= stored("random_use_mutations_cpu.json", lambda: table(given.seed), given.write)
     else:
-        found = everything(given.steps, given.graphs, given.seed, given.minutes)
-        name = "random_use_cpu.json"
-        failed = bool(found["wrong"])
+        options = given.seed, given.minutes
+        if given.graphs:
+            made = functools.partial(everything, many_graphs, 100, given.graphs, *options)
+            failed |= stored("random_graphs_cpu.json", made, given.write)
+        if given.steps:
+            made = functools.partial(everything, many_steps, 200, given.steps, *options)
+            failed |= stored("random_use_cpu.json", made, given.write)
+    return int(failed)
+
+
+def stored(name: str, make: Callable[[], dict[str, Any]], write: bool) -> bool:
+    """Run, print and perhaps write; whether anything was wrong, or a root not found."""
+    began = time.perf_counter()
+    found = make()
     result = {
         "command": " ".join(["python -m random_use.run", *sys.argv[1:]]),
         "device": "cpu",
@@ -196,9 +204,9 @@ def main() -> int:
         "seconds": round(time.perf_counter() - began),
     }
     print(json.dumps(result, indent=1))
-    if given.write:
+    if write:
         (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
-    return int(failed)
+    return bool(found.get("wrong")) or None in found.get("found", {}).values()
 
 
 if __name__ == "__main__":

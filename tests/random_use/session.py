@@ -27,13 +27,15 @@ class Session:
         pick: all choices. spec: of ``model``, which ``run`` calls compiled under ``plan``.
         regional: whether its blocks are compiled one by one. keep: whether it takes masks.
         tokens, batch: of the next call. grad: ``no_grad``, ``inference`` or ``grad``.
-        aloud: warnings since the model was compiled. counts: what was done.
+        bare: options that name one form for all sites; then ``plan`` is what it starts from.
+        aloud: warnings since the model was compiled.
     """
 
     pick: random.Random
     spec: Spec
     model: Model
     plan: Plan
+    bare: dict[str, Any] = field(default_factory=dict)
     inner: str = "eager"
     regional: bool = False
     strict: bool = True
@@ -57,7 +59,8 @@ class Session:
 
     def compiled(self, model: Model, plan: Plan) -> Any:
         """A model, whole or block by block."""
-        options = {"inner": self.inner, "plan": plan, "strict": self.strict}
+        chosen = self.bare or {"plan": plan}
+        options = {"inner": self.inner, "strict": self.strict, **chosen}
         given: Any = {"backend": "attnpass", "options": options, "dynamic": self.dynamic}
         if not self.regional:
             return torch.compile(model, **given)
@@ -97,15 +100,14 @@ class Session:
         left = [frozenset(x) for n in sizes for x in itertools.combinations(changed, n)]
         return [Reference(model, plan, softmax) for softmax in left]
 
-    def call(self, run: Any, x: Tensor, keep: Any) -> Tensor:
+    def call(self, run: Any, x: Tensor, keep: Any, *past: Any) -> Any:
         """One call in the mode of the session."""
         mode = {"no_grad": torch.no_grad, "inference": torch.inference_mode}.get(
             self.grad, torch.enable_grad
         )
         half = torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
         with mode(), half:
-            out: Tensor = run(x, keep)
-        return out
+            return run(x, keep, *past)
 
     def check(self, x: Tensor, keep: Any, run: Any = None, model: Any = None) -> None:
         """One call and what it must give; with gradients those of inputs, weights and plan."""
@@ -124,8 +126,37 @@ class Session:
         for reference in found:
             problem = self._differs(reference, x, keep, out, after, got)
             if not problem:
+                self._reported()
                 return
         raise Wrong(problem)
+
+    def _reported(self) -> None:
+        """The report names no form that the plan has not."""
+        for name, form in attnpass.compiled_report().rewritten.items():
+            # an option names a form for graphs whose sites have other names than the model's
+            ends = name if self.bare else f"{name}\n"
+            known = [e.form for n, e in self.plan.sites.items() if ends in f"{n}\n"]
+            if form not in known:
+                raise Wrong(f"the report says {form} at {name}")
+
+    def check_cached(self, x: Tensor, keep: Any, cuts: list[int], change: Any) -> None:
+        """Calls on the tokens between ``cuts``, each with the keys and values of those before.
+
+        ``change`` is applied to both caches between calls.
+        """
+        none = [None] * self.spec.layers
+        past: Any = none
+        found: list[Any] = [(r, none) for r in self.references(self.model, self.plan)]
+        bound = 10 * BOUNDS[self.dtype]
+        for a, b in itertools.pairwise(cuts):
+            seen = None if keep is None else keep[:, :b]
+            out, past = self.call(self.run, x[:, a:b], seen, past)
+            wanted = [(r, *r(x[:, a:b].double(), seen, before)) for r, before in found]
+            found = [(r, now) for r, want, now in wanted if error(out, want) <= bound]
+            if not found:
+                off = min(error(out, want) for _, want, _ in wanted)
+                raise Wrong(f"tokens {a} to {b} with a cache differ by {off:.1e}")
+            past, found = change(past), [(r, change(now)) for r, now in found]
 
     def _differs(self, r: Reference, x: Any, keep: Any, out: Any, after: Any, got: Any) -> str:
         bound = BOUNDS[torch.bfloat16 if self.autocast else self.dtype]
@@ -167,6 +198,8 @@ class Session:
 
     def trained(self) -> dict[Any, nn.Parameter]:
         """The plan's parameters under the names that the reference gives them."""
+        if self.bare:
+            return {}
         found: dict[Any, nn.Parameter] = {
             (site, k): v for site, own in self.plan.values.items() for k, v in own.items()
         }

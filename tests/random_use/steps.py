@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from compiled.test_added import WAYS
 
+import attnpass
 from attnpass.plan import Plan
 from random_use.compared import Wrong
 from random_use.meaning import draw
 from random_use.models import LIMIT, build
-from random_use.plans import random_plan
+from random_use.plans import bare_form, random_plan
 from random_use.session import Session
 
 SIZES = (2, 3, 4, 5, 6, 7, 8, 9, 11, 14, 17) * 2 + (1,)
@@ -40,9 +41,12 @@ def opened(seed: int) -> Session:
     s.strict = pick.random() < 0.7
     s.dynamic = pick.choice((None, True, True))
     s.grad = pick.choice(("no_grad", "no_grad", "grad"))
-    s.plan = random_plan(pick, model, *s.inputs())
-    if pick.random() < 0.35 and s.grad == "no_grad":
-        s.plan.hold()
+    if pick.random() < 0.15:
+        s.bare, s.plan = bare_form(pick, model, *s.inputs())
+    else:
+        s.plan = random_plan(pick, model, *s.inputs())
+        if pick.random() < 0.35 and s.grad == "no_grad":
+            s.plan.hold()
     s.compile()
     return s
 
@@ -88,12 +92,14 @@ def autocast(s: Session) -> None:
 def way(s: Session) -> None:
     """Weights, deltas or the forms' parameters change."""
     names = [n for n in WAYS if s.dtype == torch.float32 or n in ("past_autograd", "in_place")]
+    if s.bare:
+        names = [n for n in names if "form" not in n and "delta" not in n]
     if s.plan.held:
         return
     name = s.pick.choice(names)
     if name in ("averaged",) or (name == "other_delta" and s.spec.wiring != "plain"):
         name = "past_autograd"
-    WAYS[name](s.model, s.plan)
+    WAYS[name](s.model, s.plan.copy() if s.bare else s.plan)
     for p in (*s.model.parameters(), *s.plan.parameters()):
         p.grad = None
 
@@ -102,7 +108,8 @@ def settle(s: Session) -> None:
     """Large numbers become small again, by writes that autograd does not see."""
     if s.plan.held:
         return
-    for p in (*s.model.parameters(), *s.plan.parameters()):
+    own = () if s.bare else s.plan.parameters()
+    for p in (*s.model.parameters(), *own):
         if float(p.detach().abs().max()) > LARGE:
             p.data.mul_(0.3)
 
@@ -126,6 +133,8 @@ def again(s: Session) -> None:
 
 def reload(s: Session) -> None:
     """The plan from a file, bound to the model or not."""
+    if s.bare:
+        return
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan.load(s.plan.save(Path(folder) / "plan.json"))
     plan.round_trip = s.plan.round_trip
@@ -146,6 +155,54 @@ def other(s: Session) -> None:
     second = build(s.spec, s.pick.randrange(1000)).to(s.dtype).train(s.model.training)
     run = s.compiled(second, s.plan)
     s.check(*s.inputs(), run=run, model=second)
+
+
+def freeze(s: Session) -> None:
+    """The plan's parameters are trained from now on, or no more."""
+    trained = s.pick.random() < 0.5
+    if not s.bare and not s.plan.held:
+        for p in s.plan.parameters():
+            p.requires_grad_(trained)
+
+
+def misfit(s: Session) -> None:
+    """An entry of another attention: nothing of it may run."""
+    changed = [n for n, e in s.plan.sites.items() if e.changes]
+    if s.bare or not changed:
+        return
+    s.plan = s.plan.copy()
+    entry = s.plan.sites[s.pick.choice(changed)]
+    entry.fits = {**entry.fits, "heads": s.spec.heads + 1}
+    s.compile()
+
+
+def converted(s: Session) -> None:
+    """The model as a plain module that was made from one example, at another size."""
+    if s.bare or s.spec.breaks or s.spec.cached or s.grad == "grad" or s.autocast:
+        return
+    plan = s.plan.copy()
+    if s.spec.wiring == "plain":
+        made = attnpass.convert(s.model, plan, *s.inputs())
+        size(s)
+        batch(s)
+        try:
+            s.check(*s.inputs(), run=made)
+        except attnpass.CaptureError:
+            return
+
+
+def cached(s: Session) -> None:
+    """Tokens in pieces with a growing cache, reordered or cropped between calls."""
+    narrow = s.autocast or s.dtype == torch.bfloat16
+    if not s.spec.cached or s.grad == "grad" or narrow or s.model.training:
+        return
+    x, keep = s.inputs()
+    cuts = sorted({0, x.shape[1], *(s.pick.randrange(x.shape[1] + 1) for _ in range(3))})
+    order = torch.arange(s.batch)
+    if keep is None and s.pick.random() < 0.5:
+        order = order.flip(0)
+    change = lambda past: [tuple(part[order] for part in own) for own in past]  # noqa: E731
+    s.check_cached(x, keep, cuts, change)
 
 
 def threads(s: Session) -> None:
@@ -174,8 +231,9 @@ def violation(s: Session) -> None:
 
 
 STEPS: dict[Callable[[Session], None], float] = {
-    size: 12, batch: 1, gradients: 1, dtype: 0.6, train: 0.6, autocast: 0.5, way: 24, hold: 1,
+    size: 24, batch: 1, gradients: 1, dtype: 0.6, train: 0.6, autocast: 0.5, way: 32, hold: 1,
     release: 3, again: 0.6, reload: 0.8, copied: 0.6, other: 0.8, threads: 2, violation: 3,
+    freeze: 1, misfit: 0.3, converted: 0.5, cached: 6,
 }  # fmt: skip
 """Every step and how often it is drawn; each is followed by a call that is checked."""
 
