@@ -43,14 +43,14 @@ def delta_of(plan: Plan, site: str, path: str) -> Delta:
 def added_values(plan: Plan, layer: Layer) -> dict[Key, Callable[[], nn.Parameter]]:
     """What gives each value that a variant takes: the forms' by site, then the deltas'.
 
-    Where the plan holds sums, the deltas are no inputs.
+    Where the layer is ``held``, the deltas are no inputs.
     """
     found: dict[Key, Callable[[], nn.Parameter]] = {}
     for own, module in sorted(layer.modules.items()):
         site = layer.names[own]
         for name, _ in sorted(module.named_parameters()):
             found[own, name] = _form_value(plan, site, name)
-    for at, (site, path) in sorted({} if plan.held else layer.deltas.items()):
+    for at, (site, path) in sorted(() if layer.held else layer.deltas.items()):
         for name, _ in sorted(delta_of(plan, site, path).named_parameters()):
             found[at, name] = _delta_value(plan, site, path, name)
     return found

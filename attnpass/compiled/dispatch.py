@@ -28,8 +28,8 @@ class Run:
     def __init__(self, plan: Plan, layer: Layer, variant: Compiled, values: Values) -> None:
         self.layer = layer
         self._plan, self._variant, self._values = plan, variant, values
-        # deltas are inputs of the variant, unless the plan holds sums
-        self._outside = layer.deltas if plan.held else {}
+        # deltas are inputs of the variant, unless the plan held sums when it was compiled
+        self._outside = layer.deltas if layer.held else {}
         self._sums: dict[int, tuple[int, Tensor]] = {}
 
     def serves(self, args: Sequence[Any]) -> bool:

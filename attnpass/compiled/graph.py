@@ -68,7 +68,8 @@ class GraphCompiler:
         outline = self.graph.outline
         found = served(outline, self.inputs, plan)
         eager = self.options.inner == "eager"
-        meeting = Meeting(outline, plan, self._tiles(), self.options.strict, eager)
+        strict, held = self.options.strict, bool(plan.held)
+        meeting = Meeting(outline, plan, self._tiles(), strict, eager, held)
         self._refuse(found, plan)
         whole = all(own == name for own, name in found.names.items())
         if whole and not found.unknown and not plan.bindings:

@@ -56,12 +56,14 @@ class Layer:
         deltas: input position to the site and the path of the weight that stands there, under
             which the plan has its delta.
         identity: input positions with the parameters by which a call of this layer is known.
+        held: the graph was compiled while the plan held sums: it takes W + delta for W.
     """
 
     names: Names
     modules: dict[str, nn.Module]
     deltas: dict[int, tuple[str, str]]
     identity: Identity
+    held: bool = False
 
 
 @dataclass(frozen=True)

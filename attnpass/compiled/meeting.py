@@ -6,7 +6,7 @@ Kept for as long as the compiled graph is; it holds no node of the graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from attnpass import report as reports
@@ -29,6 +29,7 @@ class Meeting:
         graph: its attentions. plan: the whole. tiles: measured launch parameters.
         strict: raise where an entry does not fit or a layer is not known.
         eager: the graph runs as it is, so that every value keeps its own gradient.
+        held: the plan holds sums while the graph is compiled.
         variants: compiled graphs by ``signature``.
     """
 
@@ -37,6 +38,7 @@ class Meeting:
     tiles: Tiles
     strict: bool
     eager: bool
+    held: bool
     variants: dict[tuple[Any, ...], Compiled] = field(default_factory=dict)
 
     def layer(
@@ -44,9 +46,10 @@ class Meeting:
     ) -> Layer:
         """One layer under this graph; ``quiet``: one that may never come."""
         strict = self.strict and not quiet
-        return layer(
+        found = layer(
             self.graph, inputs, self.plan, names, self.tiles, strict=strict, anyone=anyone
         )
+        return replace(found, held=self.held)
 
     def run(self, one: Layer) -> Run:
         """A layer with its variant, which must be compiled."""

@@ -47,14 +47,14 @@ def compile_variant(
 ) -> Compiled:
     """The graph under one layer's forms, compiled; takes the inputs and then the added values.
 
-    Weights get their deltas inside, at every call, unless the plan holds sums.
+    Weights get their deltas inside, at every call, unless the layer is ``held``.
     """
     modules = layer.modules
     if not modules:
         return inner(original, inputs)
     # rewrite: each region becomes a call of its form's module
     rewritten = rewrite(graph.normal, graph.regions, modules)
-    inside = {} if plan.held else layer.deltas
+    inside = {} if layer.held else layer.deltas
     values = {key: value() for key, value in added_values(plan, layer).items()}
     mark_static(values.values())
 

@@ -197,6 +197,22 @@ def test_condition_4_held_sums_are_kept_until_they_are_released():
         assert error(run(x), captured(model, plan, x)(x)) <= BOUND
 
 
+@pytest.mark.parametrize("first, then", [("hold", "release"), ("release", "hold")])
+def test_a_layer_that_comes_after_sums_were_held_or_released(first, then):
+    """The second block comes through the first one's graph, which was compiled before."""
+    torch._dynamo.reset()
+    model, x = build(2), data()
+    plan = with_deltas(model, x)
+    want = captured(model, plan, x)(x)
+    getattr(plan, first)()
+    for block in model.blocks:
+        block.compile(backend="attnpass", options={"inner": "eager", "plan": plan})
+    with torch.no_grad():
+        model.blocks[0](x)
+        getattr(plan, then)()
+        assert error(model(x), want) <= BOUND
+
+
 def test_held_sums_take_no_gradients():
     torch._dynamo.reset()
     model, x = build(1), data()

@@ -21,6 +21,12 @@ LIMIT = 500
 
 Edit = tuple[str, str, str]
 
+NO_CHECK: Edit = (
+    "graph.aliasing",
+    "if found.is_mutable or not found.returns or node.target in side_effects():",
+    "if found.is_mutable:",
+)
+
 ROOTS: dict[str, tuple[str, list[Edit]]] = {
     "a pattern of symbolic size is claimed without proof": (
         "graphs",
@@ -46,16 +52,7 @@ ROOTS: dict[str, tuple[str, list[Edit]]] = {
             ),
         ],
     ),
-    "a check without users is dropped": (
-        "graphs",
-        [
-            (
-                "graph.aliasing",
-                "if found.is_mutable or not found.returns or node.target in side_effects():",
-                "if found.is_mutable:",
-            )
-        ],
-    ),
+    "a check without users is dropped": ("graphs", [NO_CHECK]),
     "operands that broadcast are not expanded": (
         "graphs",
         [
@@ -106,6 +103,31 @@ ROOTS: dict[str, tuple[str, list[Edit]]] = {
                 "if known is not None:",
             )
         ],
+    ),
+    "a check without users is dropped, through torch.compile": ("steps", [NO_CHECK]),
+    "what is written into buffers is dropped": (
+        "steps",
+        [("graph.aliasing", "if found.is_mutable or not found.returns", "if not found.returns")],
+    ),
+    "a layer behind an unchanged one is passed over": (
+        "steps",
+        [("compiled.graph", "if not later and not any(", "if not any(")],
+    ),
+    "an entry is not compared with its site": (
+        "steps",
+        [("plan.plan", "            entry.check(site)\n", "")],
+    ),
+    "a parameter that is trained after the compile gets no gradient": (
+        "steps",
+        [("compiled.added", "if gradients and x.requires_grad and not trainable:", "if False:")],
+    ),
+    "L depends on whether a mask is proven": (
+        "steps",
+        [("forms.catalogue", "if site.mask else", "if site.mask & {'causal', 'padding'} else")],
+    ),
+    "a converted module takes what it was not made for": (
+        "steps",
+        [("capture.conversion", "        self._guards.check(", "        (lambda *_: None)(")],
     ),
 }
 """What is undone: how it is looked for, and the edits (module, old, new)."""

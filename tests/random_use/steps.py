@@ -34,7 +34,7 @@ def opened(seed: int) -> Session:
     model = build(spec, seed).train(spec.norm == "batch" and pick.random() < 0.5)
     torch._dynamo.reset()
     s = Session(pick, spec, model, Plan({}))
-    s.inner = pick.choice(("eager",) * 9 + ("aot_eager",))
+    s.inner = pick.choice(("eager",) * 5 + ("aot_eager",))
     if s.inner == "aot_eager" and not runs_without_us(s):
         s.inner = "eager"
     s.regional = spec.layers > 1 and not spec.breaks and pick.random() < 0.35
