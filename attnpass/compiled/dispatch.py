@@ -54,6 +54,29 @@ class Run:
         return out
 
 
+class Unchanged:
+    """A graph that runs as it is, and says so once for each layer that should not.
+
+    Args:
+        run: the graph. at: the position of a parameter, by which layers are told apart; ``first``
+            is there in the layer that it was compiled for, of which all was said. refuse: speaks
+            or raises for the inputs of a layer.
+    """
+
+    def __init__(
+        self, run: Compiled, at: int, first: Any, refuse: Callable[[Sequence[Any]], None]
+    ) -> None:
+        self.run, self.at, self.refuse = run, at, refuse
+        self.seen = {id(first)}
+
+    def __call__(self, *args: Any) -> Any:
+        """The graph's output."""
+        if id(args[self.at]) not in self.seen:
+            self.refuse(args)
+            self.seen.add(id(args[self.at]))
+        return self.run(*args)
+
+
 class Dispatch:
     """Chooses the layer whose parameters a call brings.
 

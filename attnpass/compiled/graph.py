@@ -11,10 +11,18 @@ from torch import Tensor, fx, nn
 
 from attnpass import report as reports
 from attnpass.compiled.choice import chosen_plan, refuse_held, warn_frozen
-from attnpass.compiled.dispatch import Dispatch
+from attnpass.compiled.dispatch import Dispatch, Unchanged
 from attnpass.compiled.inductor import misread
 from attnpass.compiled.inner import Compiled, compile_inner
-from attnpass.compiled.layers import Layer, Names, Served, others, refused, served
+from attnpass.compiled.layers import (
+    Layer,
+    Names,
+    Served,
+    others,
+    refuse_missed,
+    refused,
+    served,
+)
 from attnpass.compiled.meeting import Meeting
 from attnpass.compiled.options import Options
 from attnpass.compiled.steady import keep_steady
@@ -61,7 +69,8 @@ class GraphCompiler:
         if not self.graph.regions:
             log.warning("no attention found in a graph; it runs unchanged")
             self._steady({})
-            return self._unchanged()
+            refuse_missed(self.inputs, plan, {}, strict=self.options.strict)
+            return self._unchanged(plan)
         warn_frozen(plan, self.inputs)
         refuse_held(plan, self.inputs)
         # layers: which of the plan's sites this graph serves
@@ -71,6 +80,7 @@ class GraphCompiler:
         strict, held = self.options.strict, bool(plan.held)
         meeting = Meeting(outline, plan, self._tiles(), strict, eager, held)
         self._refuse(found, plan)
+        refuse_missed(self.inputs, plan, found.names, strict=strict)
         whole = all(own == name for own, name in found.names.items())
         if whole and not found.unknown and not plan.bindings:
             # no error: the rest may be in other graphs of the model
@@ -82,7 +92,7 @@ class GraphCompiler:
         self._steady({own: plan.sites[name].form for own, name in ran.items()})
         later = any(plan.sites[site].changes for names in rest for site in names.values())
         if not later and not any(one.modules for one in layers):
-            return self._unchanged()
+            return self._unchanged(plan)
         self.report.plan = plan.hash
         # variants: rewrite and compile, once for all layers that differ in values alone
         for one in layers:
@@ -98,7 +108,13 @@ class GraphCompiler:
         """Say where an attention runs otherwise than in an earlier graph."""
         options = self.options
         chosen = (options.form, str(options.form_options), options.sites, id(options.plan))
-        keep_steady(self.graph, forms, chosen, strict=options.strict)
+        # a plan may give the layers of one function different forms; parameters tell them apart
+        layer = frozenset(
+            (path, id(self.inputs[i]) if options.form is None else 0)
+            for i, path in enumerate(self.graph.paths)
+            if path
+        )
+        keep_steady(self.graph, forms, (chosen, layer), strict=options.strict)
 
     def _refuse(self, found: Served, plan: Plan) -> None:
         """Decline the attentions that are none of the plan's."""
@@ -140,11 +156,15 @@ class GraphCompiler:
             log.warning("measured tiles are not used: %s", error)
             return carried
 
-    def _unchanged(self) -> Compiled:
-        """The original graph, compiled."""
+    def _unchanged(self, plan: Plan | None = None) -> Compiled:
+        """The original graph, compiled; it says which sites of ``plan`` it should have changed."""
         compiled = self._inner(self.original, self.inputs, {})
         reports.record(self.report)
-        return compiled
+        known = [i for i, path in enumerate(self.graph.paths) if path]
+        if plan is None or not plan.bindings or not known:
+            return compiled
+        refuse = functools.partial(refuse_missed, plan=plan, names={}, strict=self.options.strict)
+        return Unchanged(compiled, known[0], self.inputs[known[0]], refuse).__call__
 
     def _inner(
         self, gm: fx.GraphModule, inputs: list[Any], modules: Mapping[str, nn.Module]

@@ -15,7 +15,9 @@ Soundness (identity): an entry reaches the attention it was made for and no othe
 4. Where several sites fit (tied weights, a layer called twice, no parameters), they are taken in
    order if the graph has all of them; else only if their entries are equal in all that runs.
 5. Nothing else is taken: the attention is declined aloud (``SHARED_GRAPH``); ``strict`` raises.
-6. At every call the parameters that come are compared with those of the layer (``Dispatch``),
+6. A site that changes is never passed over: where a call brings all its parameters, and no
+   attention of the graph is the site, that is said; ``strict`` raises.
+7. At every call the parameters that come are compared with those of the layer (``Dispatch``),
    unless the names of the whole model decided, which are the same for every call.
 """
 
@@ -34,6 +36,7 @@ from attnpass.fingerprint import digest_weights
 from attnpass.kernels.tile import Tiles
 from attnpass.matching import Outline
 from attnpass.plan import Plan, warn_or_raise
+from attnpass.text import listed
 
 log = logging.getLogger("attnpass")
 
@@ -202,6 +205,28 @@ def refused(found: Served, plan: Plan, *, strict: bool) -> str:
     absent = plan.absent(set(found.names.values()), "graph")[:1]
     warn_or_raise(PlanError("; ".join(map(str, (*absent, text)))), strict)
     return f"which layer of the plan this is cannot be told; {CURE}"
+
+
+def refuse_missed(inputs: Sequence[Any], plan: Plan, names: Names, *, strict: bool) -> None:
+    """Say which sites a call brings whole although no attention of its graph is one of them.
+
+    Raises:
+        PlanError: with ``strict``.
+    """
+    given = {id(x) for x in inputs if isinstance(x, Tensor)}
+    own = {site: [id(p) for p in plan.parameters_of(site)] for site in plan.sites}
+    found = [own[site] for site in names.values()]
+    missed = [
+        site
+        for site, entry in plan.sites.items()
+        if entry.changes and own[site] and given.issuperset(own[site]) and own[site] not in found
+    ]
+    if missed:
+        text = (
+            f"expected the attention {listed(missed)} in a graph that takes its parameters, found"
+            " none; it stays as it is: compiled_report().declined says why"
+        )
+        warn_or_raise(PlanError(text), strict)
 
 
 def layer(

@@ -13,7 +13,7 @@ from attnpass import report as reports
 from attnpass.compiled.added import Values, added_values
 from attnpass.compiled.dispatch import Run
 from attnpass.compiled.inner import Compiled
-from attnpass.compiled.layers import Layer, Names, layer, refused, served
+from attnpass.compiled.layers import Layer, Names, layer, refuse_missed, refused, served
 from attnpass.compiled.variant import signature
 from attnpass.kernels.tile import Tiles
 from attnpass.matching import Outline
@@ -69,5 +69,6 @@ class Meeting:
             return None
         if found.unknown:
             refused(found, self.plan, strict=self.strict)
+        refuse_missed(inputs, self.plan, found.names, strict=self.strict)
         one = self.layer(found.names, inputs)
         return self.run(one) if signature(self.plan, one) in self.variants else None

@@ -27,7 +27,7 @@ UNCHANGED = "softmax"
 _lock = threading.Lock()
 
 _ran: dict[Hashable, dict[tuple[str, str], str]] = {}
-"""By function and plan: the form that ran at each attention, by its path and source line."""
+"""By function and layer: the form that ran at each attention, by its path and source line."""
 
 _functions: dict[str, tuple[str, bool]] = {}
 """By function: the attentions that were converted in it, and whether falling back raises."""
@@ -53,9 +53,11 @@ def attentions(graph: MatchedGraph, forms: Mapping[str, str]) -> dict[tuple[str,
 
 
 def keep_steady(
-    graph: MatchedGraph, forms: Mapping[str, str], plan: Hashable, *, strict: bool
+    graph: MatchedGraph, forms: Mapping[str, str], layer: Hashable, *, strict: bool
 ) -> None:
     """Remember what runs in a graph; say where it is another form than in an earlier graph.
+
+    ``layer``: the plan, and which of the function's layers this is.
 
     Raises:
         PlanError: with ``strict``, such an attention.
@@ -65,7 +67,7 @@ def keep_steady(
         return
     function, first = traced
     now = attentions(graph, forms)
-    key = (function, tuple(sorted(filter(None, graph.paths))), plan)
+    key = (function, layer)
     with _lock:
         if first:  # Dynamo was reset
             _ran.pop(key, None)

@@ -236,3 +236,56 @@ def test_a_layer_that_comes_later_and_does_not_fit_is_said_or_raised(strict, war
         else:
             assert error(model(x), build(2)(x)) < BOUND
             assert "heads 3" in " ".join(warnings_())
+
+
+class Mixed(nn.Module):
+    """Attention whose weights are summed up before they meet the values, where it is asked to."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.odd = nn.Linear(24, 72), False
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        weights = (q @ k.mT * 0.2).softmax(-1)
+        return x + (weights.cumsum(-1) if self.odd else weights) @ v
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("regional", [True, False])
+@pytest.mark.parametrize("odd", [(0, 1), (1,)])
+def test_a_site_that_a_graph_passes_over_is_said_or_raised(odd, regional, strict, warnings_):
+    torch._dynamo.reset()
+    model, x = nn.Sequential(Mixed(), Mixed()).eval(), data()
+    plan = make_plan(model, x, "sigmoid", sites="1")
+    for i in odd:
+        model[i].odd = True
+    options = {"inner": "eager", "plan": plan, "strict": strict}
+    for part in model if regional else [model]:
+        part.compile(backend="attnpass", options=options)
+    with torch.no_grad():
+        if strict:
+            with pytest.raises(Exception, match="expected the attention 1 in a graph that takes"):
+                model(x)
+        else:
+            model(x)
+            model(x)
+            told = [w for w in warnings_() if "expected the attention 1 in a graph" in w]
+            assert len(told) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo's own
+def test_layers_of_one_function_may_have_different_forms():
+    """In training the second block is compiled anew: its input has a gradient."""
+    torch._dynamo.reset()
+    model, x = build(2).train(), data()
+    plan = make_plan(model, x, "sigmoid")
+    other = make_plan(model, x, "relu")
+    first, second = plan.sites
+    plan.sites[second], plan.values[second] = other.sites[second], other.values[second]
+    want = captured(model, plan, x)(x)
+    for block in model.blocks:
+        block.compile(backend="attnpass", options={"inner": "eager", "plan": plan, "strict": True})
+    assert error(model(x), want) < BOUND
+    with torch.no_grad():
+        assert error(model(x), want) < BOUND

@@ -11,7 +11,7 @@ from torch import nn
 import attnpass
 from attnpass import Plan
 from attnpass.compiled import layers
-from attnpass.compiled.layers import Served, layer, others, refused, served
+from attnpass.compiled.layers import Served, layer, others, refuse_missed, refused, served
 from attnpass.errors import PlanError
 from attnpass.matching import MatchedGraph
 from attnpass.plan.identity import Bindings
@@ -181,7 +181,20 @@ def test_condition_5_what_is_unknown_is_declined(caplog):
     assert [d.code for d in report.declined] == ["SHARED_GRAPH"] and report.rewritten == {}
 
 
-def test_condition_6_without_comparing_parameters_the_first_layer_serves_all():
+def test_condition_6_a_site_whose_parameters_come_is_not_passed_over(caplog):
+    model, x = build(2), data()
+    plan = make_plan(model, x)
+    ((graph, inputs),) = graphs(model, x)
+    names = served(graph, inputs, plan).names
+    refuse_missed(inputs, plan, names, strict=True)
+    del names["blocks.1.attn"]
+    with pytest.raises(PlanError, match=r"expected the attention blocks\.1\.attn in a graph"):
+        refuse_missed(inputs, plan, names, strict=True)
+    with mutated("compiled.layers", "given.issuperset(own[site])", "False"):
+        layers.refuse_missed(inputs, plan, names, strict=True)
+
+
+def test_condition_7_without_comparing_parameters_the_first_layer_serves_all():
     assert regional() < BOUND
     line = "all(args[i] is now() for i, now in self.layer.identity)"
     with mutated("compiled.dispatch", line, "True"):
@@ -223,4 +236,4 @@ def test_without_parameters_what_is_computed_tells_apart():
 
 def test_every_condition_has_a_test():
     stated = numbered(layers.__doc__)
-    assert all(f"test_condition_{n}_" in " ".join(globals()) for n in stated) and len(stated) == 6
+    assert all(f"test_condition_{n}_" in " ".join(globals()) for n in stated) and len(stated) == 7
