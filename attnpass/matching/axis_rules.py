@@ -87,16 +87,23 @@ def _slice(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
 
 
 def _cat(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
-    sources = [t.axes[x] for x in nodes(node.args[0])]
+    joins = nodes(node.args[0])
+    sources = [t.axes[x] for x in joins]
     dim = dimension(node, 1, 0) % value.dim()
     if any(len(s) != value.dim() for s in sources):
         return None
-    parts = tuple(s[dim] for s in sources)
+    parts = tuple(s[dim] or _single(x, s, dim) for x, s in zip(joins, sources, strict=True))
     kind = min((k for p in parts for k in kinds(p)), key=PRIORITY.index, default="unknown")
     sizes = tuple(str(size_of(p)) for p in parts)
     joined = Factor(("cat", parts, sizes), expression(value.shape[dim]), kind, parts)
     surest = min(sources, key=lambda s: sum(rank_of(a) for a in s))
     return (*surest[:dim], (joined,), *surest[dim + 1 :])
+
+
+def _single(node: fx.Node, axes: Axes, dim: int) -> Axis:
+    """The only position of a tensor that is joined to others: of a cache, where all is input."""
+    given = {kind for axis in axes for kind in kinds(axis)} == {"input"}
+    return (Factor((node.name, dim), 1, "input"),) if given else ()
 
 
 def reduced(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from torch import nn
 
 import attnpass
 
@@ -78,3 +81,37 @@ def test_steps_with_a_cache_equal_the_whole_sequence(make):
     assert (torch.cat(got, 1) - want)[seen].abs().max() < 1e-5
     assert (want - eager)[seen].abs().max() > 1e-2
     assert len(attnpass.compiled_report().rewritten) == 2
+
+
+class Layer(nn.Module):
+    """Attention with a growing cache, keys and values ``[B, H, S, d]``."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(24, 72)
+
+    def forward(self, x, past=None):
+        q, k, v = (y.unflatten(-1, (4, -1)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        i = torch.arange(x.shape[1])[:, None] + (k.shape[2] - x.shape[1])
+        s = (q @ k.mT * 0.4).masked_fill(torch.arange(k.shape[2]) > i, -torch.inf)
+        return (s.softmax(-1) @ v).transpose(1, 2).flatten(2), (k, v)
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("cuts", [(0, 1, 2, 5), (0, 1, 3, 4), (0, 2, 3, 5), (0, 3, 4, 5)])
+def test_a_cache_of_any_length_belongs_to_self_attention(cuts, dynamic):
+    """Also of one token, whose axis torch does not tell from other axes of size 1."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, x = Layer().eval(), torch.randn(2, 5, 24)
+    plan = attnpass.Plan.create(model, x, form="sigmoid")
+    options = {"plan": plan, "inner": "eager", "strict": True}
+    run = torch.compile(model, backend="attnpass", options=options, dynamic=dynamic)
+    with torch.no_grad():
+        want, (past, parts) = run(x)[0], (None, [])
+        for a, b in itertools.pairwise(cuts):
+            out, past = run(x[:, a:b], past)
+            parts.append(out)
+    assert (torch.cat(parts, 1) - want[:, : cuts[-1]]).abs().max() < 1e-5

@@ -26,7 +26,7 @@ def entry(pick: random.Random, model: Model, site: AttentionSite) -> Entry:
 
 def options_of(pick: random.Random, form: str) -> dict[str, Any]:
     """Options of a form; ``L=None`` is the site's own."""
-    length = {"L": pick.choice(("keys", "visible", 3.0, None))}
+    length = {"L": pick.choice(("keys", "visible", 3.0, None, None))}
     if form == "relu":
         h, alpha = pick.choice(("relu", "relu2", "softplus")), pick.choice((1.0, 0.5))
         return {**length, "h": h, "alpha": alpha}

@@ -14,7 +14,7 @@ import torch
 from compiled.test_added import WAYS
 
 import attnpass
-from attnpass.plan import Plan
+from attnpass.plan import Entry, Plan
 from random_use.compared import Wrong
 from random_use.meaning import draw
 from random_use.models import LIMIT, build
@@ -34,7 +34,7 @@ def opened(seed: int) -> Session:
     model = build(spec, seed).train(spec.norm == "batch" and pick.random() < 0.5)
     torch._dynamo.reset()
     s = Session(pick, spec, model, Plan({}))
-    s.inner = pick.choice(("eager",) * 5 + ("aot_eager",))
+    s.inner = pick.choice(("eager",) * 4 + ("aot_eager",))
     if s.inner == "aot_eager" and not runs_without_us(s):
         s.inner = "eager"
     s.regional = spec.layers > 1 and not spec.breaks and pick.random() < 0.35
@@ -158,11 +158,16 @@ def other(s: Session) -> None:
 
 
 def freeze(s: Session) -> None:
-    """The plan's parameters are trained from now on, or no more."""
-    trained = s.pick.random() < 0.5
-    if not s.bare and not s.plan.held:
+    """The plan's parameters are trained no more, or compiled as frozen and trained after it."""
+    if s.bare or s.plan.held:
+        return
+    for p in s.plan.parameters():
+        p.requires_grad_(False)
+    if s.pick.random() < 0.7:
+        s.compile()
+        s.check(*s.inputs())
         for p in s.plan.parameters():
-            p.requires_grad_(trained)
+            p.requires_grad_(True)
 
 
 def misfit(s: Session) -> None:
@@ -170,10 +175,14 @@ def misfit(s: Session) -> None:
     changed = [n for n, e in s.plan.sites.items() if e.changes]
     if s.bare or not changed:
         return
-    s.plan = s.plan.copy()
-    entry = s.plan.sites[s.pick.choice(changed)]
+    name = s.pick.choice(changed)
+    s.plan, s.strict = s.plan.copy(), True
+    for other in changed:
+        if other != name and s.pick.random() < 0.5:
+            s.plan.sites[other] = Entry("softmax", {}, s.plan.sites[other].fits)
+    entry = s.plan.sites[name]
     entry.fits = {**entry.fits, "heads": s.spec.heads + 1}
-    s.compile()
+    again(s)
 
 
 def converted(s: Session) -> None:
@@ -233,7 +242,7 @@ def violation(s: Session) -> None:
 STEPS: dict[Callable[[Session], None], float] = {
     size: 24, batch: 1, gradients: 1, dtype: 0.6, train: 0.6, autocast: 0.5, way: 32, hold: 1,
     release: 3, again: 0.6, reload: 0.8, copied: 0.6, other: 0.8, threads: 2, violation: 3,
-    freeze: 1, misfit: 0.3, converted: 0.5, cached: 6,
+    freeze: 1.5, misfit: 1, converted: 0.5, cached: 6,
 }  # fmt: skip
 """Every step and how often it is drawn; each is followed by a call that is checked."""
 
