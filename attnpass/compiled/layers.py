@@ -211,6 +211,7 @@ def layer(
     *,
     strict: bool,
     anyone: bool = False,
+    quiet: bool = False,
 ) -> Layer:
     """What one layer of the plan runs under this graph.
 
@@ -219,6 +220,7 @@ def layer(
         names: the graph's names of sites to the plan's. tiles: measured launch parameters.
         strict: raise where an entry does not fit.
         anyone: every call is of this layer.
+        quiet: the inputs are those of another layer, and this one may never come: say nothing.
 
     Raises:
         PlanError: with ``strict``, an entry that does not fit.
@@ -232,15 +234,21 @@ def layer(
         if name is None:
             continue
         at = _positions(graph, own, name)
-        module = plan.module(
-            replace(site, name=name),
-            strict=strict,
-            tiles=tiles,
-            device=parameters[0].device if parameters else None,
-            weights={path: inputs[i] for path, i in at.items()},
-        )
+        try:
+            module = plan.module(
+                replace(site, name=name),
+                strict=strict or quiet,
+                tiles=tiles,
+                device=parameters[0].device if parameters else None,
+                weights={path: inputs[i] for path, i in at.items()},
+            )
+        except PlanError:
+            if not quiet:
+                raise
+            continue
         if module is not None:
-            plan.warn_if_weights_changed(name, parameters)
+            if not quiet:
+                plan.warn_if_weights_changed(name, parameters)
             modules[own], rewritten[own] = module, name
             deltas |= {at[path]: (name, path) for path in plan.deltas.get(name, {})}
     identity = [] if anyone else _identity(graph, inputs, plan, names)

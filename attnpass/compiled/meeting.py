@@ -43,9 +43,11 @@ class Meeting:
         self, names: Names, inputs: Sequence[Any], *, anyone: bool = False, quiet: bool = False
     ) -> Layer:
         """One layer under this graph; ``quiet``: one that may never come."""
-        strict = self.strict and not quiet
         return layer(
-            self.graph, inputs, self.plan, names, self.tiles, strict=strict, anyone=anyone
+            *(self.graph, inputs, self.plan, names, self.tiles),
+            strict=self.strict,
+            anyone=anyone,
+            quiet=quiet,
         )
 
     def run(self, one: Layer) -> Run:
