@@ -71,20 +71,23 @@ class GraphCompiler:
         meeting = Meeting(outline, plan, self._tiles(), self.options.strict, eager)
         self._refuse(found, plan)
         whole = all(own == name for own, name in found.names.items())
-        if whole and not found.unknown and not plan.bindings:
+        if found.names and whole and not found.unknown and not plan.bindings:
             # no error: the rest may be in other graphs of the model
             for absent in plan.absent(set(found.names.values()), "graph")[:1]:
                 log.warning("%s", absent)
         layers = self._layers(found, meeting)
-        ran = layers[0].names if found.names else {}
+        # where nothing is known yet, the calls will say which layer they are
+        later = not found.names and not found.unknown
+        ran = layers[0].names if layers and (found.names or later) else {}
         self._steady({own: plan.sites[name].form for own, name in ran.items()})
-        if not any(one.modules for one in layers):
+        if not later and not any(one.modules for one in layers):
             return self._unchanged()
         self.report.plan = plan.hash
         # variants: rewrite and compile, once for all layers that differ in values alone
         for one in layers:
             self._compile(one, meeting)
-        out = Dispatch(self.original.forward, meeting, strict=self.options.strict)
+        trial = meeting.trial(layers[0]) if later and layers else None
+        out = Dispatch(self.original.forward, meeting, strict=self.options.strict, trial=trial)
         if found.names:
             out.layers.append(meeting.run(layers[0]))
         reports.record(self.report)

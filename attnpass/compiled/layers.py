@@ -34,6 +34,7 @@ from attnpass.fingerprint import digest_weights
 from attnpass.kernels.tile import Tiles
 from attnpass.matching import Outline
 from attnpass.plan import Plan, warn_or_raise
+from attnpass.torch_internals import FakeTensor
 
 log = logging.getLogger("attnpass")
 
@@ -80,10 +81,19 @@ class Served:
 
 
 def served(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Served:
-    """Which sites of the plan the attentions of a graph are, for the inputs of one call."""
-    found = _by_parameters(graph, inputs, plan) or _by_weights(graph, inputs, plan)
+    """Which sites of the plan the attentions of a graph are, for the inputs of one call.
+
+    Where torch compiles the parts of a split graph (DDP), it gives stand-ins for the parameters:
+    nothing is known then, and nothing unknown, until a call brings the parameters.
+    """
+    real = not any(isinstance(inputs[i], FakeTensor) for _, at in graph.rows for i in at)
+    found: Names = {}
+    if real:
+        found = _by_parameters(graph, inputs, plan) or _by_weights(graph, inputs, plan)
     anyone = not found
     found = found or _by_names(graph, plan)
+    if not real and not found:
+        return Served({}, [])
     found |= _without_parameters(graph, plan, found)
     unknown = [s.name for s in graph.sites if s.name not in found]
     return Served(found, unknown, anyone and bool(found))
@@ -97,6 +107,9 @@ def others(graph: Outline, plan: Plan, names: Names) -> list[Names]:
     own = [s.name for s in graph.sites]
     ends = [site.removesuffix(own[0]) for site in plan.sites if f".{site}".endswith(f".{own[0]}")]
     layers = [{name: prefix + name for name in own} for prefix in ends]
+    # the model may be wrapped in another module (DDP), whose graph has longer names
+    outer = [own[0].removesuffix(site) for site in plan.sites if own[0].endswith(f".{site}")]
+    layers += [{name: name.removeprefix(prefix) for name in own} for prefix in outer]
     if own == ["root"]:
         layers = [{"root": site} for site in plan.sites]
     known = [x for x in layers if all(site in plan.sites for site in x.values())]
@@ -260,7 +273,11 @@ def _positions(graph: Outline, own: str, name: str) -> dict[str, int]:
     own, name = own.partition("#")[0], name.partition("#")[0]
     below = own == "root" and name != "root"
     prefix = f"{name}." if below else name.removesuffix(own)
-    return {prefix + path: i for i, path in enumerate(graph.paths) if path}
+    if own.endswith(f".{name}"):  # in the graph, the model is inside another module
+        outer, prefix = own.removesuffix(name), ""
+    else:
+        outer = ""
+    return {prefix + path.removeprefix(outer): i for i, path in enumerate(graph.paths) if path}
 
 
 def _identity(

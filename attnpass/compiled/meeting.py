@@ -51,9 +51,13 @@ class Meeting:
         )
 
     def run(self, one: Layer) -> Run:
-        """A layer with its variant, which must be compiled."""
+        """A layer with its variant, which must be compiled; the report says that it runs."""
         forms = {name: self.plan.sites[name].form for name in one.names.values()}
         reports.record(Report(rewritten=forms))
+        return self.trial(one)
+
+    def trial(self, one: Layer) -> Run:
+        """As ``run``, for a layer that may never come."""
         values = Values(list(added_values(self.plan, one).values()), trained=not self.eager)
         return Run(self.plan, one, self.variants[signature(self.plan, one)], values)
 

@@ -43,5 +43,5 @@ def digest_weights(parameters: Iterable[Tensor]) -> str:
         # a copy: numpy makes the storage it reads one that sharding can no longer free
         value = parameter.detach().cpu().contiguous().clone()
         h.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        h.update(value.reshape(-1).view(torch.uint8).numpy())
+        h.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()[:16]

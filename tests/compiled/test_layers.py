@@ -269,3 +269,19 @@ def test_of_layers_that_do_not_come_through_a_graph_nothing_is_said(warnings_):
         assert error(model(x), want) <= BOUND
     assert sorted(attnpass.compiled_report().rewritten) == [f"layers.{i}" for i in range(3)]
     assert warnings_() == []
+
+
+def test_a_model_inside_another_module_has_its_deltas(warnings_):
+    """The graph's paths are longer than the plan's."""
+    model, x = build(2), data()
+    plan = make_plan(model, x)
+    for i, block in enumerate(model.blocks):
+        delta = Delta(block.attn.q.weight.shape)
+        nn.init.normal_(delta.full, std=0.3)
+        plan.deltas[f"blocks.{i}.attn"] = {f"blocks.{i}.attn.q.weight": delta}
+    want = captured(model, plan, x)(x)
+    torch._dynamo.reset()
+    options = {"inner": "eager", "plan": plan, "strict": True}
+    with torch.no_grad():
+        got = torch.compile(nn.Sequential(model), backend="attnpass", options=options)(x)
+    assert error(got, want) <= BOUND and warnings_() == []
