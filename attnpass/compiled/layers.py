@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,7 +86,7 @@ def served(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Served:
     Where torch compiles the parts of a split graph (DDP), it gives stand-ins for the parameters:
     nothing is known then, and nothing unknown, until a call brings the parameters.
     """
-    real = not any(isinstance(inputs[i], FakeTensor) for _, at in graph.rows for i in at)
+    real = not _stand_ins(inputs[i] for _, at in graph.rows for i in at)
     found: Names = {}
     if real:
         found = _by_parameters(graph, inputs, plan) or _by_weights(graph, inputs, plan)
@@ -97,6 +97,11 @@ def served(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Served:
     found |= _without_parameters(graph, plan, found)
     unknown = [s.name for s in graph.sites if s.name not in found]
     return Served(found, unknown, anyone and bool(found))
+
+
+def _stand_ins(parameters: Iterable[Any]) -> bool:
+    """Whether parameters are not the model's own, but fake tensors of a trace."""
+    return any(isinstance(x, FakeTensor) for x in parameters)
 
 
 def others(graph: Outline, plan: Plan, names: Names) -> list[Names]:
@@ -260,7 +265,8 @@ def layer(
                 raise
             continue
         if module is not None:
-            if not quiet:
+            # a site of the very same path is this one, although its weights are others
+            if not quiet or (own == name and not _stand_ins(parameters)):
                 plan.warn_if_weights_changed(name, parameters)
             modules[own], rewritten[own] = module, name
             deltas |= {at[path]: (name, path) for path in plan.deltas.get(name, {})}
