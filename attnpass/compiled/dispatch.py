@@ -13,6 +13,7 @@ from attnpass.compiled.inner import Compiled
 from attnpass.compiled.layers import CURE, Layer
 from attnpass.errors import PlanError
 from attnpass.plan import Plan
+from attnpass.torch_internals import FakeTensor
 
 log = logging.getLogger("attnpass")
 
@@ -83,6 +84,7 @@ class Dispatch:
     Args:
         fallback: runs where no layer is known. meet: the layer of a call that none of the known
             ones serves; None where the plan has none. strict: raise instead of falling back.
+        trial: runs where a call brings fake tensors.
     """
 
     def __init__(
@@ -91,8 +93,9 @@ class Dispatch:
         meet: Callable[[Sequence[Any]], Run | None],
         *,
         strict: bool = False,
+        trial: Run | None = None,
     ) -> None:
-        self.fallback, self.meet, self.strict = fallback, meet, strict
+        self.fallback, self.meet, self.strict, self.trial = fallback, meet, strict, trial
         self.layers: list[Run] = []
         self.warned = False
 
@@ -105,6 +108,9 @@ class Dispatch:
         for run in self.layers:
             if run.serves(args):
                 return run(*args)
+        # torch asks the parts of a split graph for the shapes of their results
+        if self.trial is not None and any(isinstance(x, FakeTensor) for x in args):
+            return self.trial(*args)
         met = self.meet(args)
         if met is not None:
             self.layers.append(met)

@@ -82,22 +82,25 @@ class GraphCompiler:
         self._refuse(found, plan)
         refuse_missed(self.inputs, plan, found.names, strict=strict)
         whole = all(own == name for own, name in found.names.items())
-        if whole and not found.unknown and not plan.bindings:
+        if found.names and whole and not found.unknown and not plan.bindings:
             # no error: the rest may be in other graphs of the model
             for absent in plan.absent(set(found.names.values()), "graph")[:1]:
                 log.warning("%s", absent)
         rest = [] if found.anyone else others(outline, plan, found.names)
         layers = self._layers(found, rest, meeting)
-        ran = layers[0].names if found.names else {}
+        # where nothing is known yet, the calls will say which layer they are
+        unsaid = not found.names and not found.unknown
+        ran = layers[0].names if layers and (found.names or unsaid) else {}
         self._steady({own: plan.sites[name].form for own, name in ran.items()})
         later = any(plan.sites[site].changes for names in rest for site in names.values())
-        if not later and not any(one.modules for one in layers):
+        if not unsaid and not later and not any(one.modules for one in layers):
             return self._unchanged(plan)
         self.report.plan = plan.hash
         # variants: rewrite and compile, once for all layers that differ in values alone
         for one in layers:
             self._compile(one, meeting)
-        out = Dispatch(self.original.forward, meeting, strict=self.options.strict)
+        trial = meeting.trial(layers[0]) if unsaid and layers else None
+        out = Dispatch(self.original.forward, meeting, strict=self.options.strict, trial=trial)
         if found.names:
             out.layers.append(meeting.run(layers[0]))
         reports.record(self.report)

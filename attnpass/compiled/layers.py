@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from attnpass.kernels.tile import Tiles
 from attnpass.matching import Outline
 from attnpass.plan import Plan, warn_or_raise
 from attnpass.text import listed
+from attnpass.torch_internals import FakeTensor
 
 log = logging.getLogger("attnpass")
 
@@ -85,13 +86,27 @@ class Served:
 
 
 def served(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Served:
-    """Which sites of the plan the attentions of a graph are, for the inputs of one call."""
-    found = _by_parameters(graph, inputs, plan) or _by_weights(graph, inputs, plan)
+    """Which sites of the plan the attentions of a graph are, for the inputs of one call.
+
+    Where torch compiles the parts of a split graph (DDP), it gives stand-ins for the parameters:
+    nothing is known then, and nothing unknown, until a call brings the parameters.
+    """
+    real = not _stand_ins(inputs[i] for _, at in graph.rows for i in at)
+    found: Names = {}
+    if real:
+        found = _by_parameters(graph, inputs, plan) or _by_weights(graph, inputs, plan)
     anyone = not found
     found = found or _by_names(graph, plan)
+    if not real and not found:
+        return Served({}, [])
     found |= _without_parameters(graph, plan, found)
     unknown = [s.name for s in graph.sites if s.name not in found]
     return Served(found, unknown, anyone and bool(found))
+
+
+def _stand_ins(parameters: Iterable[Any]) -> bool:
+    """Whether parameters are not the model's own, but fake tensors of a trace."""
+    return any(isinstance(x, FakeTensor) for x in parameters)
 
 
 def others(graph: Outline, plan: Plan, names: Names) -> list[Names]:
@@ -102,6 +117,9 @@ def others(graph: Outline, plan: Plan, names: Names) -> list[Names]:
     own = [s.name for s in graph.sites]
     ends = [site.removesuffix(own[0]) for site in plan.sites if f".{site}".endswith(f".{own[0]}")]
     layers = [{name: prefix + name for name in own} for prefix in ends]
+    # the model may be wrapped in another module (DDP), whose graph has longer names
+    outer = [own[0].removesuffix(site) for site in plan.sites if own[0].endswith(f".{site}")]
+    layers += [{name: name.removeprefix(prefix) for name in own} for prefix in outer]
     if own == ["root"]:
         layers = [{"root": site} for site in plan.sites]
     known = [x for x in layers if all(site in plan.sites for site in x.values())]
@@ -238,6 +256,7 @@ def layer(
     *,
     strict: bool,
     anyone: bool = False,
+    quiet: bool = False,
 ) -> Layer:
     """What one layer of the plan runs under this graph.
 
@@ -246,6 +265,7 @@ def layer(
         names: the graph's names of sites to the plan's. tiles: measured launch parameters.
         strict: raise where an entry does not fit.
         anyone: every call is of this layer.
+        quiet: the inputs are those of another layer, and this one may never come: say nothing.
 
     Raises:
         PlanError: with ``strict``, an entry that does not fit.
@@ -259,15 +279,22 @@ def layer(
         if name is None:
             continue
         at = _positions(graph, own, name)
-        module = plan.module(
-            replace(site, name=name),
-            strict=strict,
-            tiles=tiles,
-            device=parameters[0].device if parameters else None,
-            weights={path: inputs[i] for path, i in at.items()},
-        )
+        try:
+            module = plan.module(
+                replace(site, name=name),
+                strict=strict or quiet,
+                tiles=tiles,
+                device=parameters[0].device if parameters else None,
+                weights={path: inputs[i] for path, i in at.items()},
+            )
+        except PlanError:
+            if not quiet:
+                raise
+            continue
         if module is not None:
-            plan.warn_if_weights_changed(name, parameters)
+            # a site of the very same path is this one, although its weights are others
+            if not quiet or (own == name and not _stand_ins(parameters)):
+                plan.warn_if_weights_changed(name, parameters)
             modules[own], rewritten[own] = module, name
             deltas |= {at[path]: (name, path) for path in plan.deltas.get(name, {})}
     identity = [] if anyone else _identity(graph, inputs, plan, names)
@@ -279,7 +306,11 @@ def _positions(graph: Outline, own: str, name: str) -> dict[str, int]:
     own, name = own.partition("#")[0], name.partition("#")[0]
     below = own == "root" and name != "root"
     prefix = f"{name}." if below else name.removesuffix(own)
-    return {prefix + path: i for i, path in enumerate(graph.paths) if path}
+    if own.endswith(f".{name}"):  # in the graph, the model is inside another module
+        outer, prefix = own.removesuffix(name), ""
+    else:
+        outer = ""
+    return {prefix + path.removeprefix(outer): i for i, path in enumerate(graph.paths) if path}
 
 
 def _identity(

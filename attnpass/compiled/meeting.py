@@ -45,16 +45,22 @@ class Meeting:
         self, names: Names, inputs: Sequence[Any], *, anyone: bool = False, quiet: bool = False
     ) -> Layer:
         """One layer under this graph; ``quiet``: one that may never come."""
-        strict = self.strict and not quiet
         found = layer(
-            self.graph, inputs, self.plan, names, self.tiles, strict=strict, anyone=anyone
+            *(self.graph, inputs, self.plan, names, self.tiles),
+            strict=self.strict,
+            anyone=anyone,
+            quiet=quiet,
         )
         return replace(found, held=self.held)
 
     def run(self, one: Layer) -> Run:
-        """A layer with its variant, which must be compiled."""
+        """A layer with its variant, which must be compiled; the report says that it runs."""
         forms = {name: self.plan.sites[name].form for name in one.names.values()}
         reports.record(Report(rewritten=forms))
+        return self.trial(one)
+
+    def trial(self, one: Layer) -> Run:
+        """As ``run``, for a layer that may never come."""
         values = Values(list(added_values(self.plan, one).values()), trained=not self.eager)
         return Run(self.plan, one, self.variants[signature(self.plan, one)], values)
 

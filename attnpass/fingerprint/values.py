@@ -40,7 +40,8 @@ def digest_weights(parameters: Iterable[Tensor]) -> str:
     """Digest of tensors (dtype, shape, bytes), 16 hex digits."""
     h = hashlib.sha256()
     for parameter in parameters:
-        value = parameter.detach().cpu().contiguous()
+        # a copy: numpy makes the storage it reads one that sharding can no longer free
+        value = parameter.detach().cpu().contiguous().clone()
         h.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        h.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        h.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()[:16]

@@ -122,10 +122,18 @@ def _carry_metadata(old: fx.GraphModule, new: fx.GraphModule) -> None:
 
 
 def _describe_added(gm: fx.GraphModule, inputs: list[Any], context: TracingContext) -> None:
-    """Inputs that Dynamo did not know (a form's parameters): their source, and that they stay."""
+    """Inputs that Dynamo did not know (a form's parameters): their source, and that they stay.
+
+    A part of a graph that torch split (DDP) has inputs without a source; it is None there.
+    """
     for node, value in zip(gm.graph.find_nodes(op="placeholder"), inputs, strict=True):
-        if dynamo_source(node) is None:
-            set_added_input(node, context.tensor_to_context[value].tensor_source)
+        if dynamo_source(node) is not None:
+            continue
+        known = context.tensor_to_context.get(value) if isinstance(value, Tensor) else None
+        if known is None:
+            set_dynamo_source(node, None)
+        else:
+            set_added_input(node, known.tensor_source)  # type: ignore[attr-defined]
 
 
 class Opened(fx.Interpreter):

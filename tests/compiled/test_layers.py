@@ -14,6 +14,7 @@ from attnpass.compiled import layers
 from attnpass.compiled.layers import Served, layer, others, refuse_missed, refused, served
 from attnpass.errors import PlanError
 from attnpass.matching import MatchedGraph
+from attnpass.plan import Delta
 from attnpass.plan.identity import Bindings
 
 
@@ -237,3 +238,63 @@ def test_without_parameters_what_is_computed_tells_apart():
 def test_every_condition_has_a_test():
     stated = numbered(layers.__doc__)
     assert all(f"test_condition_{n}_" in " ".join(globals()) for n in stated) and len(stated) == 7
+
+
+class Wider(nn.Module):
+    """Two layers of one class and of different widths, compiled one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([Layer(12, 24), Layer(24, 12), Layer(12, 12)])
+
+    def forward(self, x):
+        for one in self.layers:
+            x = one(x)
+        return x
+
+
+class Layer(nn.Module):
+    """Single-headed attention, then another width."""
+
+    def __init__(self, width, out):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in "qkv")
+        self.o = nn.Linear(width, out)
+
+    def forward(self, x):
+        return self.o(nn.functional.scaled_dot_product_attention(self.q(x), self.k(x), self.v(x)))
+
+
+def test_of_layers_that_do_not_come_through_a_graph_nothing_is_said(warnings_):
+    """A graph prepares other layers of its inner names; they need not have its shapes."""
+    model = Wider().eval()
+    x = torch.randn(2, 5, 12)
+    plan = make_plan(model, x)
+    for i, one in enumerate(model.layers):
+        delta = Delta(one.q.weight.shape)
+        nn.init.normal_(delta.full, std=0.2)
+        plan.deltas[f"layers.{i}"] = {f"layers.{i}.q.weight": delta}
+    want = captured(model, plan, x)(x)
+    torch._dynamo.reset()
+    for one in model.layers:
+        one.compile(backend="attnpass", options={"inner": "eager", "plan": plan})
+    with torch.no_grad():
+        assert error(model(x), want) <= BOUND
+    assert sorted(attnpass.compiled_report().rewritten) == [f"layers.{i}" for i in range(3)]
+    assert warnings_() == []
+
+
+def test_a_model_inside_another_module_has_its_deltas(warnings_):
+    """The graph's paths are longer than the plan's."""
+    model, x = build(2), data()
+    plan = make_plan(model, x)
+    for i, block in enumerate(model.blocks):
+        delta = Delta(block.attn.q.weight.shape)
+        nn.init.normal_(delta.full, std=0.3)
+        plan.deltas[f"blocks.{i}.attn"] = {f"blocks.{i}.attn.q.weight": delta}
+    want = captured(model, plan, x)(x)
+    torch._dynamo.reset()
+    options = {"inner": "eager", "plan": plan, "strict": True}
+    with torch.no_grad():
+        got = torch.compile(nn.Sequential(model), backend="attnpass", options=options)(x)
+    assert error(got, want) <= BOUND and warnings_() == []

@@ -34,6 +34,14 @@ def test_the_order_of_weights_counts():
     assert digest_weights([X, X + 1]) != digest_weights([X + 1, X])
 
 
+def test_a_storage_that_was_read_can_still_be_freed():
+    """Sharding frees gathered weights by resizing their storage."""
+    weight = torch.ones(3)
+    digest_weights([weight])
+    assert weight.untyped_storage().resizable()
+    weight.untyped_storage().resize_(0)
+
+
 def test_all_of_a_large_array_counts():
     one, two = np.zeros(5000), np.zeros(5000)
     two[2500] = 1
