@@ -30,6 +30,7 @@ from attnpass.errors import CaptureError
 from attnpass.plan import Plan
 from attnpass.torch_internals import (
     TracingContext,
+    any_convolution,
     argument_fakes,
     dynamo_exceptions,
     expression,
@@ -41,6 +42,7 @@ from attnpass.torch_internals import (
 )
 
 
+@any_convolution()
 def convert(model: nn.Module, plan: Plan, *args: Any, **kwargs: Any) -> nn.Module:
     """A plain module that computes ``model`` under ``plan``, no compiler involved.
 

@@ -10,7 +10,9 @@ Conditions:
 1. Leaves of the arguments that are no tensors have the type and value given to ``convert``.
 2. Tensors among them have the type, dtype, device and layout given to ``convert``.
 3. Their sizes and strides fulfil the conditions under which Dynamo captured the graph. Every axis
-   above 1 was symbolic then; what the model, its plan or a branch made of it is a condition.
+   above 1 was symbolic then; what the model, its plan or a branch made of it is a condition. From
+   which size on torch takes another kernel for a convolution is none, where all kernels give
+   results of one memory format (``any_convolution``): the operator chooses anew at every call.
 4. Tensors that were different are different, and those that were one are one.
 5. Gradients: ``torch.is_grad_enabled`` and ``requires_grad`` of the arguments are a combination
    under which Dynamo makes the same graph; other combinations are not covered. (A model that asks
