@@ -5,6 +5,7 @@ A reader of a replaced file sees the old content or the new, never a part.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import stat
@@ -68,6 +69,22 @@ def read_file(path: Path, limit: int) -> bytes:
     """
     with opened(path, limit) as descriptor, open(descriptor, "rb", closefd=False) as file:
         return file.read(limit)
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Inside, nothing is searched for garbage: what a large file holds is made once and kept.
+
+    Python would walk all objects of the process, those of torch too, each time they grow by a
+    quarter. Also a decorator.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def parse_json(text: str | bytes) -> Any:

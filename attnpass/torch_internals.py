@@ -12,8 +12,8 @@ import hashlib
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Container, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,6 +219,40 @@ def size_guards(fakes: Mapping[str, Tensor]) -> list[str]:
     sources = [LocalSource(name) for name in fakes]
     found = env.produce_guards(list(fakes.values()), sources, ignore_static=False)
     return [text for text in found if ".storage_offset() ==" not in text]
+
+
+@contextmanager
+def any_convolution() -> Iterator[None]:
+    """Inside, a trace takes no condition from which kernel a convolution would choose.
+
+    A fake convolution asks torch which one would run, by thresholds such as ``16 <= batch``, to
+    learn the memory format of its result and nothing else. Where all kernels give one format,
+    the thresholds decide nothing: the operator in the graph chooses anew at every call. Where
+    formats differ (channels last) they stay conditions. Public API: none.
+    """
+    select = torch._C._select_conv_backend
+    format_of = torch._C._conv_determine_backend_memory_format
+    kinds: Any = torch._C._ConvBackend  # type: ignore[attr-defined]
+    # not all of them have a name in Python
+    numbers = range(max(int(kind) for kind in kinds.__members__.values()) + 1)
+
+    def chosen(x: Any, weight: Any, *args: Any, **given: Any) -> Any:
+        env = x.fake_mode.shape_env if isinstance(x, FakeTensor) else None
+        if env is None or x.is_mkldnn or x.is_xpu:
+            return select(x, weight, *args, **given)
+        rows = (x, weight)
+        if weight.ndim == 3:  # torch computes it as one of images, and asks for their format
+            rows = x.contiguous().unsqueeze(2), weight.unsqueeze(2)
+        if len({format_of(*rows, kinds(i)) for i in numbers}) > 1:
+            return select(x, weight, *args, **given)
+        with env.suppress_guards():
+            return select(x, weight, *args, **given)
+
+    torch._C._select_conv_backend = chosen
+    try:
+        yield
+    finally:
+        torch._C._select_conv_backend = select
 
 
 def hint(size: int | torch.SymInt) -> int | None:

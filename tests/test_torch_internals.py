@@ -201,6 +201,30 @@ def test_argument_fakes_and_size_guards_say_what_a_trace_took_for_granted():
     assert not any("storage_offset" in text for text in seen[1])
 
 
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_any_convolution_leaves_out_thresholds_of_kernels_of_one_format(form):
+    """Where the format of the result may depend on the kernel, they stay conditions."""
+
+    def conditions():
+        torch._dynamo.reset()
+        seen = []
+
+        def backend(gm, inputs):
+            env = internals.TracingContext.get().fake_mode.shape_env
+            seen.extend(str(guard.expr) for guard in env.guards)
+            return gm.forward
+
+        x, layer = torch.randn(20, 4, 6, 7).to(memory_format=form), torch.nn.Conv2d(4, 4, 3)
+        torch.compile(layer.to(memory_format=form), backend=backend, dynamic=True)(x)
+        return [text for text in seen if "16" in text]
+
+    plain = conditions()
+    with internals.any_convolution():
+        inside = conditions()
+    assert inside == (plain if form is torch.channels_last else [])
+    assert conditions() == plain
+
+
 def test_statically_known_true_holds_for_every_size(sizes):
     symbolic, _ = sizes
     known = internals.statically_known_true

@@ -7,6 +7,7 @@ that depend on sizes. What a call must fulfil is in ``conversion_guards``.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -26,10 +27,12 @@ from attnpass.capture.conversion_guards import (
     is_plain,
     needs,
 )
+from attnpass.capture.single_item import Sizes, first_items, same_graph, sizes_between
 from attnpass.errors import CaptureError
 from attnpass.plan import Plan
 from attnpass.torch_internals import (
     TracingContext,
+    any_convolution,
     argument_fakes,
     dynamo_exceptions,
     expression,
@@ -40,13 +43,17 @@ from attnpass.torch_internals import (
     unmark_dynamic,
 )
 
+log = logging.getLogger("attnpass")
 
+
+@any_convolution()
 def convert(model: nn.Module, plan: Plan, *args: Any, **kwargs: Any) -> nn.Module:
     """A plain module that computes ``model`` under ``plan``, no compiler involved.
 
     It shares the model's parameters and buffers and the plan's parameters, is differentiable, and
     takes what the example covers: the same structure, dtypes, devices and plain values, and any
-    size for which the model runs the same graph (an axis of size 1 stays 1). Training or
+    size for which the model runs the same graph (an axis of size 1 stays 1; a batch of several
+    may become one item where the graph is proven to be the same). Training or
     evaluation mode, autocast and default dtype are those of the conversion. A call that is not
     covered raises a CaptureError; it never computes something else.
 
@@ -62,6 +69,24 @@ def convert(model: nn.Module, plan: Plan, *args: Any, **kwargs: Any) -> nn.Modul
     args, kwargs = _without_bases((args, kwargs))
     leaves = pytree.tree_leaves((args, kwargs))
     _refuse_leaves(model, leaves)
+    made, fakes = _converted(model, plan, args, kwargs)
+    _add_single(made, fakes, model, plan, (args, kwargs))
+    return made
+
+
+def _converted(
+    model: nn.Module,
+    plan: Plan,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    strict: bool = False,
+) -> tuple[Converted, dict[int, Tensor]]:
+    """The module of one capture, and the fake tensors of its arguments by position.
+
+    ``strict``: under the plan as it is, or not at all.
+    """
+    leaves = pytree.tree_leaves((args, kwargs))
     before = _attributes(model)
     capture, result = _captured(model, plan, args, kwargs)
     changed = [name for name, x in _attributes(model).items() if not _same(before.get(name), x)]
@@ -72,8 +97,32 @@ def convert(model: nn.Module, plan: Plan, *args: Any, **kwargs: Any) -> nn.Modul
         )
     _refuse_results(capture.graphs[0], result, leaves)
     capture.bind_plan(plan)
-    capture.use(plan)
-    return Converted(model, capture, (args, kwargs), result)
+    capture.use(plan, strict=strict)
+    fakes = _fakes(capture.graphs[0], (args, kwargs), leaves)
+    return Converted(model, capture, fakes, (args, kwargs), result), fakes
+
+
+def _add_single(
+    made: Converted, fakes: dict[int, Tensor], model: nn.Module, plan: Plan, given: Any
+) -> None:
+    """Let a module take one item too, where its graph is proven to be that of one."""
+    leaves, spec = pytree.tree_flatten(given)
+    item = first_items(leaves)
+    if item is None:
+        return
+    before = _attributes(model)
+    try:
+        one, own = _converted(model, plan, *pytree.tree_unflatten(item, spec), strict=True)
+    except Exception as error:  # the model need not run on one item
+        log.debug("not converted for one item: %s", error)
+    else:
+        made.add(one, sizes_between(fakes, own))
+    changed = [name for name, x in _attributes(model).items() if not _same(before.get(name), x)]
+    if changed:
+        raise CaptureError(
+            "expected a model that leaves its attributes as they are, got one that changes"
+            f" {changed[0]} for one item; return the value, or write into a buffer in place"
+        )
 
 
 def _without_bases(given: Any) -> Any:
@@ -364,14 +413,22 @@ class Converted(nn.Module):
 
     Args:
         model: whose parameters and buffers are shared. capture: of one graph, under the plan in
-            use. given: the arguments at conversion. result: the model's result for them.
+            use. fakes: of its arguments, by position. given: the arguments at conversion. result:
+            the model's result for them.
 
     Raises:
         CaptureError: the result holds what the graph does not make, or an input of the graph comes
             from nowhere that a call could look.
     """
 
-    def __init__(self, model: nn.Module, capture: _Recorded, given: Any, result: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        capture: _Recorded,
+        fakes: dict[int, Tensor],
+        given: Any,
+        result: Any,
+    ) -> None:
         super().__init__()
         graph = capture.graphs[0]
         assert graph.last is not None
@@ -382,8 +439,7 @@ class Converted(nn.Module):
         self.deltas = nn.ModuleDict({str(i): delta for i, delta in layer.deltas.items()})
         self._deltas = dict(layer.deltas)
         leaves, self._in_spec = pytree.tree_flatten(given)
-        symbols = [n.meta.get("val") for n in graph.normal.graph.find_nodes(op="placeholder")]
-        fakes = _fakes(symbols, given, leaves)
+        symbols = _placeholders(graph)
         self._sources = self._found_sources(model, inputs, symbols, leaves, fakes)
         state = {}
         for source in dict.fromkeys(self._sources):
@@ -428,6 +484,25 @@ class Converted(nn.Module):
             else:
                 sources.append(_size_of_an_argument(x, symbol, fakes))
         return sources
+
+    def add(self, one: Converted, sizes: Sizes | None) -> None:
+        """Take the calls of another capture too, where its graph is this one (``single_item``)."""
+        if (
+            sizes is not None
+            and self._ends() == one._ends()
+            and same_graph(self.graph_module, one.graph_module, sizes)
+        ):
+            self._guards.add(one._guards)
+
+    def _ends(self) -> tuple[Any, ...]:
+        """Where what is no size comes from and goes to, with the deltas there."""
+        rows = enumerate(self._sources)
+        sources = [
+            (id(getattr(self, s.name)) if isinstance(s, Constant) else s, self._deltas.get(i))
+            for i, s in rows
+            if not isinstance(s, Size)
+        ]
+        return sources, self._results, self._out_spec
 
     def _adopt(self, path: str, model: nn.Module) -> Tensor:
         """The model's own tensor, registered, shared, under a name without dots."""
@@ -483,13 +558,18 @@ class Converted(nn.Module):
                 return value
 
 
-def _fakes(symbols: Sequence[Any], given: Any, leaves: list[Any]) -> dict[int, Tensor]:
+def _placeholders(graph: CapturedGraph) -> list[Any]:
+    """The fake values of a graph's inputs."""
+    return [n.meta.get("val") for n in graph.normal.graph.find_nodes(op="placeholder")]
+
+
+def _fakes(graph: CapturedGraph, given: Any, leaves: list[Any]) -> dict[int, Tensor]:
     """The fake tensor of every argument that Dynamo read, by its position.
 
     Raises:
         CaptureError: a tensor among the arguments is found by no path.
     """
-    like = next((x for x in symbols if isinstance(x, Tensor)), None)
+    like = next((x for x in _placeholders(graph) if isinstance(x, Tensor)), None)
     position = {id(x): i for i, x in reversed(list(enumerate(leaves)))}
     # Dynamo also follows the tensor of which an argument is a view
     bases = {id(x._base) for x in leaves if isinstance(x, Tensor)} - position.keys()

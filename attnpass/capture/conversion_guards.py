@@ -10,7 +10,9 @@ Conditions:
 1. Leaves of the arguments that are no tensors have the type and value given to ``convert``.
 2. Tensors among them have the type, dtype, device and layout given to ``convert``.
 3. Their sizes and strides fulfil the conditions under which Dynamo captured the graph. Every axis
-   above 1 was symbolic then; what the model, its plan or a branch made of it is a condition.
+   above 1 was symbolic then; what the model, its plan or a branch made of it is a condition. From
+   which size on torch takes another kernel for a convolution is none, where all kernels give
+   results of one memory format (``any_convolution``): the operator chooses anew at every call.
 4. Tensors that were different are different, and those that were one are one.
 5. Gradients: ``torch.is_grad_enabled`` and ``requires_grad`` of the arguments are a combination
    under which Dynamo makes the same graph; other combinations are not covered. (A model that asks
@@ -63,7 +65,14 @@ class SizeConditions:
 
 def _compiled(text: str) -> Callable[[list[Any]], bool]:
     found: Callable[[list[Any]], bool] = eval(f"lambda x: {text}", {"math": math, "torch": torch})
-    return found
+
+    def holds(x: list[Any]) -> bool:
+        try:
+            return found(x)
+        except ZeroDivisionError:  # a remainder by a size that is 0 here
+            return False
+
+    return holds
 
 
 def is_plain(x: Any) -> bool:
@@ -155,12 +164,17 @@ class Guards:
         gradients: Gradients,
     ) -> None:
         self.names, self.sizes, self.gradients = tuple(names), sizes, gradients
+        self.also: list[tuple[SizeConditions, Gradients]] = []
         self.plain = [None if isinstance(x, Tensor) else (x,) for x in leaves]
         self.types = [type(x) for x in leaves]
         self.kinds = [_kind(x) if isinstance(x, Tensor) else None for x in leaves]
         self.twins, self.ambient, self.training = twins(leaves), ambient(), training
         self.paths = tuple(state)
         self.state = [_state(x) for x in state.values()]
+
+    def add(self, other: Guards) -> None:
+        """Take sizes and gradients of another capture too, whose graph was proven to be this."""
+        self.also.append((other.sizes, other.gradients))
 
     def check(self, leaves: list[Any], state: list[Tensor], training: bool) -> None:
         """Raise CaptureError for a call that the conversion does not cover."""
@@ -170,13 +184,15 @@ class Guards:
                 "expected the same arguments to be one tensor as given to convert, got others;"
                 " convert with different tensors"
             )
-        if not self.sizes.hold(leaves):
+        rows = ((self.sizes, self.gradients), *self.also)
+        gradients = next((own for sizes, own in rows if sizes.hold(leaves)), None)
+        if gradients is None:
             self._raise_sizes(leaves)
-        if (torch.is_grad_enabled(), needs(leaves)) not in self.gradients.calls:
+        elif (torch.is_grad_enabled(), needs(leaves)) not in gradients.calls:
             self._raise_gradients(leaves)
         if not _same_ambient(self.ambient, ambient()):
             self._raise_ambient()
-        self._check_state(state)
+        self._check_state(state, self.gradients if gradients is None else gradients)
         if training != self.training:
             raise CaptureError(
                 f"expected the module in {_mode(self.training)} mode as the model was at"
@@ -195,7 +211,7 @@ class Guards:
             elif not _equal(known[0], x):
                 raise _other(self.names[i], known[0], x)
 
-    def _check_state(self, state: list[Tensor]) -> None:
+    def _check_state(self, state: list[Tensor], gradients: Gradients) -> None:
         """Shapes, dtypes, devices and gradients of parameters and buffers."""
         found = [_state(x) for x in state]
         if found != self.state:
@@ -204,7 +220,7 @@ class Guards:
                 f"expected {self.paths[i]} of {self.state[i]} as at conversion, got {found[i]};"
                 " change the model first, then convert it"
             )
-        if needs(state) not in self.gradients.state:
+        if needs(state) not in gradients.state:
             raise CaptureError(
                 "expected the parameters to need gradients as at conversion, got others that"
                 " do; convert again after freezing or unfreezing"

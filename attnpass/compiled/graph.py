@@ -104,7 +104,7 @@ class GraphCompiler:
         if found.names:
             out.layers.append(meeting.run(layers[0]))
         reports.record(self.report)
-        log.info("%s; plan %s", self.report.summary, plan.hash)
+        log.info("%s; plan %s", self.report.summary, self.report.plan)
         return out.__call__
 
     def _steady(self, forms: Mapping[str, str]) -> None:

@@ -129,19 +129,27 @@ def others(graph: Outline, plan: Plan, names: Names) -> list[Names]:
 def _by_parameters(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Names:
     """The sites that are known by the very parameters of a call (condition 1)."""
     bound = {site: [id(p) for p in plan.parameters_of(site)] for site in plan.sites}
+    users: dict[int, list[str]] = {}
+    for site, held in bound.items():
+        for parameter in set(held):
+            users.setdefault(parameter, []).append(site)
+
+    def holding(name: str, own: list[int]) -> list[str]:
+        """The sites with exactly these parameters; else those with these and others."""
+        sites = [site for site in users.get(own[0], ()) if set(own) <= set(bound[site])]
+        return [site for site in sites if bound[site] == own] or sites
+
     given = {site.name: [id(inputs[i]) for i in at] for site, at in graph.rows}
-    return _paired(given, lambda name, own: _holding(own, bound), plan)
-
-
-def _holding(own: list[int], bound: Mapping[str, list[int]]) -> list[str]:
-    """The sites with exactly these parameters; else those with these and others."""
-    exact = [site for site, held in bound.items() if held == own]
-    return exact or [site for site, held in bound.items() if set(own) <= set(held)]
+    return _paired(given, holding, plan)
 
 
 def _by_weights(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Names:
     """The sites whose recorded weights are those of a call (condition 2)."""
-    if not any(entry.weights for entry in plan.sites.values()):
+    recorded: dict[str, list[str]] = {}
+    for site, entry in plan.sites.items():
+        if entry.weights:
+            recorded.setdefault(entry.weights, []).append(site)
+    if not recorded:
         return {}
     digests = {
         site.name: [digest_weights(inputs[i] for i in at)] if at else [] for site, at in graph.rows
@@ -151,9 +159,8 @@ def _by_weights(graph: Outline, inputs: Sequence[Any], plan: Plan) -> Names:
         ends = f".{name.partition('#')[0]}"
         return [
             site
-            for site, entry in plan.sites.items()
-            if entry.weights == own[0]
-            and (ends == ".root" or f".{site.partition('#')[0]}".endswith(ends))
+            for site in recorded.get(own[0], ())
+            if ends == ".root" or f".{site.partition('#')[0]}".endswith(ends)
         ]
 
     return _paired(digests, equal, plan)
@@ -204,12 +211,12 @@ def _without_parameters(graph: Outline, plan: Plan, found: Names) -> Names:
     names = {s.name: s.fits() for s in free}
     if names.keys() == rest.keys() and all(rest[n].fits == fits for n, fits in names.items()):
         return {name: name for name in names}
-    out: Names = {}
-    for name, fits in names.items():
-        fitting = [n for n, entry in rest.items() if entry.fits == fits]
-        if fitting and _alike(fitting, plan):
-            out[name] = fitting[0]
-    return out
+    first: dict[str, str | None] = {}
+    for fits in names.values():
+        if str(fits) not in first:
+            fitting = [n for n, entry in rest.items() if entry.fits == fits]
+            first[str(fits)] = fitting[0] if fitting and _alike(fitting, plan) else None
+    return {name: site for name, fits in names.items() if (site := first[str(fits)]) is not None}
 
 
 def refused(found: Served, plan: Plan, *, strict: bool) -> str:
@@ -273,19 +280,23 @@ def layer(
     modules: dict[str, nn.Module] = {}
     deltas: dict[int, tuple[str, str]] = {}
     rewritten: Names = {}
+    below: dict[tuple[str, str], tuple[dict[str, int], dict[str, Tensor]]] = {}
     for site, positions in graph.rows:
         own, parameters = site.name, [inputs[i] for i in positions]
         name = names.get(own)
         if name is None:
             continue
-        at = _positions(graph, own, name)
+        moved = _moved(own, name)
+        if moved not in below:  # mostly one for all sites
+            below[moved] = _below(moved, graph, inputs)
+        at, weights = below[moved]
         try:
             module = plan.module(
                 replace(site, name=name),
                 strict=strict or quiet,
                 tiles=tiles,
                 device=parameters[0].device if parameters else None,
-                weights={path: inputs[i] for path, i in at.items()},
+                weights=weights,
             )
         except PlanError:
             if not quiet:
@@ -301,16 +312,25 @@ def layer(
     return Layer(rewritten, modules, deltas, identity)
 
 
-def _positions(graph: Outline, own: str, name: str) -> dict[str, int]:
-    """The inputs of a layer by their path in the whole model, from one of its sites' names."""
+def _below(
+    moved: tuple[str, str], graph: Outline, inputs: Sequence[Any]
+) -> tuple[dict[str, int], dict[str, Tensor]]:
+    """The positions of a graph's weights, and the weights, by their paths in the whole model."""
+    outer, prefix = moved
+    at = {prefix + path.removeprefix(outer): i for i, path in enumerate(graph.paths) if path}
+    return at, {path: inputs[i] for path, i in at.items()}
+
+
+def _moved(own: str, name: str) -> tuple[str, str]:
+    """What stands before the paths in the graph alone, and what in the whole model alone.
+
+    ``own`` and ``name`` are those of one site, in the graph and in the model.
+    """
     own, name = own.partition("#")[0], name.partition("#")[0]
     below = own == "root" and name != "root"
-    prefix = f"{name}." if below else name.removesuffix(own)
     if own.endswith(f".{name}"):  # in the graph, the model is inside another module
-        outer, prefix = own.removesuffix(name), ""
-    else:
-        outer = ""
-    return {prefix + path.removeprefix(outer): i for i, path in enumerate(graph.paths) if path}
+        return own.removesuffix(name), ""
+    return "", f"{name}." if below else name.removesuffix(own)
 
 
 def _identity(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from attnpass import forms
 from attnpass.errors import OptionError, PlanError
-from attnpass.files import parse_json, read_file, reason, replace_file
+from attnpass.files import parse_json, read_file, reason, replace_file, uncollected
 from attnpass.plan.entry import Entry
 from attnpass.plan.identity import structure_digest, weights_digest
 from attnpass.plan.parameters import Deltas, Values, changed_deltas
@@ -108,6 +108,7 @@ class Document:
             ) from error
 
     @classmethod
+    @uncollected()
     def load(cls, path: Path) -> Document:
         """The plan of a JSON file and of the parameters beside it.
 

@@ -132,13 +132,12 @@ def plan_hash(
     entries: Mapping[str, Entry], values: Values, deltas: Deltas, runs: Callable[[Entry], bool]
 ) -> str:
     """Digest of forms, options and parameter values where an entry ``runs``, 16 hex digits."""
-    h = hashlib.sha256()
-    for name, entry in sorted(entries.items()):
+    h, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True).encode
+    for name in sorted(entries):
+        entry = entries[name]
         if not runs(entry):
             continue
-        h.update(
-            json.dumps([name, entry.form, entry.options, entry.fits], sort_keys=True).encode()
-        )
+        h.update(encode([name, entry.form, entry.options, entry.fits]).encode())
         own = values.get(name, {})
         h.update(" ".join(sorted(own)).encode())
         h.update(digest_weights(own[key] for key in sorted(own)).encode())

@@ -26,10 +26,8 @@ def test_convert_equals_capture_at_any_batch(form):
     plan = shaken(Plan.create(model, data(), form=form))
     module, capture = converted(model, plan, data())
     with torch.no_grad():
-        for batch in (2, 3, 7):
+        for batch in (1, 2, 3, 7):
             assert error(module(data(batch)), capture(data(batch))) <= BOUND
-        with pytest.raises(CaptureError, match=r"2 <= args\[0\]\.size\(\)\[0\]"):
-            module(data(1))
 
 
 def test_convert_shares_parameters_and_is_differentiable():

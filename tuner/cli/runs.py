@@ -56,7 +56,9 @@ def show(names: tuple[str, ...], as_json: bool, db: str | None) -> Answer:
 
             return Answer(result.as_dict(), show_run)
         plans = [plan_named(store, name) for name in names]
-    value = plans[0].as_dict() if len(plans) == 1 else {"plans": [p.as_dict() for p in plans]}
+    # of a large plan it takes seconds
+    dicts = [plan.as_dict() for plan in plans] if as_json else [{}]
+    value = dicts[0] if len(plans) == 1 else {"plans": dicts}
     return Answer(value, lambda c: c.print(plan_table(*plans)))
 
 
