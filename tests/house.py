@@ -95,6 +95,7 @@ ARROWS: dict[str, dict[str, str]] = {
         "rewrite": "puts a plan's forms into a graph",
         "site": "declines",
         "store": "pinned plans and measured tiles; imported when needed",
+        "text": "lists the sites that a graph passes over",
     },
     "recover": {
         "batch": "learns from batches",
