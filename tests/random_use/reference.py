@@ -84,6 +84,7 @@ def formed(forms: dict[str, Form], turns: deque[str]) -> dict[str, Any]:
         if form["form"] == "hydra":
             rows = None if keep is None else keep[:, None, None, :]
             causal = self.spec.mask == "causal"
+            q = q.expand(k.shape[0], -1, -1, -1)
             return hydra_by_hand(form["values"], q, k, v, rows, causal=causal)
         return attention(self.spec, q, k, v, keep, form)
 
