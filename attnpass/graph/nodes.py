@@ -72,10 +72,10 @@ def module_path(node: fx.Node) -> str:
 
 
 def plain_path(path: str) -> str:
-    """Dynamo's ``L['self']._modules['a'][0]`` as ``a.0``."""
+    """Dynamo's ``L['self'].__dict__['_modules']['a'][0]`` as ``a.0``, a module's own name."""
     path = re.sub(r"^[LG]\['[^']*'\]", "", path)
     path = re.sub(r"\[['\"]?([^'\"\]]+)['\"]?\]", r".\1", path)
-    return re.sub(r"(^|\.)(_modules|__dict__)\.", r"\1", path).strip(".")
+    return re.sub(r"(^|\.)((_modules|__dict__)\.)+", r"\1", path).strip(".")
 
 
 def source_line(node: fx.Node) -> str:

@@ -28,6 +28,8 @@ X = torch.randn(2, 3, 4)
     [
         ("L['self'].blocks[0].attn", "blocks.0.attn"),
         ("L['self']._modules['blocks']._modules['0']", "blocks.0"),
+        ("L['self'].__dict__['_modules']['up'].0.__dict__['_modules']['attn'].q", "up.0.attn.q"),
+        ("L['self'].my__dict__.0._modules_.1", "my__dict__.0._modules_.1"),
         ("L['fn'].blocks['3'].attn", "blocks.3.attn"),
         ("L['self'].my_modules[0]", "my_modules.0"),
         ("L['self']", ""),

@@ -111,7 +111,7 @@ ROOTS: dict[str, tuple[str, list[Edit]]] = {
     ),
     "a layer behind an unchanged one is passed over": (
         "steps",
-        [("compiled.graph", "if not later and not any(", "if not any(")],
+        [("compiled.graph", "if not unsaid and not later and", "if not unsaid and")],
     ),
     "an entry is not compared with its site": (
         "steps",
