@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ class Run:
         self._plan, self._variant, self._values = plan, variant, values
         # deltas are inputs of the variant, unless the plan held sums when it was compiled
         self._outside = layer.deltas if layer.held else {}
-        self._sums: dict[int, tuple[int, Tensor]] = {}
+        self._sums: dict[int, tuple[int, weakref.ref[Tensor], Tensor]] = {}
 
     def serves(self, args: Sequence[Any]) -> bool:
         """Whether a call brings this layer's parameters."""
@@ -44,14 +45,17 @@ class Run:
         return self._variant(*args, *self._values())
 
     def _sum(self, i: int, weight: Tensor) -> Tensor:
-        """A weight with its delta, that of the first call while the plan holds sums."""
+        """A weight with its delta, that of its first call while the plan holds sums.
+
+        A layer that its name alone makes known serves other models too, with other weights.
+        """
         turn, plan = self._plan.held, self._plan
         known = self._sums.get(i)
-        if turn and known is not None and known[0] == turn:
-            return known[1]
+        if turn and known is not None and known[0] == turn and known[1]() is weight:
+            return known[2]
         out = delta_of(plan, *self._outside[i]).add(weight)
         if turn:
-            self._sums[i] = turn, out
+            self._sums[i] = turn, weakref.ref(weight), out
         return out
 
 

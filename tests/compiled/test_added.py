@@ -10,7 +10,7 @@ from torch import nn
 
 from attnpass.compiled import added
 from attnpass.errors import PlanError
-from attnpass.plan import Delta
+from attnpass.plan import Delta, Plan
 
 
 def with_deltas(model, x, rank=None):
@@ -211,6 +211,22 @@ def test_a_layer_that_comes_after_sums_were_held_or_released(first, then):
         model.blocks[0](x)
         getattr(plan, then)()
         assert error(model(x), want) <= BOUND
+
+
+def test_a_held_sum_is_that_of_its_own_model(tmp_path):
+    """A plan from a file, of weights that have changed, knows a model by its names alone."""
+    torch._dynamo.reset()
+    model, x = build(1), data()
+    with_deltas(model, x).save(tmp_path / "plan.json")
+    plan = Plan.load(tmp_path / "plan.json").hold()
+    in_place(model, plan)
+    other = build(1)
+    past_autograd(other, plan)
+    past_autograd(other, plan)
+    for one in (model, other, model):
+        run = compiled(one, plan=plan)
+        with torch.no_grad():
+            assert error(run(x), captured(one, Plan.load(tmp_path / "plan.json"), x)(x)) <= BOUND
 
 
 def test_held_sums_take_no_gradients():

@@ -99,10 +99,14 @@ ROOTS: dict[str, tuple[str, list[Edit]]] = {
         [
             (
                 "compiled.dispatch",
-                "if turn and known is not None and known[0] == turn:",
-                "if known is not None:",
+                "if turn and known is not None and known[0] == turn and",
+                "if known is not None and",
             )
         ],
+    ),
+    "a held sum reaches another model": (
+        "steps",
+        [("compiled.dispatch", " and known[1]() is weight", "")],
     ),
     "a check without users is dropped, through torch.compile": ("steps", [NO_CHECK]),
     "what is written into buffers is dropped": (
