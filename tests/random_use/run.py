@@ -34,7 +34,7 @@ from random_use import graphs, steps
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
-LENGTH = 60
+LENGTH = 120
 """Steps of a session."""
 
 

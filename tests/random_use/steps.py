@@ -244,9 +244,9 @@ def violation(s: Session) -> None:
 
 
 STEPS: dict[Callable[[Session], None], float] = {
-    size: 24, batch: 1, gradients: 1, dtype: 0.6, train: 0.6, autocast: 0.5, way: 32, hold: 1,
-    release: 3, again: 0.6, reload: 0.8, copied: 0.6, other: 0.8, threads: 2, violation: 3,
-    freeze: 2, misfit: 1, converted: 1, cached: 6,
+    size: 30, batch: 1, gradients: 1, dtype: 0.6, train: 0.6, autocast: 0.5, way: 48, hold: 1,
+    release: 3, again: 0.6, reload: 0.8, copied: 0.8, other: 1.5, threads: 4, violation: 4,
+    freeze: 2, misfit: 1, converted: 1.5, cached: 10,
 }  # fmt: skip
 """Every step and how often it is drawn; each is followed by a call that is checked."""
 
