@@ -38,6 +38,8 @@ DTYPES = ("float32", "bfloat16")
 SIZES = {197: (8, 6), 1024: (1, 12), 4096: (1, 4)}
 """Tokens to batch and heads of the goal cells."""
 
+FORMS = ("sigmoid", "relu", "softmax")
+
 Runs = dict[str, Callable[[], Any]]
 
 
@@ -60,6 +62,9 @@ def fused(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> Tensor:
     tiles = [default_tile("cpu", q.shape[3], x).as_list() for x in ("forward", "backward")]
     bias, keep, causal = more.get("bias"), more.get("keep"), more.get("causal", False)
     scale = q.shape[3] ** -0.5
+    if h == "softmax":
+        out: Tensor = ops.softmax(q, k, v, bias, keep, scale, causal, *tiles)[0]
+        return out
     return ops.pointwise(q, k, v, bias, keep, None, offset, gain, scale, h, causal, *tiles)
 
 
@@ -79,7 +84,10 @@ def check(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> float:
     offset, gain = around(h, n, q.shape[1])
     scale = q.shape[3] ** -0.5
     inputs = (q[:, :, rows], k, v, bias, keep, None, offset, gain)
-    want = reference.pointwise(*inputs, scale=scale, h=h, causal=False)
+    if h == "softmax":
+        want = reference.softmax(*inputs[:5], scale=scale, causal=False, fill=-math.inf)
+    else:
+        want = reference.pointwise(*inputs, scale=scale, h=h, causal=False)
     error = float((got[:, :, rows].double() - want).norm() / want.norm())
     if not error <= ALLOWED[str(q.dtype).removeprefix("torch.")]:
         raise SystemExit(f"{h} {q.dtype} {tuple(q.shape)}: relative error {error:.2g}")
@@ -105,7 +113,7 @@ def without(*parts: str) -> Any:
 
     folder = Path(cpu.__file__).parent
     source = "".join((folder / f).read_text() for f in ("attention_cpu.h", "pointwise_cpu.cpp"))
-    calls = {"products": "    product<Mul>(", "h": "      weigh(scores"}
+    calls = {"products": "    product<Mul>(", "h": "      rows_now.weigh("}
     for part in parts:
         assert calls[part] in source
         source = source.replace(
@@ -135,7 +143,7 @@ def part_goals() -> list[dict[str, Any]]:
     for n, (b, count) in SIZES.items():
         for dtype in DTYPES:
             for d in (64, 128):
-                for h in ("sigmoid", "relu"):
+                for h in FORMS:
                     q, k, v = heads(b, n, count, d, dtype)
 
                     def piece(library: Any, q=q, k=k, v=v, h=h) -> Any:
@@ -183,11 +191,11 @@ def part_backward() -> list[dict[str, Any]]:
                     return torch.autograd.grad(f(*inputs), inputs, grad)
 
                 runs: Runs = {"sdpa": lambda both=both: both(F.scaled_dot_product_attention)}
-                for h in ("sigmoid", "relu"):
+                for h in FORMS:
                     runs[h] = lambda both=both, h=h: both(functools.partial(fused, h=h))
                 sizes = {"n": n, "batch": b, "heads": count, "d": d, "dtype": dtype}
                 rows.append({**sizes, **timed(runs)})
-                say(rows[-1], "sigmoid", "relu")
+                say(rows[-1], *FORMS)
     return rows
 
 
@@ -225,14 +233,15 @@ def part_masks() -> list[dict[str, Any]]:
             for name, (theirs, ours) in cases.items():
                 if not theirs:
                     theirs = {"attn_mask": next(iter(ours.values()))}
-                check(q, k, v, "sigmoid", **ours)
                 runs: Runs = {
-                    "sdpa": lambda a=(q, k, v), o=theirs: F.scaled_dot_product_attention(*a, **o),
-                    "sigmoid": lambda a=(q, k, v), o=ours: fused(*a, "sigmoid", **o),
+                    "sdpa": lambda a=(q, k, v), o=theirs: F.scaled_dot_product_attention(*a, **o)
                 }
+                for h in ("sigmoid", "softmax"):
+                    check(q, k, v, h, **ours)
+                    runs[h] = lambda a=(q, k, v), o=ours, h=h: fused(*a, h, **o)
                 sizes = {"n": n, "batch": b, "heads": count, "d": d, "dtype": dtype}
                 rows.append({**sizes, "mask": name, **timed(runs, 2.0)})
-                say(rows[-1], "sigmoid")
+                say(rows[-1], "sigmoid", "softmax")
     return rows
 
 
@@ -399,7 +408,7 @@ def geomean(values: list[float]) -> float:
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """The goals' figures."""
     out: dict[str, Any] = {}
-    for h in ("sigmoid", "relu"):
+    for h in FORMS:
         rows = [r for r in found.get("goals", []) if r["h"] == h]
         if rows:
             out[h] = {

@@ -50,5 +50,8 @@ The C++ kernels know an h by its place here: the order is that of ``of`` in ``at
 RELU_FAMILY = tuple(name for name in H if name != "sigmoid")
 """The h that are scaled by a power of the length; sigmoid takes the length into its logits."""
 
+SOFTMAX = "softmax"
+"""What stands for an h in a call of exact softmax; the C++ kernels know it as the next number."""
+
 EXACT = {"sigmoid_tanh": "sigmoid"}
 """The functions for which a GPU alone has a shortcut, each with the h that a CPU computes."""

@@ -41,7 +41,8 @@ class PointwiseCall:
         offset: float32, broadcastable to ``[B, H, T, 1]``.
         gain: float32, broadcastable to ``[B, H, T, 1]``.
         scale: factor on the products of queries and keys.
-        h: a key of ``activations.H`` or of ``activations.EXACT``.
+        h: a key of ``activations.H`` or of ``activations.EXACT``; or ``activations.SOFTMAX``, for
+            ``softmax(scale q.k + bias) v``, which has neither tau, offset, gain nor positions.
         causal: whether only the keys s <= t are kept.
         tile: how the kernel of this direction is launched.
         slopes: float32 ``[H]``; ``- slope |t - s|`` is added to the bias (ALiBi, 2108.12409).
@@ -92,6 +93,19 @@ class PointwiseGradients(NamedTuple):
     tau: Tensor | None
     offset: Tensor | None
     gain: Tensor | None
+
+
+class Normalised(NamedTuple):
+    """The result of softmax attention.
+
+    Attributes:
+        out: ``[B, H, T, dv]``; 0 in a row without a kept key.
+        lse: the log-sum-exp of a row's logits, natural, float32 (float64 for float64)
+            ``[B, H, T]``; -inf in a row without a kept key.
+    """
+
+    out: Tensor
+    lse: Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ A call of the pointwise family is valid if moreover
 8. bias has a dtype of ``FLOATS``, keep is bool, and both broadcast to ``[B, H, T, S]``;
 9. tau and slopes ``[H]``, offset and gain, which broadcast to ``[B, H, T, 1]``, have one, too;
 10. lengths ``[B]`` has a dtype of ``WHOLE``; a length below 0 means 0, one beyond S means S;
-11. h is known, scale is finite in float32, window >= 0.
+11. h is known (softmax has an operator of its own), scale is finite in float32, window >= 0.
 
 A call of hydra is valid if besides 1 to 6
 
@@ -163,8 +163,10 @@ def _vector(name: str, x: Tensor, size: int, traced: bool) -> None:
         _refuse(f"{name} [{size}]", list(x.shape))
 
 
-def pointwise(call: PointwiseCall, traced: bool = False) -> None:
-    """Check a call of the pointwise family.
+def pointwise(
+    call: PointwiseCall, traced: bool = False, known: Sequence[str] = (*H, *EXACT)
+) -> None:
+    """Check a call of the pointwise family, whose h is one of ``known``.
 
     Raises:
         ArgumentError: a condition of a valid call does not hold.
@@ -196,8 +198,8 @@ def pointwise(call: PointwiseCall, traced: bool = False) -> None:
         if call.lengths.dtype not in WHOLE:
             _refuse("lengths in a dtype of whole numbers", call.lengths.dtype)
         _vector("lengths", call.lengths, b, traced)
-    if call.h not in H and call.h not in EXACT:
-        _refuse(f"h in {(*H, *EXACT)}", repr(call.h))
+    if call.h not in known:
+        _refuse(f"h in {tuple(known)}", repr(call.h))
     _number("scale", call.scale, -_MOST)
     if isinstance(call.window, int) and call.window < 0:
         _refuse("window >= 0", call.window)
@@ -219,6 +221,21 @@ def gradient(grad: Tensor, q: Tensor, v: Tensor, traced: bool = False) -> None:
     output = [*_sizes(q, traced)[:3], _sizes(v, traced)[3]]
     if list(_sizes(grad, traced)) != output:
         _refuse(f"grad {output}", list(grad.shape))
+
+
+def rows(q: Tensor, **given: Tensor) -> None:
+    """Check numbers per row, ``[B, H, T]`` in float32, or float64 for float64.
+
+    Raises:
+        ArgumentError: a condition does not hold.
+    """
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    for name, x in given.items():
+        _dense(name, x, q.device, False)
+        if x.dtype is not dtype:
+            _refuse(f"{name} in {dtype}", x.dtype)
+        if x.shape != q.shape[:3]:
+            _refuse(f"{name} {list(q.shape[:3])}", list(x.shape))
 
 
 def hydra(call: HydraCall, traced: bool = False) -> None:

@@ -9,7 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attnpass.kernels.call import HydraCall, HydraGradients, PointwiseCall, PointwiseGradients
+from attnpass.kernels import torch_softmax
+from attnpass.kernels.call import (
+    HydraCall,
+    HydraGradients,
+    Normalised,
+    PointwiseCall,
+    PointwiseGradients,
+)
 from attnpass.kernels.cpu import hydra_launch, pointwise_launch
 from attnpass.kernels.gpu import limits
 
@@ -38,6 +45,22 @@ def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> P
 
     with torch.cuda.device_of(call.q):
         return pointwise_backward_triton_launch.pointwise_backward(grad, call, needs_bias)
+
+
+def softmax(call: PointwiseCall) -> Normalised:
+    """``softmax(scale q.k + bias) v`` and its log-sum-exp; plain torch operations on a GPU."""
+    if call.q.device.type == "cuda":
+        return torch_softmax.softmax(call)
+    return pointwise_launch.softmax(call)
+
+
+def softmax_backward(
+    grad: Tensor, call: PointwiseCall, lse: Tensor, delta: Tensor, needs_bias: bool
+) -> PointwiseGradients:
+    """The gradients for ``grad [B, H, T, dv]``; see ``torch_softmax.softmax_backward``."""
+    if call.q.device.type == "cuda":
+        return torch_softmax.softmax_backward(grad, call, lse, delta, needs_bias)
+    return pointwise_launch.softmax_backward(grad, call, lse, delta, needs_bias)
 
 
 def hydra(call: HydraCall) -> Tensor:

@@ -1,4 +1,4 @@
-"""The operators ``attnpass::pointwise`` and ``attnpass::hydra``: schemas, fakes and autograd.
+"""The operators ``attnpass::pointwise``, ``softmax`` and ``hydra``: schemas, fakes and autograd.
 
 Compiled graphs and caches hold the schemas: names, order and defaults of the arguments must not
 change. Behind the schema every function takes a ``PointwiseCall`` or a ``HydraCall``. Each call is
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from attnpass.kernels import check, dispatch
+from attnpass.kernels.activations import SOFTMAX
 from attnpass.kernels.call import HydraCall, PointwiseCall
-from attnpass.kernels.shapes import heads_last
+from attnpass.kernels.shapes import heads_last, wide
 from attnpass.kernels.tile import Tile
 
 
@@ -224,6 +225,157 @@ def _pointwise_grad(ctx: _PointwiseSaved, grad: Tensor) -> tuple[Tensor | None, 
 
 
 pointwise.register_autograd(_pointwise_grad, setup_context=_save_pointwise)
+
+
+def _softmax_call(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    scale: float,
+    causal: bool,
+    tile: Tile,
+    traced: bool = False,
+) -> PointwiseCall:
+    """A checked call of softmax."""
+    call = PointwiseCall(q, k, v, bias, keep, None, None, None, scale, SOFTMAX, causal, tile)
+    check.pointwise(call, traced, known=(SOFTMAX,))
+    return call
+
+
+@torch.library.custom_op("attnpass::softmax", mutates_args=())
+def softmax(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Optional[Tensor],
+    keep: Optional[Tensor],
+    scale: float,
+    causal: bool,
+    tile: list[int],
+    grad_tile: list[int],
+) -> tuple[Tensor, Tensor]:
+    """``softmax(scale q.k + bias) v [B, H, T, dv]``, and its log-sum-exp ``[B, H, T]``.
+
+    Both are differentiable in q, k, v and bias. In a row without a kept key they are 0 and -inf.
+
+    Args:
+        q: queries ``[B, H, T, d]``.
+        k: keys ``[B, G, S, d]``.
+        v: values ``[B, G, S, dv]``.
+        bias: float, broadcastable to ``[B, H, T, S]``; -inf masks the position.
+        keep: bool, broadcastable to ``[B, H, T, S]``.
+        scale: factor on the products of queries and keys.
+        causal: whether only the keys s <= t are kept.
+        tile: ``Tile.as_list()`` of the forward.
+        grad_tile: ``Tile.as_list()`` of the backward.
+
+    Raises:
+        ArgumentError: not a valid call, or a tile with a size out of range.
+    """
+    Tile.from_list(grad_tile)  # a tile of the backward is refused before the forward runs
+    call = _softmax_call(q, k, v, bias, keep, scale, causal, Tile.from_list(tile))
+    found = dispatch.softmax(call)
+    return found.out, found.lse
+
+
+@softmax.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    scale: float,
+    causal: bool,
+    tile: list[int],
+    grad_tile: list[int],
+) -> tuple[Tensor, Tensor]:
+    _traced_tile(grad_tile)
+    _softmax_call(q, k, v, bias, keep, scale, causal, _traced_tile(tile), traced=True)
+    return heads_last(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=wide(q[..., :0]).dtype)
+
+
+@torch.library.custom_op("attnpass::softmax_backward", mutates_args=())
+def softmax_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Optional[Tensor],
+    keep: Optional[Tensor],
+    lse: Tensor,
+    delta: Tensor,
+    scale: float,
+    causal: bool,
+    tile: list[int],
+    needs_bias: bool,
+) -> list[Tensor]:
+    """The gradients of q, k, v and bias; an empty tensor where there is none.
+
+    The arguments are those of ``softmax``, after ``grad [B, H, T, dv]``; ``lse`` is its second
+    result, and ``delta [B, H, T]`` what the weights of a row times their gradients sum up to.
+
+    Raises:
+        ArgumentError: not a valid call, or a tile with a size out of range.
+    """
+    call = _softmax_call(q, k, v, bias, keep, scale, causal, Tile.from_list(tile))
+    check.gradient(grad, q, v)
+    check.rows(q, lse=lse, delta=delta)
+    found = dispatch.softmax_backward(grad, call, lse, delta, needs_bias)
+    return _filled(q, found[:4])
+
+
+@softmax_backward.register_fake
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    lse: Tensor,
+    delta: Tensor,
+    scale: float,
+    causal: bool,
+    tile: list[int],
+    needs_bias: bool,
+) -> list[Tensor]:
+    _softmax_call(q, k, v, bias, keep, scale, causal, _traced_tile(tile), traced=True)
+    check.gradient(grad, q, v, traced=True)
+    dbias = None if bias is None or not needs_bias else bias.new_empty(bias.shape)
+    return [*_fakes((q, k, v)), *_filled(q, [dbias])]
+
+
+class _SoftmaxSaved(_Saved, Protocol):
+    options: tuple[float, bool, list[int]]
+
+
+def _save_softmax(
+    ctx: _SoftmaxSaved, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
+) -> None:
+    q, k, v, bias, keep, scale, causal, _, grad_tile = inputs
+    ctx.save_for_backward(q, k, v, bias, keep, *output)
+    ctx.options = scale, causal, grad_tile
+
+
+def _softmax_grad(
+    ctx: _SoftmaxSaved, grad: Tensor, grad_lse: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, bias, keep, out, lse = ctx.saved_tensors
+    assert out is not None and lse is not None
+    # a weight's gradient enters the logits less its mean; that of the log-sum-exp adds to it
+    delta = (wide(grad) * wide(out)).sum(-1)
+    delta = delta if grad_lse is None else delta - grad_lse
+    needs_bias = bool(ctx.needs_input_grad[3])
+    dq, dk, dv, dbias = torch.ops.attnpass.softmax_backward(
+        grad, q, k, v, bias, keep, lse, delta, *ctx.options, needs_bias
+    )
+    return dq, dk, dv, dbias if needs_bias else None, None, None, None, None, None
+
+
+softmax.register_autograd(_softmax_grad, setup_context=_save_softmax)
 
 
 @torch.library.custom_op("attnpass::hydra", mutates_args=())

@@ -27,6 +27,10 @@ HYDRA_TOKENS = 128
 """From this many tokens on the C++ kernel of causal hydra beats the cumsum of a compiler."""
 
 
+SOFTMAX_TOKENS = 128
+"""From this many queries and keys on the C++ kernel of exact softmax beats torch's operator."""
+
+
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernel(name: str) -> bool:
     """Whether the C++ kernel ``name`` runs here; the first question compiles the kernel."""
@@ -50,6 +54,21 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
     if wide and statically_known_true(q.shape[2] * k.shape[2] <= few):
         return Tile("aten")
     return default_tile(q.device.type, q.shape[3], dtype=q.dtype)
+
+
+def choose_softmax(q: Tensor, k: Tensor, scale: float) -> Tile:
+    """The tile of exact softmax for ``q [B, H, T, d]`` and ``k [B, G, S, d]``.
+
+    Plain ATen stands for torch's own fused operator: it serves a GPU, float64, short and symbolic
+    lengths, and a scale that is not above 0.
+    """
+    narrow = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    long = statically_known_true(q.shape[2] >= SOFTMAX_TOKENS) and statically_known_true(
+        k.shape[2] >= SOFTMAX_TOKENS
+    )
+    if q.device.type != "cpu" or not narrow or not long or scale <= 0:
+        return Tile("aten")
+    return default_tile("cpu", q.shape[3]) if has_kernel("pointwise") else Tile("aten")
 
 
 def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:

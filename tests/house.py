@@ -152,10 +152,15 @@ KERNELS: dict[str, dict[str, str]] = {
         "kernels.call": "takes a call",
         "kernels.shapes": "grouped heads repeated, the causal mask",
     },
+    "kernels.torch_softmax": {
+        "kernels.call": "takes a call",
+        "kernels.shapes": "the layout of results",
+    },
     "kernels.cpu": {
         "kernels.activations": "the C++ kernels number the functions h by their order",
         "kernels.call": "takes a call",
         "kernels.shapes": "the layout of results",
+        "kernels.torch_softmax": "plain torch serves the calls that the C++ kernels refuse",
         "kernels.torch_tiled": "plain torch serves the calls that the C++ kernels refuse",
     },
     "kernels.gpu": {
@@ -173,8 +178,10 @@ KERNELS: dict[str, dict[str, str]] = {
         "kernels.call": "hands a call on",
         "kernels.cpu": "the C++ kernels",
         "kernels.gpu": "the Triton kernels, and whether they run here",
+        "kernels.torch_softmax": "softmax on a GPU",
     },
     "kernels.ops": {
+        "kernels.activations": "what stands for softmax among the functions h",
         "kernels.check": "a call is valid, or it does not run",
         "kernels.call": "builds a call from an operator's flat arguments",
         "kernels.dispatch": "runs the call on its device",

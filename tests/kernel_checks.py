@@ -114,3 +114,38 @@ class Seen(TorchDispatchMode):
             self.names.append(func._schema.name)
             self.tiles.append(list(args[-2:]))
         return func(*args, **(kwargs or {}))
+
+
+def softmax(p: Problem) -> tuple[Tensor, Tensor]:
+    """Exact softmax of a problem and its log-sum-exp; 0 and -inf in rows without a key."""
+    k, v = (x.repeat_interleave(p.case.h // p.case.g, 1) for x in (p.k, p.v))
+    s = torch.einsum("bhtd,bhsd->bhts", p.q, k) * SCALE
+    s = s if p.bias is None else s + p.bias
+    s = s if p.keep is None else s.masked_fill(~p.keep, -torch.inf)
+    if p.case.causal:
+        s = s.masked_fill(torch.ones(s.shape[-2:]).tril() == 0, -torch.inf)
+    none = (s == -torch.inf).all(-1, keepdim=True)
+    s = s.masked_fill(none, 0.0)
+    weights, lse = s.softmax(-1).masked_fill(none, 0.0), s.logsumexp(-1)
+    return weights @ v, lse.masked_fill(none.squeeze(-1), -torch.inf)
+
+
+def check_softmax(p: Problem, compute: torch.dtype | None = None) -> None:
+    """Output, log-sum-exp and gradients of both; gradients together, as one of them may be 0."""
+    tiles = [list(p.case.tile)] * 2
+    given = (p.q, p.k, p.v, p.bias, p.keep)
+    got = ops.softmax(*given, SCALE, p.case.causal, *tiles)
+    wide = p.double()
+    want = softmax(wide)
+    assert got[0].dtype == p.q.dtype
+    assert_near(got[0], want[0], compute=compute)
+    assert_near(got[1], want[1], compute=compute)
+
+    def gradient(out: Tensor, lse: Tensor, q: Problem) -> Tensor:
+        leaves = [x for x in (q.q, q.k, q.v, q.bias) if x is not None]
+        total = (out * p.grad.to(out.dtype)).sum() + lse.masked_fill(lse == -torch.inf, 0.0).sum()
+        return torch.cat([x.flatten() for x in torch.autograd.grad(total, leaves)])
+
+    # the mean of a row's gradients comes from the rounded output
+    low = p.q.dtype if p.q.dtype in LOW else None
+    assert_near(gradient(*got, p), gradient(*want, wide), terms=2 * GRADIENT, compute=low)

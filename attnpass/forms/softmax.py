@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnpass.kernels.shapes import causal_mask
+from attnpass.kernels.select import choose_softmax, default_tile
+from attnpass.kernels.shapes import causal_mask, repeated
+from attnpass.kernels.tile import Tile
 
 
 class Softmax(nn.Module):
-    """``softmax(scale q k^T + bias) v`` as ``scaled_dot_product_attention``.
+    """``softmax(scale q k^T + bias) v`` by the quicker of our kernel and torch's fused operator.
 
     Args:
         scale: factor on the products of queries and keys.
@@ -52,6 +54,9 @@ class Softmax(nn.Module):
 
         ``bias`` is float and ``keep`` bool; both broadcast to ``[B, H, T, S]``.
         """
+        tile = choose_softmax(q, k, self.scale) if self._exact(keep) else Tile("aten")
+        if tile.implementation == "fused":
+            return self._by_kernel(q, k, v, bias, keep, tile)
         causal = self.causal
         if causal and (keep is not None or bias is not None):
             below = causal_mask(q, k)
@@ -86,6 +91,34 @@ class Softmax(nn.Module):
         if keep is not None and self.fill == -math.inf:
             out = out.masked_fill(~keep.any(-1, keepdim=True), math.nan)
         return out
+
+    def _exact(self, keep: Tensor | None) -> bool:
+        """Whether the kernel computes this: no dropout, and masked positions count nothing."""
+        filled = keep is not None and self.fill is not None and math.isfinite(self.fill)
+        return self.dropout == 0 and not (filled and self.added)
+
+    def _by_kernel(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        keep: Tensor | None,
+        tile: Tile,
+    ) -> Tensor:
+        """By the operator ``attnpass::softmax``; rows without a kept key as ``fill`` says."""
+        from attnpass.kernels import ops
+
+        grad = default_tile(q.device.type, q.shape[3], "backward", q.dtype)
+        tiles = tile.as_list(), grad.as_list()
+        out: Tensor
+        out, lse = ops.softmax(q, k, v, bias, keep, self.scale, self.causal, *tiles)
+        if self.fill is None or keep is None:
+            return out
+        empty = (lse == -math.inf).unsqueeze(-1)
+        if not math.isfinite(self.fill):
+            return out.masked_fill(empty, math.nan)
+        return torch.where(empty, repeated(v.mean(2, keepdim=True), q.shape[1]), out)
 
 
 class SoftmaxWeights(nn.Module):

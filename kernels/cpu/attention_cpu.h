@@ -138,6 +138,12 @@ inline Vec exp2(Vec t) {
   return _mm512_scalef_ps(_mm512_fmadd_ps(p, f, all(1.0f)), n);
 }
 
+// For softmax, whose exponents are 0 at most: a value that is -inf gives 0, not a number none.
+template <bool Exact>
+inline Vec power(Vec t) {
+  return exp2<Exact>(_mm512_max_ps(all(-200.0f), t));
+}
+
 // Every h takes t = UNIT * logit; `value` and `slope` are in terms of the logit.
 template <bool Exact>
 struct Sigmoid {
@@ -208,15 +214,25 @@ struct Softplus {
   }
 };
 
+// The weights of softmax, once the log-sum-exp of their row is known and is the negative offset.
+template <bool Exact>
+struct Exp {
+  static constexpr float UNIT = 1.4426950408889634f;
+  static Vec value(Vec t) { return power<Exact>(t); }
+  static Vec slope(Vec, Vec p) { return p; }
+};
+
 // The function of a numbered h; the order is that of H in activations.py. `Mul` is the type that
-// products read.
+// products read. SOFTMAX is none of H.
+constexpr int64_t SOFTMAX = 7;
+
 template <template <class, class> class F, class Mul, class Pointer>
 Pointer of(int64_t h) {
   constexpr bool exact = std::is_same_v<Mul, float>;
   static const Pointer table[] = {F<Sigmoid<exact>, Mul>::run, F<Relu, Mul>::run,
                                   F<Relu2, Mul>::run,          F<Gelu, Mul>::run,
                                   F<Softplus, Mul>::run,       F<Identity, Mul>::run,
-                                  F<Relu6, Mul>::run};
+                                  F<Relu6, Mul>::run,          F<Exp<exact>, Mul>::run};
   return table[h];
 }
 

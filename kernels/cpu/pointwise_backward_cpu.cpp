@@ -10,6 +10,7 @@ struct Backward {
   double scale;
   Array q, k, v, bias, keep, tau, offset, gain;
   Array grad, dq, dk, dv_, dbias, dtau, doffset, dgain;  // per chunk: see pointwise_launch.py
+  Array delta;  // softmax: what a row's weights times their gradients sum up to
 };
 
 // One tile [n keys, m queries] of scores and of grad.v, and the results computed from both.
@@ -20,7 +21,7 @@ struct Tile {
   const float* added;             // tau * bias or NONE: null, [n] (shared) or [n, width]
   bool shared;
   float a, tau;
-  const float *offset, *gain;     // [width]
+  const float *offset, *gain, *delta;  // [width]
   float *doffset, *dgain;         // [width], added to
   float* dtau;                    // added to
   float* ds;                      // [n, width] gradient of the logits, where a bias needs it
@@ -40,11 +41,15 @@ inline void put(BFloat16* rows, BFloat16* pairs, int64_t at, int64_t pair, bool 
       to, odd ? _mm512_or_si512(_mm512_loadu_si512(to), _mm512_slli_epi32(wide, 16)) : wide);
 }
 
+template <class H>
+constexpr bool NORMALISED = std::is_same_v<H, Exp<true>> || std::is_same_v<H, Exp<false>>;
+
 template <class H, class Mul>
 struct Slopes {
   static void run(const Tile<Mul>& x) {
     for (int64_t c = 0; c < x.width; c += LANES) {
       const Vec gain = load(x.gain + c), shift = _mm512_mul_ps(load(x.offset + c), all(H::UNIT));
+      const Vec delta = load(x.delta + c);
       const Lanes inside = first(x.m - c);
       Vec doffset = load(x.doffset + c), dgain = load(x.dgain + c), dtau = all(0);
       for (int64_t r = 0; r < x.n; ++r) {
@@ -59,7 +64,9 @@ struct Slopes {
         }
         const Vec p = _mm512_maskz_mov_ps(kept, H::value(t));
         const Vec slope = H::slope(t, p);
-        const Vec ds = _mm512_maskz_mul_ps(kept, _mm512_mul_ps(dp, gain), slope);
+        Vec weighed = _mm512_mul_ps(dp, gain);
+        if constexpr (NORMALISED<H>) weighed = _mm512_sub_ps(dp, delta);
+        const Vec ds = _mm512_maskz_mul_ps(kept, weighed, slope);
         dgain = _mm512_mask3_fmadd_ps(p, dp, dgain, kept);
         doffset = _mm512_add_ps(doffset, ds);
         if (x.dtau) {
@@ -154,16 +161,17 @@ struct Task {
       q = qp, gr = gp, ld_q = p.d, ld_g = p.dv;
     }
     const float tau = p.tau ? *(p.tau.at<float>(0, 0, 0) + h * p.tau.stride[3]) : 1.0f;
-    float* sums = x.terms.get(4 * width);
+    float* sums = x.terms.get(5 * width);
     terms(p.offset, b, h, i, m, width, 0, sums);
     terms(p.gain, b, h, i, m, width, 1, sums + width);
     std::fill_n(sums + 2 * width, 2 * width, 0.0f);
+    terms(p.delta, b, h, i, m, width, 0, sums + 4 * width);
     float dtau = 0;
     float* dq = x.dq.get(p.d * width);
     const bool masked = p.bias || p.keep, each_row = per_row(p.bias) || per_row(p.keep);
     Tile<Mul> tile{0, m, width, -width, x.s.get(most * width), x.dp.get(most * width),
                    masked ? x.added.get(most * (each_row ? width : 1)) : nullptr, !each_row,
-                   float(p.scale) * tau, tau, sums, sums + width,
+                   float(p.scale) * tau, tau, sums, sums + width, sums + 4 * width,
                    sums + 2 * width, sums + 3 * width, p.dtau ? &dtau : nullptr,
                    p.dbias ? x.ds.get(most * width) : nullptr, x.p.get(most * width),
                    x.ds_rows.get(most * width), x.ds_pairs.get(most * width)};

@@ -1,4 +1,5 @@
-// Forward of the pointwise family: out = gain * sum_s keep * h(tau (scale q.k + bias) + offset) v.
+// Forward of the pointwise family: out = gain * sum_s keep * h(tau (scale q.k + bias) + offset) v;
+// and of softmax, whose rows are rescaled while their maximum grows (1805.02867), by the same tiles.
 // A task is one block of query rows of one head; keys and values are packed once per head and
 // thread. Each tile of scores is a product, h in place, and a second product.
 
@@ -7,7 +8,7 @@ namespace attnpass {
 struct Forward {
   int64_t b, h, g, t, s, d, dv, block_m, block_n, heads, function, causal;
   double scale;
-  Array q, k, v, bias, keep, tau, offset, gain, out;
+  Array q, k, v, bias, keep, tau, offset, gain, out, lse;
 };
 
 // Turns one row of products into weights: p = h(a s + offset + added), 0 where not kept and from
@@ -35,6 +36,102 @@ struct Weigh {
 
 template <class Mul>
 using WeighRow = void (*)(const float*, const float*, int64_t, int64_t, float, float, Mul*);
+
+// The rows of one block under a pointwise h.
+template <class Mul>
+struct PointwiseRows {
+  const Forward& p;
+  int64_t b, h, i;
+  float tau, a;
+  WeighRow<Mul> weigh_row;
+
+  template <class Scratch>
+  PointwiseRows(const Forward& p, int64_t b, int64_t h, int64_t i, int64_t, Scratch&)
+      : p(p), b(b), h(h), i(i) {
+    tau = p.tau ? *(p.tau.at<float>(0, 0, 0) + h * p.tau.stride[3]) : 1.0f;
+    a = float(p.scale) * tau;
+    weigh_row = of<Weigh, Mul, WeighRow<Mul>>(p.function);
+  }
+
+  void weigh(int64_t r, float* s, const float* added, int64_t n, int64_t width, Mul* weights,
+             float*) {
+    const float offset = p.offset ? *p.offset.at<float>(b, h, i + r) : 0.0f;
+    weigh_row(s, added, n, width, a, offset, weights);
+  }
+
+  float factor(int64_t r) { return p.gain ? *p.gain.at<float>(b, h, i + r) : 1.0f; }
+};
+
+// The rows of one block under softmax: 2^(x - top), x = log2(e) logit. Weights are rescaled only
+// where the maximum has grown by more than SLACK, so that they are 2^SLACK at most.
+template <class Mul>
+struct SoftmaxRows {
+  static constexpr float LOG2E = 1.4426950408889634f, SLACK = 8;
+  static constexpr bool EXACT = std::is_same_v<Mul, float>;
+  const Forward& p;
+  int64_t b, h, i;
+  float tau = LOG2E, a;
+  float *top, *sums;  // [m], [m, LANES]
+
+  template <class Scratch>
+  SoftmaxRows(const Forward& p, int64_t b, int64_t h, int64_t i, int64_t m, Scratch& x)
+      : p(p), b(b), h(h), i(i), a(float(p.scale) * LOG2E) {
+    top = x.rows.get(m * (1 + LANES)), sums = top + m;
+    std::fill_n(top, m, NONE);
+    std::fill_n(sums, m * LANES, 0.0f);
+  }
+
+  // `total` is what was summed of the row before; null at first.
+  void weigh(int64_t r, float* s, const float* added, int64_t n, int64_t width, Mul* weights,
+             float* total) {
+    Vec most = all(NONE);
+    float slope = a;
+    for (int64_t j = 0; j < n; j += LANES) {
+      const Lanes on = first(n - j);
+      Vec x = _mm512_mask_loadu_ps(all(NONE), on, s + j);
+      if (added) {
+        x = _mm512_mask_fmadd_ps(x, on, all(a), load(added + j));
+        store(s + j, x);
+      }
+      most = _mm512_max_ps(most, x);
+    }
+    float peak = _mm512_reduce_max_ps(most);
+    if (added) slope = 1;
+    else peak *= a;
+    // a peak that is not a number makes the whole row so
+    if (!(peak <= top[r] + SLACK)) grow(r, peak, total);
+    if (top[r] == NONE) {
+      for (int64_t j = 0; j < width; ++j) weights[j] = 0;
+      return;
+    }
+    Vec sum = load(sums + r * LANES);
+    int64_t j = 0;
+    for (; j < n; j += LANES) {
+      const Vec t = _mm512_fmsub_ps(load(s + j), all(slope), all(top[r]));
+      const Vec y = _mm512_maskz_mov_ps(first(n - j), power<EXACT>(t));
+      sum = _mm512_add_ps(sum, y);
+      store(weights + j, y);
+    }
+    store(sums + r * LANES, sum);
+    for (; j < width; ++j) weights[j] = 0;
+  }
+
+  void grow(int64_t r, float peak, float* total) {
+    const float shrink = top[r] == NONE ? 0.0f : std::exp2(top[r] - peak);
+    top[r] = peak;
+    store(sums + r * LANES, _mm512_mul_ps(load(sums + r * LANES), all(shrink)));
+    for (int64_t c = 0; total && c < p.dv; ++c) total[c] *= shrink;
+  }
+
+  // Writes the row's log-sum-exp; a row without a kept key is 0, and its log-sum-exp -inf.
+  float factor(int64_t r) {
+    const float sum = _mm512_reduce_add_ps(load(sums + r * LANES));
+    const bool none = top[r] == NONE;
+    if (p.lse)
+      *p.lse.at<float>(b, h, i + r) = none ? NONE : (top[r] + std::log2(sum)) / LOG2E;
+    return none ? 0.0f : 1.0f / sum;
+  }
+};
 
 // The keys and values of one head as products read them, in blocks of block_n columns.
 template <class In, class Mul>
@@ -64,7 +161,7 @@ struct Packed {
 template <class In, class Mul>
 struct Scratch {
   Packed<In, Mul> packed;
-  Buffer<float> scores, total, add;
+  Buffer<float> scores, total, add, rows;
   Buffer<Mul> weights, query;
 };
 
@@ -78,12 +175,11 @@ void fetch(const Array& x, int64_t b, int64_t h, int64_t i, int64_t d) {
 }
 
 // `next` is the head whose rows are brought near meanwhile; none if negative.
-template <class In, class Mul>
-void rows_of(const Forward& p, WeighRow<Mul> weigh, int64_t b, int64_t h, int64_t i, int64_t next,
+template <class Rows, class In, class Mul>
+void rows_of(const Forward& p, int64_t b, int64_t h, int64_t i, int64_t next,
              Scratch<In, Mul>& x) {
   const int64_t m = min(p.block_m, p.t - i), widest = min(p.block_n, up(p.s, GRAIN<Mul>));
-  const float tau = p.tau ? *(p.tau.at<float>(0, 0, 0) + h * p.tau.stride[3]) : 1.0f;
-  const float a = float(p.scale) * tau;
+  Rows rows_now(p, b, h, i, m, x);
   const bool masked = p.bias || p.keep, each_row = per_row(p.bias) || per_row(p.keep);
   int64_t ld_q;
   const Mul* q = rows<In, Mul>(p.q.at<In>(b, h, i), p.q.stride[2], m, p.d, x.query, &ld_q);
@@ -108,17 +204,17 @@ void rows_of(const Forward& p, WeighRow<Mul> weigh, int64_t b, int64_t h, int64_
     const int64_t n = min(p.block_n, stop - j);
     const int64_t stored = up(min(p.block_n, p.s - j), GRAIN<Mul>), width = up(n, GRAIN<Mul>);
     if (masked && !each_row) {
-      added(p.bias, p.keep, b, h, i, j, n, width, tau, add);
+      added(p.bias, p.keep, b, h, i, j, n, width, rows_now.tau, add);
       if (std::all_of(add, add + n, [](float y) { return y == NONE; })) continue;
     }
     product<Mul>(m, width, x.packed.wide, q, ld_q, x.packed.keys.get(0) + j * x.packed.wide,
                  stored, scores, width, false);
     for (int64_t r = 0; r < m; ++r) {
       if (j == 0) ahead(i + r);
-      if (each_row) added(p.bias, p.keep, b, h, i + r, j, n, width, tau, add);
+      if (each_row) added(p.bias, p.keep, b, h, i + r, j, n, width, rows_now.tau, add);
       const int64_t kept = p.causal ? std::max<int64_t>(0, min(n, i + r + 1 - j)) : n;
-      const float offset = p.offset ? *p.offset.at<float>(b, h, i + r) : 0.0f;
-      weigh(scores + r * width, add, kept, width, a, offset, weights + r * width);
+      rows_now.weigh(r, scores + r * width, add, kept, width, weights + r * width,
+                     begun ? total + r * p.dv : nullptr);
     }
     product<Mul>(m, p.dv, up(n, PAIR<Mul>), weights, width, x.packed.v + j * x.packed.ld_v,
                  x.packed.ld_v, total, p.dv, begun);
@@ -126,7 +222,7 @@ void rows_of(const Forward& p, WeighRow<Mul> weigh, int64_t b, int64_t h, int64_
   }
   if (!begun) std::fill(total, total + m * p.dv, 0.0f);
   for (int64_t r = 0; r < m; ++r) {
-    const Vec gain = all(p.gain ? *p.gain.at<float>(b, h, i + r) : 1.0f);
+    const Vec gain = all(rows_now.factor(r));
     In* out = p.out.at<In>(b, h, i + r);
     for (int64_t c = 0; c < p.dv; c += LANES) {
       const Lanes on = first(p.dv - c);
@@ -135,9 +231,8 @@ void rows_of(const Forward& p, WeighRow<Mul> weigh, int64_t b, int64_t h, int64_
   }
 }
 
-template <class In, class Mul>
-void forward(const Forward& p) {
-  const auto weigh = of<Weigh, Mul, WeighRow<Mul>>(p.function);
+template <class Rows, class In, class Mul>
+void forward_by(const Forward& p) {
   const int64_t blocks = up(p.t, p.block_m) / p.block_m;
   // several heads a task: fewer threads; else threads may share the rows of a head
   const int64_t grain = p.heads > 1 ? p.heads * blocks : 1;
@@ -154,11 +249,17 @@ void forward(const Forward& p) {
           held = b * p.g + g;
         }
         const int64_t next = p.s <= NEAR && task + blocks < end ? head + 1 : -1;
-        rows_of<In, Mul>(p, weigh, b, h, block * p.block_m, next, scratch);
+        rows_of<Rows, In, Mul>(p, b, h, block * p.block_m, next, scratch);
       }
     });
     at::native::cpublas::brgemm_release(PAIR<Mul> == 2);
   });
+}
+
+template <class In, class Mul>
+void forward(const Forward& p) {
+  if (p.function == SOFTMAX) forward_by<SoftmaxRows<Mul>, In, Mul>(p);
+  else forward_by<PointwiseRows<Mul>, In, Mul>(p);
 }
 
 }  // namespace attnpass

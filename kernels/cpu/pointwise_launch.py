@@ -6,19 +6,20 @@ C chunks of keys.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attnpass.kernels import torch_tiled
-from attnpass.kernels.activations import EXACT, H
-from attnpass.kernels.call import PointwiseCall, PointwiseGradients, Sizes
+from attnpass.kernels import torch_softmax, torch_tiled
+from attnpass.kernels.activations import EXACT, SOFTMAX, H
+from attnpass.kernels.call import Normalised, PointwiseCall, PointwiseGradients, Sizes
 from attnpass.kernels.cpu.launch import refusal, run_kernel, unit_rows
 from attnpass.kernels.shapes import heads_last, without_positions
 
-_NUMBERS = {h: i for i, h in enumerate(H)}
+_NUMBERS = {h: i for i, h in enumerate((*H, SOFTMAX))}
 """How the kernels know an h: by its place."""
 
 
@@ -53,9 +54,39 @@ def pointwise(call: PointwiseCall) -> Tensor:
     if not refusal("pointwise", call.q, call.k, call.v, call.bias):
         out = heads_last(call.q, call.v.shape[3])
         numbers = (*_numbers(call, call.sizes), call.scale)
-        if run_kernel("pointwise", "pointwise", numbers, (*_inputs(call), out)):
+        if run_kernel("pointwise", "pointwise", numbers, (*_inputs(call), out, None)):
             return out
     return torch_tiled.pointwise(call)
+
+
+def softmax(call: PointwiseCall) -> Normalised:
+    """``softmax(scale q.k + bias) v`` and its log-sum-exp; the kernel takes a scale above 0."""
+    if call.scale > 0 and not refusal("pointwise", call.q, call.k, call.v, call.bias):
+        out = heads_last(call.q, call.v.shape[3])
+        lse = call.q.new_empty(out.shape[:3], dtype=torch.float32)
+        numbers = (*_numbers(call, call.sizes), call.scale)
+        tensors = (*_inputs(call), out, lse.unsqueeze(-1))
+        if run_kernel("pointwise", "pointwise", numbers, tensors):
+            return Normalised(out, lse)
+    return torch_softmax.softmax(call)
+
+
+def softmax_backward(
+    grad: Tensor, call: PointwiseCall, lse: Tensor, delta: Tensor, needs_bias: bool
+) -> PointwiseGradients:
+    """The gradients for ``grad [B, H, T, dv]``, from ``lse`` and ``delta``, both ``[B, H, T]``.
+
+    ``delta`` is what the weights of a row times their gradients sum up to.
+    """
+    # the weights are exp(logit - lse); a row without a kept key has none
+    shift = (-lse).masked_fill(lse == -math.inf, 0.0)
+    given = replace(call, offset=shift.unsqueeze(-1))
+    found = None
+    if call.scale > 0 and lse.dtype == torch.float32:
+        found = _by_kernel(grad, given, needs_bias and call.bias is not None, delta)
+    if found is None:
+        return torch_softmax.softmax_backward(grad, call, lse, delta, needs_bias)
+    return found._replace(offset=None)
 
 
 def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseGradients:
@@ -71,16 +102,25 @@ def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> P
 
 def _backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseGradients:
     """The gradients of a call without positions."""
+    found = _by_kernel(grad, call, needs_bias)
+    return torch_tiled.pointwise_backward(grad, call, needs_bias) if found is None else found
+
+
+def _by_kernel(
+    grad: Tensor, call: PointwiseCall, needs_bias: bool, delta: Tensor | None = None
+) -> PointwiseGradients | None:
+    """The gradients by the C++ kernel, None where it refuses."""
     # threads share the keys: each would add to a bias that all keys share
     shared = needs_bias and call.bias is not None and (1, *call.bias.shape)[-1] < call.k.shape[2]
     if not shared and not refusal("pointwise_backward", call.q, call.k, call.v, call.bias):
         sizes = call.sizes
         results = _results(call, sizes, needs_bias)
         numbers = (*_numbers(call, sizes), results.q.shape[0], needs_bias, call.scale)
-        tensors = (*_inputs(call), unit_rows(grad), *results.arrays(sizes))
+        rows = None if delta is None else delta.unsqueeze(-1)
+        tensors = (*_inputs(call), unit_rows(grad), *results.arrays(sizes), rows)
         if run_kernel("pointwise_backward", "pointwise_backward", numbers, tensors):
             return results.gradients(call)
-    return torch_tiled.pointwise_backward(grad, call, needs_bias)
+    return None
 
 
 class _Results(NamedTuple):

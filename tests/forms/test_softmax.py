@@ -25,6 +25,7 @@ from tolerance import assert_near
 
 from attnpass import Plan, convert
 from attnpass.forms.softmax import Softmax, SoftmaxWeights
+from attnpass.kernels.select import has_kernel
 
 
 def check_softmax(*, g=H, causal=False, fill=None, scale=0.5, dtype=torch.float32, **given):
@@ -149,3 +150,47 @@ def test_softmax_alone(dtype):
     got = SoftmaxWeights()(s)
     assert got.dtype == torch.promote_types(dtype, torch.float32)
     assert_near(got, s.double().softmax(-1))
+
+
+LONG = 150
+"""From 128 tokens on the kernel runs, where there is one."""
+
+
+@pytest.mark.parametrize("fill", [None, -1e4, -math.inf])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", ["none", "columns", "rows", "bias"])
+def test_long_sequences_are_exact(masked, causal, fill):
+    """Gradients, too; rows without a kept key are as ``fill`` says."""
+    given = {"t": LONG, "s": LONG, "g": 2, "causal": causal, "fill": fill}
+    if masked == "columns":
+        given["keep"] = keep_of((B, 1, 1, LONG))
+    if masked == "rows":
+        given["keep"] = keep_of((B, 1, LONG, LONG))
+    if masked == "bias":
+        given["bias"] = bias_of((H, LONG, LONG))
+    check_softmax(**given)
+
+
+@pytest.mark.parametrize("fill", [None, -1e4, -math.inf])
+def test_long_rows_without_a_kept_key(fill):
+    q, k, v = attention_inputs(2, LONG, LONG)
+    keep = keep_of((B, 1, LONG, LONG))
+    keep[:, :, 7] = False
+    out = Softmax(scale=0.5, fill=fill)(q, k, v, None, keep)
+    want = softmax_by_hand(
+        *(x.double() for x in (q, k, v)), None, keep, scale=0.5, causal=False, fill=fill
+    )
+    assert_near(out, want, terms=2.0)
+
+
+def test_a_kernel_serves_long_sequences_only(monkeypatch):
+    seen = []
+    by_kernel = Softmax._by_kernel
+    monkeypatch.setattr(
+        Softmax, "_by_kernel", lambda *a: seen.append(a[1].shape[2]) or by_kernel(*a)
+    )
+    for t in (5, LONG):
+        Softmax(scale=0.5)(*attention_inputs(2, t, t))
+    Softmax(scale=0.5, dropout=0.1)(*attention_inputs(2, LONG, LONG))
+    Softmax(scale=-0.5)(*attention_inputs(2, LONG, LONG))
+    assert seen == ([LONG] if has_kernel("pointwise") else [])

@@ -78,6 +78,7 @@ POINTWISE = (
     " Tensor? gain, float scale, str h, bool causal, SymInt[] tile"
 )
 POSITIONS_TEXT = "Tensor? slopes=None, Tensor? lengths=None, SymInt window=0"
+SOFTMAX = "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? keep, float scale, bool causal"
 HYDRA_TEXT = (
     "Tensor q, Tensor k, Tensor v, Tensor? keep, Tensor? gain, bool causal, float eps,"
     " SymInt[] tile"
@@ -91,6 +92,13 @@ HYDRA_TEXT = (
         (
             "pointwise_backward",
             f"Tensor grad, {POINTWISE}, bool needs_bias, {POSITIONS_TEXT}",
+            "Tensor[]",
+        ),
+        ("softmax", f"{SOFTMAX}, SymInt[] tile, SymInt[] grad_tile", "(Tensor, Tensor)"),
+        (
+            "softmax_backward",
+            f"Tensor grad, {SOFTMAX.replace('keep,', 'keep, Tensor lse, Tensor delta,')},"
+            " SymInt[] tile, bool needs_bias",
             "Tensor[]",
         ),
         ("hydra", HYDRA_TEXT, "Tensor"),
