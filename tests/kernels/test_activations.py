@@ -28,7 +28,9 @@ def test_the_kernels_number_the_functions_in_the_same_order():
     source = (Path(cpu.__file__).parent / "attention_cpu.h").read_text()
     table = source[source.index("static const Pointer table[]") :]
     table = table[: table.index("};")]
-    assert tuple(x.lower() for x in re.findall(r"F<(\w+)", table)) == tuple(activations.H)
+    # beyond them, the weights of softmax
+    assert [x.lower() for x in re.findall(r"F<(\w+)", table)] == [*activations.H, "exp"]
+    assert f"constexpr int64_t SOFTMAX = {len(activations.H)};" in source
 
 
 @pytest.mark.parametrize("h", H)
