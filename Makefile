@@ -53,6 +53,8 @@ census: .venv/models
 # ten thousand random spellings of attention and of near misses; random use of random models
 fuzz: .venv/ready
 	cd tests && ../$(BIN)/python fuzz.py --graphs 10000 --seed 1 --write
+	cd tests && ../$(BIN)/python -m random_use.run --graphs 10000 --seed 1 --minutes 180 --write
+	cd tests && ../$(BIN)/python -m random_use.run --mutations --write
 
 # hostile calls, files and changes to a task, and processes killed at random points
 faults: .venv/ready
