@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -48,6 +49,8 @@ __all__ = [
 # TorchDispatchMode: to hear which operators run outside every graph.
 # CustomOpDef: what torch.library.custom_op returns, to find the functions behind it.
 # FakeTensor, unset_fake_temporarily: to run a constant part of a graph on real tensors.
+
+_CONVOLUTIONS = threading.RLock()
 
 GRAD_MODE = "_set_grad_enabled"
 """The name of the node that switches gradients in a traced graph."""
@@ -228,8 +231,15 @@ def any_convolution() -> Iterator[None]:
     A fake convolution asks torch which one would run, by thresholds such as ``16 <= batch``, to
     learn the memory format of its result and nothing else. Where all kernels give one format,
     the thresholds decide nothing: the operator in the graph chooses anew at every call. Where
-    formats differ (channels last) they stay conditions. Public API: none.
+    formats differ (channels last) they stay conditions. Public API: none. One thread at a time:
+    each puts back what it found.
     """
+    with _CONVOLUTIONS, _any_convolution():
+        yield
+
+
+@contextmanager
+def _any_convolution() -> Iterator[None]:
     select = torch._C._select_conv_backend
     format_of = torch._C._conv_determine_backend_memory_format
     kinds: Any = torch._C._ConvBackend  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from steps import growth
 from torch import nn
 
 from attnpass import Capture, Plan
-from attnpass.compiled.layers import layer, others, served
+from attnpass.compiled.layers import layer, others, refuse_missed, served
 from attnpass.console import PlainConsole
 from attnpass.fingerprint import digest_weights
 from attnpass.matching import Outline
@@ -110,6 +110,7 @@ def test_serving_a_graph_of_all_sites_grows_as_they_do(known):
             found = served(graph, own, made)
             assert len(found.names) == n and not found.unknown
             others(graph, made, found.names)
+            refuse_missed(own, made, found.names, strict=True)
             return layer(graph, own, made, found.names, {}, strict=True)
 
         return compile

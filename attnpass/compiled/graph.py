@@ -100,7 +100,7 @@ class GraphCompiler:
         for one in layers:
             self._compile(one, meeting)
         trial = meeting.trial(layers[0]) if unsaid and layers else None
-        out = Dispatch(self.original.forward, meeting, strict=self.options.strict, trial=trial)
+        out = Dispatch(self.original.forward, meeting, strict=strict, trial=trial)
         if found.names:
             out.layers.append(meeting.run(layers[0]))
         reports.record(self.report)

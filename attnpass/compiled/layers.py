@@ -239,8 +239,8 @@ def refuse_missed(inputs: Sequence[Any], plan: Plan, names: Names, *, strict: bo
         PlanError: with ``strict``.
     """
     given = {id(x) for x in inputs if isinstance(x, Tensor)}
-    own = {site: [id(p) for p in plan.parameters_of(site)] for site in plan.sites}
-    found = [own[site] for site in names.values()]
+    own = {site: tuple(id(p) for p in plan.parameters_of(site)) for site in plan.sites}
+    found = {own[site] for site in names.values()}
     missed = [
         site
         for site, entry in plan.sites.items()
