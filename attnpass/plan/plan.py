@@ -195,9 +195,10 @@ class Plan:
         """Keep W + delta of every layer from its next call on; returns the plan.
 
         For serving, where the addition costs time. To be called before the model is compiled.
-        From then on the model no longer sees writes to the weights that have a delta, nor to the
-        deltas, and gradients reach neither: a call that records them is refused. ``release``
-        takes it back at once.
+        From then on the model no longer sees writes to the weights that have a delta (``to()`` of
+        another dtype and back is one), nor to the deltas, and gradients reach neither: a call that
+        records them is refused. ``hold`` again takes the numbers of then; ``release`` computes
+        them at every call again.
         """
         self._holds += 1
         self.held = self._holds

@@ -146,15 +146,20 @@ class Reference:
         """What the model returns; its buffers are written as the model writes its own."""
         return self._run(self.forms, self.sums, x.double(), keep, *past)
 
-    def rounded(self, x: Tensor, keep: Tensor | None, half: bool) -> Tensor:
+    def leaves(self) -> dict[Any, Tensor]:
+        """What gradients reach besides the input."""
+        return {**self.weights, **self.values, **self.parts}
+
+    def rounded(self, x: Tensor, keep: Tensor | None, half: bool, trained: bool = False) -> Tensor:
         """The same in the dtype of ``x``: what it differs by is rounding."""
-        narrow = lambda v: v.detach().to(x.dtype)  # noqa: E731
+        narrow = lambda v: v.to(x.dtype)  # noqa: E731
         forms = {
             name: {**form, "values": {k: narrow(v) for k, v in form["values"].items()}}
             for name, form in self.forms.items()
         }
         self.model.to(x.dtype)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        grads = torch.enable_grad() if trained else torch.no_grad()
+        with grads, torch.autocast("cpu", torch.bfloat16, enabled=half):
             sums = {k: narrow(v) for k, v in self.sums.items()}
             return self._run(forms, sums, x, keep)
 

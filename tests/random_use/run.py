@@ -74,6 +74,8 @@ def session(seed: int, length: int = LENGTH, loud: bool = False) -> Iterator[tup
         except Exception as error:
             name = name if s is None else s.last
             why = refusal(error)
+            if not why and s is not None and s.calls and s.fails_alone(error):
+                why = "torch fails alone, too"
             verdict = f"refused: {why}" if why else f"{type(error).__name__}: {error}"
             if loud and not why:
                 traceback.print_exc()

@@ -78,7 +78,10 @@ def gradients(s: Session) -> None:
 
 
 def dtype(s: Session) -> None:
+    """Weights in another dtype; held sums do not see that they were rounded, and are held anew."""
     s.model.to(s.pick.choice((torch.float32, torch.float64, torch.bfloat16, torch.float32)))
+    if s.plan.held:
+        s.plan.hold()
 
 
 def train(s: Session) -> None:
