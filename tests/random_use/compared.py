@@ -18,6 +18,10 @@ class Wrong(Exception):
     """A result that differs, or an error that should not be."""
 
 
+class Undecided(Exception):
+    """Nothing can be said of a result; counted like a refusal."""
+
+
 class Aloud(logging.Handler):
     """Warnings of attnpass that say that something runs unchanged."""
 

@@ -23,7 +23,8 @@ class Spec:
     """A model.
 
     ``number`` is the constant of its mask, ``padding`` the fill of a padding mask; ``cached``: it
-    takes the keys and values of earlier tokens.
+    takes the keys and values of earlier tokens; ``branch``: beyond ``number`` tokens it takes
+    another path.
     """
 
     width: int
@@ -44,6 +45,7 @@ class Spec:
     counter: bool
     check: bool
     cached: bool
+    branch: bool
 
     @property
     def calls(self) -> list[str]:
@@ -83,6 +85,7 @@ def draw(pick: random.Random) -> Spec:
         "counter": pick.random() < 0.3,
         "check": pick.random() < 0.3,
         "cached": pick.random() < 0.25,
+        "branch": pick.random() < 0.2,
     }
     return settle(given)
 

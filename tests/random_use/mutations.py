@@ -115,7 +115,10 @@ ROOTS: dict[str, tuple[str, list[Edit]]] = {
     ),
     "a layer behind an unchanged one is passed over": (
         "steps",
-        [("compiled.graph", "if not unsaid and not later and", "if not unsaid and")],
+        [
+            ("compiled.graph", "if not unsaid and not later and", "if not unsaid and"),
+            ("compiled.graph", "if plan is None or not plan.bindings or not known:", "if True:"),
+        ],
     ),
     "an entry is not compared with its site": (
         "steps",

@@ -39,7 +39,11 @@ def random_plan(pick: random.Random, model: Model, x: Tensor, keep: Any) -> Plan
     """Forms drawn for every site, parameters away from their start, deltas on some weights."""
     capture = attnpass.Capture(model).trace(x, keep)
     with torch.no_grad():
-        plan = capture.plan({site.name: entry(pick, model, site) for site in capture.sites})
+        entries = {site.name: entry(pick, model, site) for site in capture.sites}
+        first = capture.sites[0]
+        if pick.random() < 0.25:
+            entries[first.name] = Entry("softmax", {}, first.fits())
+        plan = capture.plan(entries)
         for p in plan.parameters():
             p.add_(0.3 * torch.randn(p.shape))
         for name, weights in capture.projections().items():

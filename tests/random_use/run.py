@@ -31,10 +31,11 @@ import torch
 
 from attnpass.errors import AttnpassError
 from random_use import graphs, steps
+from random_use.compared import Undecided
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
-LENGTH = 120
+LENGTH = 60
 """Steps of a session."""
 
 
@@ -73,7 +74,7 @@ def session(seed: int, length: int = LENGTH, loud: bool = False) -> Iterator[tup
             row = 0
         except Exception as error:
             name = name if s is None else s.last
-            why = refusal(error)
+            why = str(error) if isinstance(error, Undecided) else refusal(error)
             if not why and s is not None and s.calls and s.fails_alone(error):
                 why = "torch fails alone, too"
             verdict = f"refused: {why}" if why else f"{type(error).__name__}: {error}"

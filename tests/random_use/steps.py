@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import tempfile
@@ -34,10 +35,10 @@ def opened(seed: int) -> Session:
     model = build(spec, seed).train(spec.norm == "batch" and pick.random() < 0.5)
     torch._dynamo.reset()
     s = Session(pick, spec, model, Plan({}))
-    s.inner = pick.choice(("eager",) * 4 + ("aot_eager",))
+    s.inner = pick.choice(("eager",) * 7 + ("aot_eager",))
     if s.inner == "aot_eager" and not runs_without_us(s):
         s.inner = "eager"
-    s.regional = spec.layers > 1 and not spec.breaks and pick.random() < 0.35
+    s.regional = spec.layers > 1 and not spec.breaks and pick.random() < 0.5
     s.strict = pick.random() < 0.7
     s.dynamic = pick.choice((None, True, True))
     s.grad = pick.choice(("no_grad", "no_grad", "grad"))
@@ -168,8 +169,8 @@ def freeze(s: Session) -> None:
         p.requires_grad_(False)
     if s.pick.random() < 0.7:
         # eager graphs keep every gradient, and none is asked for in two of the three modes
-        s.grad = s.pick.choice((s.grad, "grad"))
-        if s.pick.random() < 0.3 and runs_without_us(s):
+        s.grad = s.pick.choice((s.grad, "grad", "grad"))
+        if s.pick.random() < 0.5 and runs_without_us(s):
             s.inner = "aot_eager"
         s.compile()
         s.check(*s.inputs())
@@ -193,18 +194,20 @@ def misfit(s: Session) -> None:
 
 
 def converted(s: Session) -> None:
-    """The model as a plain module that was made from one example, at another size."""
-    if s.bare or s.spec.breaks or s.spec.cached or s.grad == "grad" or s.autocast:
+    """The model as a plain module that was made from one example, at other sizes."""
+    if s.bare or s.spec.breaks or s.spec.cached or s.model.training:
         return
-    plan = s.plan.copy()
-    if s.spec.wiring == "plain":
-        made = attnpass.convert(s.model, plan, *s.inputs())
-        size(s)
-        batch(s)
-        try:
+    s.grad, s.autocast = "no_grad", False
+    if s.pick.random() < 0.3:
+        s.batch, s.tokens = s.pick.choice(((1, 1), (1, s.tokens), (2, 1)))
+    try:
+        made = attnpass.convert(s.model, s.plan.copy(), *s.inputs())
+    except attnpass.AttnpassError:
+        return
+    for change in (size, batch, size):
+        change(s)
+        with contextlib.suppress(attnpass.CaptureError):
             s.check(*s.inputs(), run=made)
-        except attnpass.CaptureError:
-            return
 
 
 def cached(s: Session) -> None:
@@ -248,8 +251,8 @@ def violation(s: Session) -> None:
 
 STEPS: dict[Callable[[Session], None], float] = {
     size: 30, batch: 1, gradients: 1, dtype: 0.6, train: 0.6, autocast: 0.5, way: 48, hold: 1,
-    release: 3, again: 0.6, reload: 0.8, copied: 0.8, other: 1.5, threads: 4, violation: 4,
-    freeze: 2, misfit: 1, converted: 1.5, cached: 10,
+    release: 3, again: 1.5, reload: 0.8, copied: 0.8, other: 2, threads: 4, violation: 4,
+    freeze: 3, misfit: 1.5, converted: 4, cached: 10,
 }  # fmt: skip
 """Every step and how often it is drawn; each is followed by a call that is checked."""
 
