@@ -200,7 +200,9 @@ class Session:
         if not got or bound > 1e-3:
             return ""
         names = ["x", *r.leaves()]
-        found = dict(zip(names, self._slopes(want, [y, *r.leaves().values()]), strict=True))
+        found = dict(
+            zip(names, self._slopes(want, [y, *r.leaves().values()], again=True), strict=True)
+        )
         # a gradient that is a difference of large ones is as exact as these
         allowed = 10 * bound * max(float(g.abs().max()) for g in found.values())
         off = {n: float((got[n] - g).abs().max()) for n, g in found.items() if n in got}
@@ -208,7 +210,7 @@ class Session:
             restore(r.model, before)
             z = x.detach().requires_grad_()
             rounded = r.rounded(z, keep, self.autocast, trained=True)
-            ours = self._slopes(rounded, [z, *r.leaves().values()])
+            ours = self._slopes(rounded, [z, *r.leaves().values()], again=True)
             errors = [
                 float((a - b).abs().max()) for a, b in zip(ours, found.values(), strict=True)
             ]
@@ -217,11 +219,11 @@ class Session:
         return f"the gradient of {name} differs by {off[name]:.1e}" if off[name] > allowed else ""
 
     @staticmethod
-    def _slopes(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-        """Gradients in float64, zero where there is none."""
+    def _slopes(out: Tensor, leaves: list[Tensor], again: bool = False) -> list[Tensor]:
+        """Gradients in float64, zero where there is none; ``again``: others will follow."""
         total = (out.double() * weights(out)).sum()
-        given: Any = {"allow_unused": True, "materialize_grads": True, "retain_graph": True}
-        found = torch.autograd.grad(total, leaves, **given)
+        given: Any = {"allow_unused": True, "materialize_grads": True}
+        found = torch.autograd.grad(total, leaves, retain_graph=again, **given)
         return [g.double() for g in found]
 
     def gradients(self, x: Tensor, out: Tensor, model: Model) -> dict[Any, Tensor]:
