@@ -27,14 +27,13 @@ PAIRS, CALLS = 30, 12
 
 def served(form: str, form_options: dict[str, Any], sites: str, deltas: bool) -> Any:
     """The plan of the digits model, and what compiles and calls it on one batch."""
-    from tuner.load import load_task
-
     import attnpass
     from attnpass.plan import Delta
+    from attnpass.task import load_task
 
     task = load_task("digits")
     model = task.model.eval()
-    x = next(iter(task.validation))[0][0]
+    (x,) = task.example
     options: dict[str, Any] = {"form_options": form_options, "sites": sites}
     plan = attnpass.Plan.create(model, x, form=form, **options)
     if deltas:

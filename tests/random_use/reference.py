@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import types
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,14 +74,19 @@ def attention(
     return ((p if gain is None else p * gain).to(v.dtype)) @ v
 
 
-def formed(forms: dict[str, Form], turns: deque[str]) -> dict[str, Any]:
-    """Methods of ``Attention`` that take the form of the next name in ``turns``."""
+def formed(forms: dict[str, Form], turns: deque[str], fused: bool) -> dict[str, Any]:
+    """Methods of ``Attention`` that take the form of the next name in ``turns``.
+
+    ``fused``: softmax by torch's operator, whose backward rounds as ``exp(s - logsumexp)`` does.
+    """
     last: list[Tensor] = []
 
     def core(self: Attention, q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None) -> Tensor:
         form = forms.get(turns.popleft())
         if form is None or form["form"] == "softmax":
-            return spelled(self.spec, q, k, v, keep)
+            by_operator = fused and not self.spec.softcap and self.spec.style != "is-causal"
+            spec = replace(self.spec, style="sdpa") if by_operator else self.spec
+            return spelled(spec, q, k, v, keep)
         if form["form"] == "hydra":
             rows = None if keep is None else keep[:, None, None, :]
             causal = self.spec.mask == "causal"
@@ -128,6 +134,7 @@ class Reference:
         self.parts: dict[tuple[str, str], Tensor] = {}
         self.forms: dict[str, Form] = {}
         self.sums = dict(self.weights)
+        self.fused = plan.round_trip
         for name, entry in plan.sites.items():
             if name in softmax:
                 continue
@@ -144,7 +151,7 @@ class Reference:
 
     def __call__(self, x: Tensor, keep: Tensor | None, *past: Any) -> Any:
         """What the model returns; its buffers are written as the model writes its own."""
-        return self._run(self.forms, self.sums, x.double(), keep, *past)
+        return self._run(self.forms, self.sums, False, x.double(), keep, *past)
 
     def leaves(self) -> dict[Any, Tensor]:
         """What gradients reach besides the input."""
@@ -161,11 +168,11 @@ class Reference:
         grads = torch.enable_grad() if trained else torch.no_grad()
         with grads, torch.autocast("cpu", torch.bfloat16, enabled=half):
             sums = {k: narrow(v) for k, v in self.sums.items()}
-            return self._run(forms, sums, x, keep)
+            return self._run(forms, sums, self.fused, x, keep)
 
-    def _run(self, forms: Any, sums: Any, *given: Any) -> Any:
+    def _run(self, forms: Any, sums: Any, fused: bool, *given: Any) -> Any:
         turns = deque(self.model.spec.calls)
-        methods = formed(forms, turns)
+        methods = formed(forms, turns, fused)
         for module in self.model.modules():
             if isinstance(module, Attention):
                 for name, method in methods.items():
