@@ -10,6 +10,7 @@ leaves them, [B, T, H, d]. Tiles are the defaults.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import statistics
@@ -214,6 +215,37 @@ def part_sweep() -> list[dict[str, Any]]:
                 sizes = {"n": n, "batch": b, "heads": count, "d": d, "dtype": dtype}
                 rows.append({**sizes, "error": error, **timed(runs, 1.5, least=5)})
                 say(rows[-1], "sigmoid")
+    return rows
+
+
+def part_short() -> list[dict[str, Any]]:
+    """Softmax from 16 to 160 tokens, forward, and forward and backward: where it begins to win."""
+    rows = []
+    for n in (16, 32, 48, 64, 96, 128, 160):
+        for b, dtype in itertools.product((1, 8), DTYPES):
+            for d in (32, 64, 128):
+                inputs = heads(b, n, 12, d, dtype, grad=True)
+                grad = heads(b, n, 12, d, dtype)[0]
+
+                def forward(f: Callable[..., Tensor], inputs=inputs) -> Any:
+                    with torch.no_grad():
+                        return f(*inputs)
+
+                def both(f: Callable[..., Tensor], inputs=inputs, grad=grad) -> Any:
+                    return torch.autograd.grad(f(*inputs), inputs, grad)
+
+                error = check(*(x.detach() for x in inputs), "softmax")
+                row = {"n": n, "batch": b, "heads": 12, "d": d, "dtype": dtype, "error": error}
+                ours = functools.partial(fused, h="softmax")
+                for name, way in {"forward": forward, "both": both}.items():
+                    runs: Runs = {
+                        "sdpa": functools.partial(way, F.scaled_dot_product_attention),
+                        "softmax": functools.partial(way, ours),
+                    }
+                    found = timed(runs, 0.5)
+                    row |= {name: found["softmax"], f"{name} floor": found["floor"]}
+                say(row, "forward", "both")
+                rows.append(row)
     return rows
 
 
@@ -454,6 +486,7 @@ PARTS = {
     "goals": part_goals,
     "backward": part_backward,
     "sweep": part_sweep,
+    "short": part_short,
     "masks": part_masks,
     "others": part_others,
     "hydra": part_hydra,
@@ -469,7 +502,7 @@ def main() -> None:
     found = json.loads(out.read_text()) if out.exists() and sys.argv[2:] else {}
     torch.manual_seed(0)
     for name in sys.argv[2:] or PARTS:
-        with torch.set_grad_enabled(name == "backward"):
+        with torch.set_grad_enabled(name in ("backward", "short")):
             found[name] = PARTS[name]()
         found |= {
             "command": "python benchmarks/cpu_attention.py",

@@ -30,8 +30,8 @@ HYDRA_TOKENS = 128
 SOFTMAX_TOKENS = 128
 """From this many queries and keys on the C++ kernel serves exact softmax.
 
-Where it begins to beat torch's operator is not measured: ``benchmarks/cpu_attention.py`` starts
-at 197 tokens.
+A guess: in a single call it is the number of scores that decides, not that of tokens (part
+``short`` of ``benchmarks/cpu_attention.py``); inside compiled graphs this is not measured.
 """
 
 
