@@ -37,10 +37,10 @@ def served(form: str, form_options: dict[str, Any], sites: str, deltas: bool) ->
     options: dict[str, Any] = {"form_options": form_options, "sites": sites}
     plan = attnpass.Plan.create(model, x, form=form, **options)
     if deltas:
-        with attnpass.Capture(model) as capture:
-            capture.trace(x)
-            for site, weights in capture.projections().items():
-                plan.deltas[site] = {p: Delta(w.shape) for p, w in weights.items()}
+        capture = attnpass.Capture(model).trace(x)
+        for site, weights in capture.projections().items():
+            plan.deltas[site] = {p: Delta(w.shape) for p, w in weights.items()}
+        capture.close()
 
     def compiled() -> Callable[[], float]:
         torch._dynamo.reset()
@@ -80,8 +80,8 @@ def held() -> dict[str, Any]:
         plan.release()
         a = free()
         plan.hold()
-        own.append((kept(), a, 0.0))
-    return summary([a / b for a, b, _ in own])
+        own.append(kept() / a)
+    return summary(own)
 
 
 def summary(ratios: list[float]) -> dict[str, Any]:
