@@ -85,7 +85,7 @@ def draw(pick: random.Random) -> Spec:
         "counter": pick.random() < 0.3,
         "check": pick.random() < 0.3,
         "cached": pick.random() < 0.25,
-        "branch": pick.random() < 0.2,
+        "branch": pick.random() < 0.35,
     }
     return settle(given)
 

@@ -41,7 +41,7 @@ def random_plan(pick: random.Random, model: Model, x: Tensor, keep: Any) -> Plan
     with torch.no_grad():
         entries = {site.name: entry(pick, model, site) for site in capture.sites}
         first = capture.sites[0]
-        if pick.random() < 0.25:
+        if pick.random() < 0.4:
             entries[first.name] = Entry("softmax", {}, first.fits())
         plan = capture.plan(entries)
         for p in plan.parameters():

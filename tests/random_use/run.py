@@ -32,11 +32,16 @@ import torch
 from attnpass.errors import AttnpassError
 from random_use import graphs, steps
 from random_use.compared import Undecided
+from random_use.session import Session
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
-LENGTH = 60
+LENGTH = 40
 """Steps of a session."""
+
+UNCHECKED = "refused", "undecided", "torch alone"
+"""What ends a step without a comparison: an error of ours with its reason, a model whose rounding
+is as large as its numbers, the same failure without attnpass."""
 
 
 def quiet() -> None:
@@ -61,8 +66,19 @@ def refusal(error: BaseException | None) -> str:
     return ""
 
 
+def judged(error: Exception, s: Session | None) -> str:
+    """What an exception of a step means: one of `UNCHECKED` with the reason, or what is wrong."""
+    if isinstance(error, Undecided):
+        return f"undecided: {error}"
+    if why := refusal(error):
+        return f"refused: {why}"
+    if s is not None and s.calls and s.fails_alone(error):
+        return f"torch alone: {error}"
+    return f"{type(error).__name__}: {error}"
+
+
 def session(seed: int, length: int = LENGTH, loud: bool = False) -> Iterator[tuple[str, str]]:
-    """Every step's name and ``""``, ``refused: why`` or what is wrong, at which it ends."""
+    """Every step's name and ``""``, one of `UNCHECKED` and why, or what is wrong; that ends it."""
     quiet()
     s, row = None, 0
     for _ in range(length):
@@ -74,21 +90,19 @@ def session(seed: int, length: int = LENGTH, loud: bool = False) -> Iterator[tup
             row = 0
         except Exception as error:
             name = name if s is None else s.last
-            why = str(error) if isinstance(error, Undecided) else refusal(error)
-            if not why and s is not None and s.calls and s.fails_alone(error):
-                why = "torch fails alone, too"
-            verdict = f"refused: {why}" if why else f"{type(error).__name__}: {error}"
-            if loud and not why:
+            verdict = judged(error, s)
+            if loud and not verdict.startswith(UNCHECKED):
                 traceback.print_exc()
         if loud and s is not None:
             print(name, verdict, s.tokens, s.batch, s.grad, s.dtype, s.regional, flush=True)
         yield name, verdict
-        if verdict and not verdict.startswith("refused"):
+        if verdict and not verdict.startswith(UNCHECKED):
             return
         row += bool(verdict)
         if row == 3 or s is None:
             return
         if verdict:
+            s.inner = "eager" if verdict.startswith("torch alone") else s.inner
             s.back()
 
 
@@ -103,9 +117,9 @@ def many_steps(job: tuple[int, int, float]) -> dict[str, Any]:
         for i, (name, verdict) in enumerate(session(seed)):
             tally["steps"] += 1
             tally[f"step {name}"] += 1
-            if verdict.startswith("refused"):
-                tally["refused"] += 1
-                reasons[f"{name}: {verdict[9:100]}"] += 1
+            if verdict.startswith(UNCHECKED):
+                tally[verdict.partition(":")[0]] += 1
+                reasons[f"{name}: {verdict[:100]}"] += 1
             elif verdict:
                 wrong.append((seed, i, name, verdict[:300]))
             if time.time() > end:
@@ -172,7 +186,7 @@ def main() -> int:
     given = parser.parse_args()
     if given.only is not None:
         verdicts = [verdict for _, verdict in session(given.only, loud=True)]
-        return int(not all(v == "" or v.startswith("refused") for v in verdicts))
+        return int(not all(v == "" or v.startswith(UNCHECKED) for v in verdicts))
     if given.graph is not None:
         quiet()
         print(graphs.check(given.graph, loud=True))
