@@ -46,10 +46,9 @@ def copies(model: nn.Module) -> dict[str, Tensor]:
 
 
 def restore(model: nn.Module, values: dict[str, Tensor]) -> None:
-    """Put buffers back."""
-    with torch.no_grad():
-        for n, b in model.named_buffers():
-            b.copy_(values[n])
+    """Put buffers back, unseen by graphs that have saved them and will be differentiated."""
+    for n, b in model.named_buffers():
+        b.data.copy_(values[n])
 
 
 def error(got: Tensor, want: Tensor) -> float:

@@ -169,7 +169,7 @@ def everything(work: Any, part: int, count: int, seed: int, minutes: float) -> d
                 print(*one, flush=True)
             wrong += done["wrong"]
     print(json.dumps(dict(reasons.most_common(20)), indent=1))
-    return {**dict(sorted(tally.items())), "wrong": len(wrong)}
+    return {**dict(sorted(tally.items())), "wrong": len(wrong), "differences": wrong}
 
 
 def main() -> int:
