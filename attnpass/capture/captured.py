@@ -96,6 +96,11 @@ class CapturedGraph:
         """The normal form; Dynamo's own graph where it cannot be normalised."""
         return self.matched.normal
 
+    @property
+    def placeholders(self) -> list[Any]:
+        """The fake values of the inputs."""
+        return [n.meta.get("val") for n in self.normal.graph.find_nodes(op="placeholder")]
+
     def close(self) -> None:
         """Forget all nodes and what was recorded."""
         self.layers.clear()

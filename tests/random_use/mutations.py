@@ -139,7 +139,7 @@ ROOTS: dict[str, tuple[str, list[Edit]]] = {
     ),
     "a converted module takes what it was not made for": (
         "steps",
-        [("capture.conversion", "        self._guards.check(", "        (lambda *_: None)(")],
+        [("capture.converted", "        self._guards.check(", "        (lambda *_: None)(")],
     ),
 }
 """What is undone: how it is looked for, and the edits (module, old, new)."""
