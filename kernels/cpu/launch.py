@@ -35,7 +35,8 @@ def library(name: str) -> ctypes.CDLL | str:
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
     here = Path(__file__).parent
-    source = (here / "attention_cpu.h").read_text() + (here / f"{name}_cpu.cpp").read_text()
+    parts = ("attention_cpu.h", f"{name}_cpu.cpp", f"{name}_operators_cpu.cpp")
+    source = "".join((here / part).read_text() for part in parts if (here / part).exists())
     try:
         compiled: ctypes.CDLL = load_cpp(source)
     except Exception as error:
