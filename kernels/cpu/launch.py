@@ -1,7 +1,8 @@
 """The C++ library: compiled at first use by torch's own machinery, cached, called with strides.
 
 Every entry of the library takes one struct by address. ``refusal`` says why a kernel cannot serve
-a call; ``torch_tiled`` then does.
+a call; ``torch_tiled`` then does. Plain calls of ``attnpass::pointwise`` and ``attnpass::softmax``
+do not come here: ``pointwise_operators_cpu.cpp`` takes them from the dispatcher.
 """
 
 from __future__ import annotations
