@@ -37,7 +37,7 @@ _LOG = logging.getLogger("attnpass")
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | str:
-    """The compiled sources of a name of ``PARTS``, or the reason, as a string, why there is none."""
+    """The compiled sources of a name of ``PARTS``; a string where there is none, the reason."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return f"no AVX-512 here ({torch.backends.cpu.get_cpu_capability()})"
     if not torch.backends.mkldnn.is_available():
