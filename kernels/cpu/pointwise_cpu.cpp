@@ -264,7 +264,7 @@ void forward_by(const Forward& p) {
   });
 }
 
-template <class Rows, class In>
+template <class Rows, class In, class Query>
 void short_queries(const Forward& p);  // pointwise_short_cpu.cpp
 
 constexpr int64_t FEW = 16;  // queries
@@ -272,8 +272,8 @@ constexpr int64_t FEW = 16;  // queries
 template <class In, class Mul>
 void forward(const Forward& p) {
   if (p.t <= FEW && p.b * p.g > 0) {
-    if (p.function == SOFTMAX) short_queries<SoftmaxRows<float>, In>(p);
-    else short_queries<PointwiseRows<float>, In>(p);
+    if (p.function == SOFTMAX) short_queries<SoftmaxRows<float>, In, Mul>(p);
+    else short_queries<PointwiseRows<float>, In, Mul>(p);
     return;
   }
   if (p.function == SOFTMAX) forward_by<SoftmaxRows<Mul>, In, Mul>(p);

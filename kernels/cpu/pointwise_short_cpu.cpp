@@ -39,10 +39,36 @@ struct Ahead {
   }
 };
 
+// One step of a dot product: sum + x[c, c + STEP) . y[c, c + STEP), at first of floats. Where the
+// processor multiplies pairs of bfloat16, it does so without turning them into floats.
+template <class In, class Query>
+struct Dot {
+  static constexpr int64_t STEP = LANES;
+  using Key = Vec;
+  static Key key(const In* x, int64_t left) { return get(x, first(left)); }
+  static Vec add(Vec sum, const Query* q, Key k) { return _mm512_fmadd_ps(load(q), k, sum); }
+};
+
+#if defined(__AVX512BF16__)
+template <>
+struct Dot<BFloat16, BFloat16> {
+  static constexpr int64_t STEP = 2 * LANES;
+  using Key = __m512bh;
+  static Key key(const BFloat16* x, int64_t left) {
+    const __mmask32 on = left >= STEP ? ~__mmask32(0) : (__mmask32(1) << left) - 1;
+    return (__m512bh)_mm512_maskz_loadu_epi16(on, x);
+  }
+  static Vec add(Vec sum, const BFloat16* q, Key k) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(q), k);
+  }
+};
+#endif
+
 // scores[r, j] = q[r] . k[j] for R rows and n keys; rows of q are padded with zeros.
-template <int R, class In>
-void scored(const float* q, int64_t ld_q, const In* k, int64_t ld_k, int64_t n, int64_t d,
+template <int R, class In, class Query>
+void scored(const Query* q, int64_t ld_q, const In* k, int64_t ld_k, int64_t n, int64_t d,
             float* scores, int64_t ld, bool again) {
+  using Step = Dot<In, Query>;
   constexpr int K = 16 / R;
   Ahead<In> next{k + AHEAD * ld_k, ld_k, d};
   for (int64_t j = 0; j < n; j += K) {
@@ -52,23 +78,21 @@ void scored(const float* q, int64_t ld_q, const In* k, int64_t ld_k, int64_t n, 
     for (int i = 0; i < 16; ++i) sum[i] = all(0);
     if constexpr (R < 4) {  // line after line, as memory is foreseen
       for (int i = 0; i < K; ++i) {
-        for (int64_t c = 0; c < d; c += LANES) {
-          const Vec key = get(row[i] + c, first(d - c));
+        for (int64_t c = 0; c < d; c += Step::STEP) {
+          const auto key = Step::key(row[i] + c, d - c);
           for (int r = 0; r < R; ++r)
-            sum[r * K + i] = _mm512_fmadd_ps(load(q + r * ld_q + c), key, sum[r * K + i]);
+            sum[r * K + i] = Step::add(sum[r * K + i], q + r * ld_q + c, key);
         }
       }
     } else {
-      for (int64_t c = 0; c < d; c += LANES) {
-        const Lanes on = first(d - c);
-        Vec key[K];
-        for (int i = 0; i < K; ++i) key[i] = get(row[i] + c, on);
+      for (int64_t c = 0; c < d; c += Step::STEP) {
+        typename Step::Key key[K];
+        for (int i = 0; i < K; ++i) key[i] = Step::key(row[i] + c, d - c);
         if (!again)
-          for (int i = 0; i < K * LANES / Ahead<In>::LINE; ++i) next.line();
-        for (int r = 0; r < R; ++r) {
-          const Vec query = load(q + r * ld_q + c);
-          for (int i = 0; i < K; ++i) sum[r * K + i] = _mm512_fmadd_ps(query, key[i], sum[r * K + i]);
-        }
+          for (int i = 0; i < K * Step::STEP / Ahead<In>::LINE; ++i) next.line();
+        for (int r = 0; r < R; ++r)
+          for (int i = 0; i < K; ++i)
+            sum[r * K + i] = Step::add(sum[r * K + i], q + r * ld_q + c, key[i]);
       }
     }
     alignas(64) float found[16];
@@ -81,14 +105,18 @@ void scored(const float* q, int64_t ld_q, const In* k, int64_t ld_k, int64_t n, 
 // total[r, c] += sum_j weights[r, j] v[j, c] for R rows, n keys and up to C vectors of columns.
 template <int R, int C, class In>
 void gathered(const float* weights, int64_t ld, const In* v, int64_t ld_v, int64_t n, int64_t dv,
-              float* total, int64_t ld_t) {
+              float* total, int64_t ld_t, bool again) {
+  Ahead<In> next{v + AHEAD * ld_v, ld_v, dv};
+  const int64_t lines = up(dv, Ahead<In>::LINE) / Ahead<In>::LINE;
   for (int64_t c = 0; c < dv; c += C * LANES) {
     Lanes on[C];
     for (int i = 0; i < C; ++i) on[i] = first(dv - c - i * LANES);
     Vec sum[R][C];
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < C; ++i) sum[r][i] = get(total + r * ld_t + c + i * LANES, on[i]);
+    const bool asks = R == 4 && !again && c == 0;
     for (int64_t j = 0; j < n; ++j) {
+      for (int64_t i = 0; asks && i < lines; ++i) next.line();
       Vec value[C];
       for (int i = 0; i < C; ++i) {
         value[i] = get(v + j * ld_v + c + i * LANES, on[i]);
@@ -105,10 +133,10 @@ void gathered(const float* weights, int64_t ld, const In* v, int64_t ld_v, int64
 
 // Calls f(number of rows as a constant, first row) for all m rows, four, two or one at a time.
 template <class F>
-void by_rows(int64_t m, bool fours, F f) {
+void by_rows(int64_t m, F f) {
   int64_t r = 0;
-  for (; fours && r + 4 <= m; r += 4) f(std::integral_constant<int, 4>(), r);
-  for (; r + 2 <= m; r += 2) f(std::integral_constant<int, 2>(), r);
+  for (; r + 4 <= m; r += 4) f(std::integral_constant<int, 4>(), r);
+  if (r + 2 <= m) f(std::integral_constant<int, 2>(), r), r += 2;
   if (r < m) f(std::integral_constant<int, 1>(), r);
 }
 
@@ -116,27 +144,30 @@ struct Row {
   Buffer<float> rows;
 };
 
+template <class Query>
 struct ShortScratch {
-  Buffer<float> query, scores, add;
+  Buffer<Query> query;
+  Buffer<float> scores, add;
   std::vector<Row> heads;
 };
 
 // One stretch [begin, end) of keys for all queries of one group of heads: what they sum up to,
 // [m, dv], and behind it for every row the maximum and the sum of weights, [m, 2].
-template <class Rows, class In>
+template <class Rows, class In, class Query>
 void stretch(const Forward& p, int64_t b, int64_t g, int64_t begin, int64_t end, float* total,
-             ShortScratch& x) {
-  const int64_t group = p.h / p.g, m = group * p.t, ld_q = up(p.d, LANES);
-  float *query = x.query.get(m * ld_q), *scores = x.scores.get(m * KEYS), *add = x.add.get(KEYS);
+             ShortScratch<Query>& x) {
+  const int64_t group = p.h / p.g, m = group * p.t, ld_q = up(p.d, Dot<In, Query>::STEP);
+  Query* query = x.query.get(m * ld_q);
+  float *scores = x.scores.get(m * KEYS), *add = x.add.get(KEYS);
   x.heads.resize(group);
   std::vector<Rows> heads;
   heads.reserve(group);
   for (int64_t h = 0; h < group; ++h) {
     heads.emplace_back(p, b, g * group + h, 0, p.t, x.heads[h]);
     for (int64_t t = 0; t < p.t; ++t) {
-      float* row = query + (h * p.t + t) * ld_q;
+      Query* row = query + (h * p.t + t) * ld_q;
       at::vec::convert(p.q.at<In>(b, g * group + h, t), row, p.d);
-      std::fill(row + p.d, row + ld_q, 0.0f);
+      std::fill(row + p.d, row + ld_q, Query(0));
     }
   }
   std::fill_n(total, m * p.dv, 0.0f);
@@ -145,7 +176,7 @@ void stretch(const Forward& p, int64_t b, int64_t g, int64_t begin, int64_t end,
     const int64_t n = min(KEYS, end - j);
     const In *k = p.k.at<In>(b, g, j), *v = p.v.at<In>(b, g, j);
     const int64_t ld_k = p.k.stride[2], ld_v = p.v.stride[2];
-    by_rows(m, true, [&](auto rows, int64_t r) {
+    by_rows(m, [&](auto rows, int64_t r) {
       scored<rows()>(query + r * ld_q, ld_q, k, ld_k, n, p.d, scores + r * KEYS, KEYS, r > 0);
     });
     for (int64_t r = 0; r < m; ++r) {
@@ -156,9 +187,9 @@ void stretch(const Forward& p, int64_t b, int64_t g, int64_t begin, int64_t end,
       float* s = scores + r * KEYS;
       heads[h].weigh(t, s, masked ? add : nullptr, kept, n, s, total + r * p.dv);
     }
-    by_rows(m, p.dv <= 4 * LANES || m > 8, [&](auto rows, int64_t r) {
+    by_rows(m, [&](auto rows, int64_t r) {
       gathered<rows(), 16 / rows() < 8 ? 16 / rows() : 8>(scores + r * KEYS, KEYS, v, ld_v, n, p.dv,
-                                                          total + r * p.dv, p.dv);
+                                                          total + r * p.dv, p.dv, r > 0);
     });
   }
   for (int64_t r = 0; r < m; ++r)
@@ -192,7 +223,7 @@ void joined(const Forward& p, int64_t b, int64_t g, int64_t count, int64_t size,
   }
 }
 
-template <class Rows, class In>
+template <class Rows, class In, class Query>
 void short_queries(const Forward& p) {
   const int64_t heads = p.b * p.g, m = p.h / p.g * p.t, size = m * (p.dv + 2);
   const int64_t wanted = up(2 * at::get_num_threads(), heads) / heads;
@@ -200,10 +231,10 @@ void short_queries(const Forward& p) {
   const int64_t keys = up(blocks, count) / count * KEYS;
   const std::unique_ptr<float[]> parts(new float[heads * count * size]);
   at::parallel_for(0, heads * count, 1, [&](int64_t begin, int64_t end) {
-    with_scratch<ShortScratch>(false, [&](ShortScratch& scratch) {
+    with_scratch<ShortScratch<Query>>(false, [&](ShortScratch<Query>& scratch) {
       for (int64_t i = begin; i < end; ++i) {
         const int64_t head = i / count, first = i % count * keys;
-        stretch<Rows, In>(p, head / p.g, head % p.g, min(first, p.s), min(first + keys, p.s),
+        stretch<Rows, In, Query>(p, head / p.g, head % p.g, min(first, p.s), min(first + keys, p.s),
                           parts.get() + i * size, scratch);
       }
     });
