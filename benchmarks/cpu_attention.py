@@ -113,7 +113,8 @@ def without(*parts: str) -> Any:
     from torch._inductor.codecache import CppCodeCache
 
     folder = Path(cpu.__file__).parent
-    source = "".join((folder / f).read_text() for f in ("attention_cpu.h", "pointwise_cpu.cpp"))
+    own = [f for f in cpu.PARTS["pointwise"] if "operators" not in f]
+    source = "".join((folder / f).read_text() for f in ("attention_cpu.h", *own))
     calls = {"products": "    product<Mul>(", "h": "      rows_now.weigh("}
     for part in parts:
         assert calls[part] in source
@@ -126,11 +127,14 @@ def without(*parts: str) -> Any:
 
 @contextmanager
 def using(library: Any) -> Iterator[None]:
+    """Every call by another library."""
     found, cpu.library = cpu.library, lambda name: library  # type: ignore[assignment]
+    found("pointwise").serve(False)  # type: ignore[union-attr]
     try:
         yield
     finally:
         cpu.library = found
+        found("pointwise").serve(True)  # type: ignore[union-attr]
 
 
 def part_goals() -> list[dict[str, Any]]:
@@ -246,6 +250,35 @@ def part_short() -> list[dict[str, Any]]:
                     row |= {name: found["softmax"], f"{name} floor": found["floor"]}
                 say(row, "forward", "both")
                 rows.append(row)
+    return rows
+
+
+def part_decode() -> list[dict[str, Any]]:
+    """One to sixteen queries against a cache of keys, which is a part of a longer static one.
+
+    ``read``: the bytes of keys and values over the time of a sum of as many numbers; a call whose
+    ``share_of_read`` is 1 takes no longer than reading them.
+    """
+    rows = []
+    shapes = itertools.product(((32, 8, 128), (12, 12, 64)), (1, 4, 16), (512, 2048, 8192, 32768))
+    for ((count, groups, d), t, s), dtype in itertools.product(shapes, DTYPES):
+        q = torch.randn(1, count, t, d).to(getattr(torch, dtype))
+        k, v = (torch.randn(1, groups, s + 64, d).to(q.dtype)[:, :, :s] for _ in range(2))
+        wide = [x.repeat_interleave(count // groups, 1) for x in (k, v)]
+        error = max(check(q, *wide, h) for h in FORMS)
+        numbers = torch.randn(2, groups * s * d).to(q.dtype)
+        runs: Runs = {
+            "sdpa": lambda a=(q, k, v): F.scaled_dot_product_attention(*a, enable_gqa=True),
+            **{h: lambda a=(q, k, v), h=h: fused(*a, h) for h in FORMS},
+            "read": lambda x=numbers: x.sum(),
+        }
+        found = timed(runs, 1.0)
+        size = numbers.numel() * numbers.element_size() / 1e6
+        row = {"n": s, "queries": t, "heads": count, "groups": groups, "d": d, "dtype": dtype}
+        row |= {"error": error, **found, "read_gb_per_s": size / found["read"]["ms"]}
+        row |= {"share_of_read": {h: found["read"]["ms"] / found[h]["ms"] for h in FORMS}}
+        say(row, *FORMS)
+        rows.append(row)
     return rows
 
 
@@ -408,7 +441,7 @@ def one(which: str, n: int) -> dict[str, float]:
 def say(row: dict[str, Any], *names: str) -> None:
     kind = {
         k: row[k]
-        for k in ("n", "d", "dtype", "h", "mask", "form", "causal", "over_least")
+        for k in ("n", "queries", "d", "dtype", "h", "mask", "form", "causal", "over_least")
         if k in row
     }
     told = [
@@ -487,6 +520,7 @@ PARTS = {
     "backward": part_backward,
     "sweep": part_sweep,
     "short": part_short,
+    "decode": part_decode,
     "masks": part_masks,
     "others": part_others,
     "hydra": part_hydra,

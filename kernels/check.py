@@ -94,7 +94,7 @@ def _dense(name: str, x: Tensor, device: torch.device, traced: bool) -> None:
         _refuse(f"{name} as a dense tensor", x.layout)
     if x.device != device:
         _refuse(f"{name} on {device}, where q is", x.device)
-    if not traced and x.data_ptr() == 0 and x.numel() > 0:
+    if not traced and x.numel() > 0 and x.untyped_storage().nbytes() == 0:
         _refuse(f"{name} with its memory", "a tensor whose memory was freed")
 
 
@@ -223,7 +223,7 @@ def gradient(grad: Tensor, q: Tensor, v: Tensor, traced: bool = False) -> None:
         _refuse(f"grad {output}", list(grad.shape))
 
 
-def rows(q: Tensor, **given: Tensor) -> None:
+def rows(q: Tensor, traced: bool = False, **given: Tensor) -> None:
     """Check numbers per row, ``[B, H, T]`` in float32, or float64 for float64.
 
     Raises:
@@ -231,10 +231,10 @@ def rows(q: Tensor, **given: Tensor) -> None:
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     for name, x in given.items():
-        _dense(name, x, q.device, False)
+        _dense(name, x, q.device, traced)
         if x.dtype is not dtype:
             _refuse(f"{name} in {dtype}", x.dtype)
-        if x.shape != q.shape[:3]:
+        if list(_sizes(x, traced)) != list(_sizes(q, traced)[:3]):
             _refuse(f"{name} {list(q.shape[:3])}", list(x.shape))
 
 

@@ -344,6 +344,7 @@ def _(
 ) -> list[Tensor]:
     _softmax_call(q, k, v, bias, keep, scale, causal, _traced_tile(tile), traced=True)
     check.gradient(grad, q, v, traced=True)
+    check.rows(q, traced=True, lse=lse, delta=delta)
     dbias = None if bias is None or not needs_bias else bias.new_empty(bias.shape)
     return [*_fakes((q, k, v)), *_filled(q, [dbias])]
 

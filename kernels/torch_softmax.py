@@ -17,7 +17,7 @@ from attnpass.kernels.shapes import causal_mask, heads_last, repeated, wide
 def _logits(call: PointwiseCall) -> Tensor:
     """``scale q.k + bias``, ``[B, H, T, S]``; -inf where a position is not kept."""
     s = wide(call.q) @ wide(repeated(call.k, call.q.shape[1])).transpose(-1, -2) * call.scale
-    s = s if call.bias is None else s + wide(call.bias)
+    s = s if call.bias is None else s + call.bias.to(s.dtype)
     if call.keep is not None:
         s = s.masked_fill(~call.keep, -math.inf)
     return s.masked_fill(~causal_mask(call.q, call.k), -math.inf) if call.causal else s

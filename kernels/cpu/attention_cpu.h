@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <type_traits>
-
+#include <vector>
 
 namespace attnpass {
 

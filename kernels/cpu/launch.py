@@ -1,7 +1,8 @@
 """The C++ library: compiled at first use by torch's own machinery, cached, called with strides.
 
 Every entry of the library takes one struct by address. ``refusal`` says why a kernel cannot serve
-a call; ``torch_tiled`` then does.
+a call; ``torch_tiled`` then does. Plain calls of ``attnpass::pointwise`` and ``attnpass::softmax``
+do not come here: ``pointwise_operators_cpu.cpp`` takes them from the dispatcher.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from attnpass.torch_internals import load_cpp
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 """The dtypes that the kernels read, as ``Type`` in ``attention_cpu.h`` numbers them."""
 
+PARTS = {
+    "pointwise": ("pointwise_cpu.cpp", "pointwise_short_cpu.cpp", "pointwise_operators_cpu.cpp"),
+    "pointwise_backward": ("pointwise_backward_cpu.cpp",),
+    "hydra": ("hydra_cpu.cpp",),
+}
+"""The sources of each library, behind ``attention_cpu.h``."""
+
 MISMATCH = 2
 """The status of an entry whose struct has another size than the bytes that it was given."""
 
@@ -29,13 +37,13 @@ _LOG = logging.getLogger("attnpass")
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | str:
-    """The compiled ``name``_cpu.cpp, or the reason, as a string, why there is none."""
+    """The compiled sources of a name of ``PARTS``; a string where there is none, the reason."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return f"no AVX-512 here ({torch.backends.cpu.get_cpu_capability()})"
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
     here = Path(__file__).parent
-    source = (here / "attention_cpu.h").read_text() + (here / f"{name}_cpu.cpp").read_text()
+    source = "".join((here / part).read_text() for part in ("attention_cpu.h", *PARTS[name]))
     try:
         compiled: ctypes.CDLL = load_cpp(source)
     except Exception as error:
@@ -77,7 +85,7 @@ def _array(x: Tensor | None) -> tuple[int, ...]:
 def run_kernel(
     name: str, entry: str, numbers: Sequence[float], tensors: Iterable[Tensor | None]
 ) -> bool:
-    """Run an entry of ``name``_cpu.cpp on the problem that numbers and tensors describe.
+    """Run an entry of the library ``name`` on the problem that numbers and tensors describe.
 
     The problem is packed as the entry's struct: whole numbers, one real number (the last of
     ``numbers``), then one array per tensor with four axes.

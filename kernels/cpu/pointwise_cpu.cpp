@@ -59,7 +59,11 @@ struct PointwiseRows {
     weigh_row(s, added, n, width, a, offset, weights);
   }
 
-  float factor(int64_t r) { return p.gain ? *p.gain.at<float>(b, h, i + r) : 1.0f; }
+  float factor(int64_t r) { return finish(r, 0, 1); }
+
+  // Sums of several stretches of keys are added as they are.
+  void part(int64_t, float* out) { out[0] = 0, out[1] = 1; }
+  float finish(int64_t r, float, float) { return p.gain ? *p.gain.at<float>(b, h, i + r) : 1.0f; }
 };
 
 // The rows of one block under softmax: 2^(x - top), x = log2(e) logit. Weights are rescaled only
@@ -123,12 +127,16 @@ struct SoftmaxRows {
     for (int64_t c = 0; total && c < p.dv; ++c) total[c] *= shrink;
   }
 
+  float factor(int64_t r) { return finish(r, top[r], sum_of(r)); }
+  float sum_of(int64_t r) { return _mm512_reduce_add_ps(load(sums + r * LANES)); }
+
+  // What is needed to join the sums of several stretches of keys.
+  void part(int64_t r, float* out) { out[0] = top[r], out[1] = sum_of(r); }
+
   // Writes the row's log-sum-exp; a row without a kept key is 0, and its log-sum-exp -inf.
-  float factor(int64_t r) {
-    const float sum = _mm512_reduce_add_ps(load(sums + r * LANES));
-    const bool none = top[r] == NONE;
-    if (p.lse)
-      *p.lse.at<float>(b, h, i + r) = none ? NONE : (top[r] + std::log2(sum)) / LOG2E;
+  float finish(int64_t r, float peak, float sum) {
+    const bool none = peak == NONE;
+    if (p.lse) *p.lse.at<float>(b, h, i + r) = none ? NONE : (peak + std::log2(sum)) / LOG2E;
     return none ? 0.0f : 1.0f / sum;
   }
 };
@@ -256,8 +264,18 @@ void forward_by(const Forward& p) {
   });
 }
 
+template <class Rows, class In, class Query>
+void short_queries(const Forward& p);  // pointwise_short_cpu.cpp
+
+constexpr int64_t FEW = 16;  // queries
+
 template <class In, class Mul>
 void forward(const Forward& p) {
+  if (p.t <= FEW && p.b * p.g > 0) {
+    if (p.function == SOFTMAX) short_queries<SoftmaxRows<float>, In, Mul>(p);
+    else short_queries<PointwiseRows<float>, In, Mul>(p);
+    return;
+  }
   if (p.function == SOFTMAX) forward_by<SoftmaxRows<Mul>, In, Mul>(p);
   else forward_by<PointwiseRows<Mul>, In, Mul>(p);
 }

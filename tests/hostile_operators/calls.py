@@ -18,25 +18,31 @@ FLOATS = (torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.flo
 WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8)
 H = (*reference.H_FUNCTIONS, "sigmoid_tanh")
 BLOCKS = (1, 2, 7, 16, 33, 128, 256, 65536)
+WAYS = ("direct", "python", "tiled")
+"""Through C++ alone where that serves a call, to the same kernels from Python, by plain torch."""
+
 LEAVES = ("q", "k", "v", "bias", "tau", "offset", "gain")
 
 
 @dataclass
 class Call:
-    """One call of ``attnpass::<operator>``; ``fault``: why it is not valid, "" if it is."""
+    """One call of ``attnpass::<operator>``.
+
+    ``fault``: why it is not valid, "" if it is; ``way``: one of `WAYS`.
+    """
 
     operator: str
     given: dict[str, Any]
     fault: str = ""
     grad: Tensor | None = None
-    tiled: bool = False
+    way: str = "direct"
     threads: int = 1
 
     def __str__(self) -> str:
         shown = {n: describe(x) for n, x in self.given.items() if x is not None}
         text = ", ".join(f"{n}={x}" for n, x in shown.items())
-        path = f"{'tiled' if self.tiled else 'default'}, {self.threads} threads"
-        return f"{self.operator}({text}); {path}; fault: {self.fault or None}"
+        way = f"{self.way}, {self.threads} threads"
+        return f"{self.operator}({text}); {way}; fault: {self.fault or None}"
 
 
 def describe(x: Any) -> str:
@@ -119,6 +125,11 @@ class Draw:
             "window": self.pick.choice([0, 0, 0, 1, 3, t + s, 2**62]),
         }
 
+    def softmax(self) -> dict[str, Any]:
+        names = "q", "k", "v", "bias", "keep", "scale", "causal", "tile", "grad_tile"
+        given = self.pointwise()
+        return {name: given[name] for name in names}
+
     def hydra(self) -> dict[str, Any]:
         dtype, causal = self.pick.choice(FLOATS), self.often(0.4)
         b, h = self.pick.choice([0, 1, 2, 3]), self.pick.choice([0, 1, 1, 2, 3])
@@ -136,18 +147,26 @@ class Draw:
         }
 
     def call(self) -> Call:
-        """A valid call of one of the four operators."""
-        operator = self.pick.choice(["pointwise", "pointwise", "hydra"])
+        """A valid call of one of the operators, none of a backward."""
+        operator = self.pick.choice(["pointwise", "pointwise", "softmax", "softmax", "hydra"])
         given = getattr(self, operator)()
         width = given["v"].shape[3]
         grad = self.tensor((*given["q"].shape[:3], width), given["q"].dtype)
         threads = self.pick.choice([1, 1, 2, 3])
-        return Call(operator, given, grad=grad, tiled=self.often(0.3), threads=threads)
+        way = self.pick.choice((*WAYS, "direct"))
+        return Call(operator, given, grad=grad, way=way, threads=threads)
 
 
 def backward(call: Call) -> Call:
     """The call of the operator's backward with the same arguments."""
     given = {"grad": call.grad, **call.given}
+    if call.operator == "softmax":
+        q = given["q"]
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        rows = {n: torch.randn(q.shape[:3], dtype=wide) for n in ("lse", "delta")}
+        first = {n: given[n] for n in ("grad", "q", "k", "v", "bias", "keep")}
+        last = {"scale": given["scale"], "causal": given["causal"], "tile": given["grad_tile"]}
+        given = {**first, **rows, **last, "needs_bias": True}
     if call.operator == "pointwise":
         tile = given.pop("grad_tile")
         order = list(given)
@@ -171,12 +190,24 @@ def expected(call: Call) -> tuple[Tensor, dict[str, Tensor]]:
         want = reference.hydra(
             *(x[n] for n in ("q", "k", "v", "keep", "gain")), causal=x["causal"], eps=x["eps"]
         )
+    elif call.operator == "softmax":
+        want = _softmax(x)
     else:
         want = _pointwise(x)
     found = torch.autograd.grad(
         want, list(leaves.values()), call.grad.double(), materialize_grads=True, allow_unused=True
     )
     return want.detach(), dict(zip(leaves, found, strict=True))
+
+
+def _softmax(x: dict[str, Any]) -> Tensor:
+    """Rows without a kept key are 0."""
+    keep = reference.kept(x["keep"], x["causal"], x["q"], x["k"])
+    keep = keep if x["bias"] is None else keep & (x["bias"] != -math.inf)
+    bias = None if x["bias"] is None else x["bias"].masked_fill(x["bias"] == -math.inf, 0.0)
+    given = (x["q"], x["k"], x["v"], bias, keep)
+    out = reference.softmax(*given, scale=x["scale"], causal=x["causal"], fill=-1e30)
+    return out.masked_fill(~keep.any(-1, keepdim=True), 0.0)
 
 
 def _pointwise(x: dict[str, Any]) -> Tensor:

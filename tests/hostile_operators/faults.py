@@ -186,7 +186,7 @@ def spoiled(
     operator: str, given: Given, pick: random.Random, fault: str | None = None
 ) -> tuple[str, Given] | None:
     """The name of a fault, or of the given one, and the arguments with it; None without one."""
-    table = POINTWISE if operator.startswith("pointwise") else HYDRA
+    table = HYDRA if operator.startswith("hydra") else POINTWISE
     names = [n for n in table if fault is None or n == fault]
     for name in pick.sample(names, len(names)):
         changed = table[name](given, pick)

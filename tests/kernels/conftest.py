@@ -8,15 +8,18 @@ import torch
 from attnpass.kernels.cpu import launch as cpu
 
 
-@pytest.fixture(params=["c++", "tiled"])
+@pytest.fixture(params=["direct", "c++", "tiled"])
 def path(request, monkeypatch):
-    """Both implementations of the operators on a CPU."""
+    """The implementations of the operators on a CPU: C++ alone, from Python, plain torch."""
     why = cpu.refusal("pointwise")
+    if why is not None and request.param != "tiled":
+        pytest.skip(why)
+    serve = (lambda on: None) if why is not None else cpu.library("pointwise").serve
     if request.param == "tiled":
         monkeypatch.setattr(cpu, "library", lambda name: "switched off")
-    elif why is not None:
-        pytest.skip(why)
-    return request.param
+    serve(request.param == "direct")
+    yield request.param
+    serve(True)
 
 
 @pytest.fixture
