@@ -34,6 +34,7 @@ from attnpass.matching import MatchedGraph
 from attnpass.plan import Plan
 from attnpass.report import Report
 from attnpass.site import Decline
+from attnpass.torch_internals import FakeTensor
 
 log = logging.getLogger("attnpass")
 
@@ -115,9 +116,9 @@ class GraphCompiler:
         layer = frozenset(
             (path, id(self.inputs[i]) if options.form is None else 0)
             for i, path in enumerate(self.graph.paths)
-            if path
+            if path and isinstance(self.inputs[i], (nn.Parameter, FakeTensor))
         )
-        keep_steady(self.graph, forms, (chosen, layer), strict=options.strict)
+        keep_steady(self.graph, forms, chosen, layer, strict=options.strict)
 
     def _refuse(self, found: Served, plan: Plan) -> None:
         """Decline the attentions that are none of the plan's."""

@@ -26,8 +26,11 @@ UNCHANGED = "softmax"
 
 _lock = threading.Lock()
 
-_ran: dict[Hashable, dict[tuple[str, str], str]] = {}
-"""By function and layer: the form that ran at each attention, by its path and source line."""
+Forms = dict[tuple[str, str], str]
+"""The form that runs at each attention, by its path and source line."""
+
+_ran: dict[Hashable, dict[frozenset[Hashable], Forms]] = {}
+"""By function and plan: for each layer, known by its parameters, the forms that ran first."""
 
 _functions: dict[str, tuple[str, bool]] = {}
 """By function: the attentions that were converted in it, and whether falling back raises."""
@@ -35,7 +38,7 @@ _functions: dict[str, tuple[str, bool]] = {}
 _said: set[Hashable] = set()
 
 
-def attentions(graph: MatchedGraph, forms: Mapping[str, str]) -> dict[tuple[str, str], str]:
+def attentions(graph: MatchedGraph, forms: Mapping[str, str]) -> Forms:
     """What runs at each attention of a graph, by path and source line; one entry for each place.
 
     ``forms``: the graph's names of rewritten sites to their forms. A look-alike that is no
@@ -53,11 +56,17 @@ def attentions(graph: MatchedGraph, forms: Mapping[str, str]) -> dict[tuple[str,
 
 
 def keep_steady(
-    graph: MatchedGraph, forms: Mapping[str, str], layer: Hashable, *, strict: bool
+    graph: MatchedGraph,
+    forms: Mapping[str, str],
+    chosen: Hashable,
+    layer: frozenset[Hashable],
+    *,
+    strict: bool,
 ) -> None:
     """Remember what runs in a graph; say where it is another form than in an earlier graph.
 
-    ``layer``: the plan, and which of the function's layers this is.
+    ``chosen``: the plan. ``layer``: the parameters that the graph reads. It is one that was met
+    before if either reads all that the other does: a call with a cache may need fewer.
 
     Raises:
         PlanError: with ``strict``, such an attention.
@@ -67,13 +76,16 @@ def keep_steady(
         return
     function, first = traced
     now = attentions(graph, forms)
-    key = (function, layer)
+    key = (function, chosen)
+    changed: dict[tuple[str, str], tuple[str, str]] = {}
     with _lock:
         if first:  # Dynamo was reset
             _ran.pop(key, None)
-        before = _ran.setdefault(key, {})
-        changed = {p: (before[p], now[p]) for p in now if before.get(p, now[p]) != now[p]}
-        before.update({p: form for p, form in now.items() if p not in before})
+        layers = _ran.setdefault(key, {})
+        layers.setdefault(layer, {})
+        for before in [ran for own, ran in layers.items() if own <= layer or layer <= own]:
+            changed |= {p: (before[p], now[p]) for p in now if before.get(p, now[p]) != now[p]}
+            before.update({p: form for p, form in now.items() if p not in before})
         if forms:
             names = ", ".join(dict.fromkeys(path for path, _ in now))
             _functions[function] = names, strict
@@ -84,7 +96,7 @@ def keep_steady(
             f"expected {path} to run as {old} as in an earlier call, got {new} in this one"
             f"{': ' + why if why else ''}; give all calls the form, or leave the site out"
         )
-        _say((key, path, source), text, strict)
+        _say((key, layer, path, source), text, strict)
 
 
 def _given_up(function: str) -> None:

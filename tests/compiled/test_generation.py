@@ -29,6 +29,15 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=4)).eval()
 
 
+def sliding():
+    """The same with a window: the cache forgets what lies before it."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
+    return MistralForCausalLM(MistralConfig(vocab_size=100, **sizes, **heads)).eval()
+
+
 class Text:
     """Two texts, the second padded on the left."""
 
@@ -53,11 +62,38 @@ class Text:
         self.ids, self.mask = self.ids[order], self.mask[order]
 
 
+def reorder(text, past, seen):
+    """Beam search: another order of the texts, of the cache, and of what came before."""
+    order = torch.tensor([1, 0])
+    past.reorder_cache(order)
+    text.reordered(order)
+    return [x[order] for x in seen]
+
+
+def crop(text, past, seen):
+    """Speculative decoding: two tokens are taken back, and come once more."""
+    past.crop(-2)
+    return seen
+
+
+CASES = [
+    *((make, False, change) for make in (llama, gpt2) for change in (reorder, crop)),
+    *((make, True, reorder) for make in (llama, gpt2)),
+    (sliding, False, reorder),
+]
+"""A model, whether its cache is static, and what happens to the cache between two steps."""
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("make", [llama, gpt2])
-def test_steps_with_a_cache_equal_the_whole_sequence(make):
-    """Left padding, a reordering of the cache between steps, one form throughout (strict)."""
+@pytest.mark.parametrize("make, static, change", CASES)
+def test_steps_with_a_cache_equal_the_whole_sequence(make, static, change, caplog):
+    """Left padding, one form throughout (strict).
+
+    A static cache is written in place: its attention is declined before the first token, aloud.
+    """
+    from transformers import StaticCache
+
     torch.manual_seed(0)
     model, text = make(), Text()
     options = {"form": "sigmoid", "inner": "eager", "strict": True}
@@ -67,20 +103,42 @@ def test_steps_with_a_cache_equal_the_whole_sequence(make):
         eager = model(**text.part(0, TOKENS, use_cache=False)).logits
         torch._dynamo.reset()
         attnpass.reset_report()
-        out = run(**text.part(0, PREFILL, use_cache=True))
-        got, past = [out.logits], out.past_key_values
-        for t in range(PREFILL, TOKENS):
-            if t == PREFILL + 2:
-                order = torch.tensor([1, 0])
-                past.reorder_cache(order)
-                text.reordered(order)
-                got, want, eager = [x[order] for x in got], want[order], eager[order]
+        past = StaticCache(config=model.config, max_cache_len=TOKENS + 3) if static else None
+        out = run(**text.part(0, PREFILL, use_cache=True, past_key_values=past))
+        got, past, t = out.logits, out.past_key_values, PREFILL
+        while t < TOKENS:
+            if t == PREFILL + 2 and change is not None:
+                got, want, eager = change(text, past, [got, want, eager])
+                t, change = int(past.get_seq_length()), None
             out = run(**text.part(t, t + 1, past_key_values=past, use_cache=True))
-            got, past = [*got, out.logits], out.past_key_values
-    seen = text.mask.bool()
-    assert (torch.cat(got, 1) - want)[seen].abs().max() < 1e-5
+            got, past, t = torch.cat([got[:, :t], out.logits], 1), out.past_key_values, t + 1
+    seen, report = text.mask.bool(), attnpass.compiled_report()
     assert (want - eager)[seen].abs().max() > 1e-2
-    assert len(attnpass.compiled_report().rewritten) == 2
+    assert (got - (eager if static else want))[seen].abs().max() < 1e-5
+    if static:
+        assert "no attention found in a graph; it runs unchanged" in caplog.text
+        assert {d.code for d in report.declined} == {"MUTATED_ALIAS"} and not report.rewritten
+    else:
+        assert len(report.rewritten) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_form_for_the_prefill_alone_is_raised():
+    """A static cache with a window is no part of a prefill that is longer than the window."""
+    from transformers import StaticCache
+
+    model, text = sliding(), Text()
+    options = {"form": "sigmoid", "inner": "eager", "strict": True}
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="attnpass", options=options)
+    past = StaticCache(config=model.config, max_cache_len=TOKENS)
+    with torch.no_grad():
+        run(**text.part(0, PREFILL, use_cache=True, past_key_values=past))
+        with pytest.raises(
+            Exception, match="to run as sigmoid as in an earlier call, got softmax"
+        ):
+            run(**text.part(PREFILL, PREFILL + 1, past_key_values=past, use_cache=True))
 
 
 class Layer(nn.Module):

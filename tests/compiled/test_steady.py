@@ -8,6 +8,7 @@ import torch._dynamo.config as dynamo
 from compiling import build, compiled, data
 from torch import nn
 
+from attnpass import Plan
 from attnpass.errors import PlanError
 
 
@@ -49,6 +50,47 @@ def test_strict_raises_it():
         run(strict=True)
     assert isinstance(error.value.inner_exception, PlanError)
     assert "got softmax in this one" in raised(error)
+
+
+class Cached(nn.Module):
+    """Attention that at first reads what it computes, then a cache that it writes in place.
+
+    ``known``: the second kind of call reads keys of other tokens and has no use for their weights.
+    """
+
+    def __init__(self, known=False):
+        super().__init__()
+        self.known = known
+        self.q, self.k, self.v = (nn.Linear(24, 24) for _ in range(3))
+        self.register_buffer("keys", torch.randn(2, 5, 24))
+        self.register_buffer("values", torch.randn(2, 5, 24))
+
+    def forward(self, x, cached=False):
+        q = self.q(x)
+        if not cached:
+            k, v = self.k(x), self.v(x)
+        elif self.known:
+            k, v = self.keys.add_(0.0), self.values
+        else:
+            k, v = self.keys.copy_(self.k(x)), self.values.copy_(self.v(x))
+        return (q @ k.mT * 0.2).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("by", ["form", "plan"])
+@pytest.mark.parametrize("cached_first", [False, True])
+def test_a_call_that_reads_a_cache_is_no_other_attention(known, by, cached_first):
+    """The buffers come to the graph's inputs, and some weights may leave them."""
+    torch._dynamo.reset()
+    model, x = Cached(known).eval(), data()
+    plan = Plan.create(model, x, form="sigmoid")
+    torch._dynamo.reset()
+    options = {"form": "sigmoid"} if by == "form" else {"plan": plan}
+    run = compiled(model, strict=True, **options)
+    with torch.no_grad(), pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as error:
+        for cached in (cached_first, not cached_first):
+            run(x, cached)
+    assert isinstance(error.value.inner_exception, PlanError)
 
 
 def test_lengths_and_batches_change_nothing(caplog):
