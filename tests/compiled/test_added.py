@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from compiling import BOUND, INNER, build, captured, compiled, data, error, make_plan
@@ -132,6 +134,33 @@ def test_a_change_is_seen_however_it_is_made(way, inner):
         torch._dynamo.reset()
         want = captured(model, plan, x)(x)
     assert error(got, want) <= BOUND and error(got, before) > 1e-4
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("name", ["weight_norm", "orthogonal", "spectral_norm"])
+def test_a_delta_on_what_a_parametrized_weight_is_made_of(name, inner):
+    """The delta is added to the original, before the parametrization; so is one in a copy."""
+    torch._dynamo.reset()
+    model, x = build(2), data()
+    q = model.blocks[0].attn.q
+    getattr(nn.utils.parametrizations, name)(q)
+    path = [n for n, p in model.named_parameters() if "parametrizations" in n and p.dim() == 2][-1]
+    plan, original = make_plan(model, x), model.get_parameter(path)
+    delta = Delta(original.shape, None)
+    with torch.no_grad():
+        for p in delta.parameters():
+            p.copy_(torch.randn(p.shape) * 0.2)
+    plan.deltas["blocks.0.attn"] = {path: delta}
+    run = compiled(model, plan=plan, inner=inner, strict=True)
+    with torch.no_grad():
+        for factor in (1.0, 1.1):
+            original.mul_(factor)
+            other, plain = copy.deepcopy(model), plan.copy()
+            other.get_parameter(path).copy_(delta.add(original))
+            plain.deltas.clear()
+            got = run(x)
+            assert error(got, captured(other, plain, x)(x)) <= BOUND
+            assert error(got, captured(model, plain, x)(x)) > 100 * BOUND
 
 
 def test_condition_1_a_parameter_that_was_put_in_place_of_another_is_used():
