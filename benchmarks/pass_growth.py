@@ -120,6 +120,8 @@ def repeated() -> dict[str, float]:
 
 def against(other: Path, rounds: int = 5) -> dict[str, Any]:
     """Ratios of the pass here over another checkout's, in pairs of neighbours in time."""
+    from served_pairs import commit
+
     from attnpass import environment
 
     runs = [(fresh("repeat"), fresh("repeat", other), fresh("repeat")) for _ in range(rounds)]
@@ -129,6 +131,7 @@ def against(other: Path, rounds: int = 5) -> dict[str, Any]:
         "device": environment.device(),
         "versions": environment.versions(),
         "load": os.getloadavg(),
+        "other": commit(other),
         "runs": runs,
     }
     for n in ("12", "24"):

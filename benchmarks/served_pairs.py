@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,11 @@ def served(form: str, form_options: dict[str, Any], sites: str, deltas: bool) ->
     def compiled() -> Callable[[], float]:
         torch._dynamo.reset()
         run = torch.compile(model, backend="attnpass", options={"plan": plan, "strict": True})
+        capture = attnpass.Capture(model).trace(x)
+        capture.use(plan)
+        with torch.inference_mode():
+            torch.testing.assert_close(run(x), capture(x), rtol=1e-4, atol=1e-4)
+        capture.close()
 
         def seconds() -> float:
             with torch.inference_mode():
@@ -75,19 +80,20 @@ def held() -> dict[str, Any]:
     free = compiled()
     plan.hold()
     kept = compiled()
-    own = []
+    turns = []
     for _ in range(PAIRS):
         plan.release()
         a = free()
         plan.hold()
-        own.append(kept() / a)
-    return summary(own)
+        turns.append((kept(), a))
+    return over(*zip(*turns, strict=True))
 
 
-def summary(ratios: list[float]) -> dict[str, Any]:
-    """The median of ratios and their quartiles."""
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {"median": middle, "quartiles": [low, high], "pairs": len(ratios)}
+def over(a: Sequence[float], b: Sequence[float]) -> dict[str, Any]:
+    """The median of the times a over their neighbours b, and its interval."""
+    from attnpass.tuner.measure.latency import ratio
+
+    return ratio(a, b).as_dict()
 
 
 def started(checkout: Path) -> subprocess.Popen[str]:
@@ -109,6 +115,11 @@ def asked(process: subprocess.Popen[str]) -> float:
     return float(process.stdout.readline())
 
 
+def commit(checkout: Path) -> str:
+    command = ["git", "-C", str(checkout), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     if sys.argv[1] == "serve":
         serve()
@@ -127,15 +138,17 @@ def main() -> None:
     turns = [[asked(one) for one in given] for _ in range(PAIRS)]
     for one in given:
         one.communicate()
+    first, second, third = zip(*turns, strict=True)
     row = {
         "command": "python benchmarks/served_pairs.py FOLDER",
         "date": time.strftime("%Y-%m-%d"),
         "device": environment.device(),
         "versions": environment.versions(),
         "load": os.getloadavg(),
-        "milliseconds": 1e3 * statistics.median(a for a, _, _ in turns),
-        "this_over_other": summary([a / b for a, b, _ in turns]),
-        "same_over_same": summary([a / c for a, _, c in turns]),
+        "milliseconds": 1e3 * statistics.median(first),
+        "other": commit(other),
+        "this_over_other": over(first, second),
+        "same_over_same": over(first, third),
         "held_over_default": held(),
     }
     out.write_text(json.dumps(row, indent=1) + "\n")
