@@ -39,6 +39,18 @@ def fresh():
 
 
 @pytest.fixture
+def through_python():
+    """Every call of an operator reaches Python, where a test can watch it."""
+    from attnpass.kernels.cpu import launch
+
+    library = launch.library("pointwise")
+    serve = (lambda on: None) if isinstance(library, str) else library.serve
+    serve(False)
+    yield
+    serve(True)
+
+
+@pytest.fixture
 def warnings_(caplog):
     caplog.set_level(logging.WARNING, logger="attnpass")
 

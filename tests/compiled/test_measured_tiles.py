@@ -71,7 +71,7 @@ CLASS = "sigmoid forward 2x64x64x8 bfloat16 full"
 
 
 @pytest.fixture
-def tile_that_runs(monkeypatch):
+def tile_that_runs(monkeypatch, through_python):
     """A function of options: the tile with which a compiled model calls the kernel, its output."""
     seen = []
 

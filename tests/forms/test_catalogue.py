@@ -75,7 +75,9 @@ def test_values_out_of_range(form, options):
         build(form, site(), options)
 
 
-def test_the_approximate_sigmoid_is_the_same_module_but_for_the_operator(monkeypatch):
+def test_the_approximate_sigmoid_is_the_same_module_but_for_the_operator(
+    monkeypatch, through_python
+):
     given = []
     spy = spied(given, pointwise_launch.pointwise)
     monkeypatch.setattr(pointwise_launch, "pointwise", spy)
