@@ -125,12 +125,18 @@ def reload(s: Session) -> None:
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan.load(s.plan.save(Path(folder) / "plan.json"))
     plan.round_trip = s.plan.round_trip
-    if s.pick.random() < 0.5:
+    bound = s.pick.random() < 0.5
+    if bound:
         plan.bind(s.model, *s.inputs())
-    elif s.grad != "grad" and plan.deltas and s.pick.random() < 0.5:
-        plan.hold()  # known by its name alone, the graph serves other models, too
+    held = not bound and s.grad != "grad" and plan.deltas
+    if held:  # of other weights, the graph is known by its names alone, and serves other models
+        WAYS["past_autograd"](s.model, plan)
+        plan.hold()
     s.plan = plan
     s.compile()
+    if held:
+        s.check(*s.inputs())
+        other(s)
 
 
 def copied(s: Session) -> None:
