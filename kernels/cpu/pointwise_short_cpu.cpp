@@ -239,8 +239,10 @@ void short_queries(const Forward& p) {
       }
     });
   });
-  for (int64_t head = 0; head < heads; ++head)
-    joined<Rows, In>(p, head / p.g, head % p.g, count, size, parts.get() + head * count * size);
+  at::parallel_for(0, heads, up(FEW, m + 1) / (m + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t head = begin; head < end; ++head)
+      joined<Rows, In>(p, head / p.g, head % p.g, count, size, parts.get() + head * count * size);
+  });
 }
 
 }  // namespace attnpass
