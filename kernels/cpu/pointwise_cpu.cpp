@@ -267,11 +267,11 @@ void forward_by(const Forward& p) {
 template <class Rows, class In, class Query>
 void short_queries(const Forward& p);  // pointwise_short_cpu.cpp
 
-constexpr int64_t FEW = 16;  // queries
+constexpr int64_t FEW = 16;  // queries, against several times as many keys
 
 template <class In, class Mul>
 void forward(const Forward& p) {
-  if (p.t <= FEW && p.b * p.g > 0) {
+  if (p.t <= FEW && p.s >= 4 * FEW && p.b * p.g > 0) {
     if (p.function == SOFTMAX) short_queries<SoftmaxRows<float>, In, Mul>(p);
     else short_queries<PointwiseRows<float>, In, Mul>(p);
     return;

@@ -109,7 +109,10 @@ def hold(s: Session) -> None:
 
 
 def release(s: Session) -> None:
-    s.plan.release()
+    """The plan holds no sums any more: what changes from now on is seen."""
+    if s.plan.held:
+        s.plan.release()
+        WAYS["past_autograd"](s.model, s.plan)
 
 
 def again(s: Session) -> None:
