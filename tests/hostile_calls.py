@@ -162,8 +162,9 @@ def child(given: argparse.Namespace) -> None:
             call = draw(given, index)
             tiled = call.way == "tiled"
             launch.library = (lambda name: "switched off") if tiled else compiled
-            if launch.refusal("pointwise") is None or tiled:
-                compiled("pointwise").serve(call.way == "direct")
+            kernels = compiled("pointwise")
+            if not isinstance(kernels, str):
+                kernels.serve(call.way == "direct")
             torch.set_num_threads(call.threads)
             print(json.dumps({"end": verdict(call), "call": str(call)}), flush=True)
             signal.alarm(0)

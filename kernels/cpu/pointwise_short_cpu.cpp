@@ -118,9 +118,7 @@ void gathered(const float* weights, int64_t ld, const In* v, int64_t ld_v, int64
     for (int64_t j = 0; j < n; ++j) {
       for (int64_t i = 0; asks && i < lines; ++i) next.line();
       Vec value[C];
-      for (int i = 0; i < C; ++i) {
-        value[i] = get(v + j * ld_v + c + i * LANES, on[i]);
-      }
+      for (int i = 0; i < C; ++i) value[i] = get(v + j * ld_v + c + i * LANES, on[i]);
       for (int r = 0; r < R; ++r) {
         const Vec weight = all(weights[r * ld + j]);
         for (int i = 0; i < C; ++i) sum[r][i] = _mm512_fmadd_ps(weight, value[i], sum[r][i]);
