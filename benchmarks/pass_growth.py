@@ -9,6 +9,7 @@ beside those of this one over itself.
 
 from __future__ import annotations
 
+import cProfile
 import json
 import os
 import statistics
@@ -108,13 +109,17 @@ def fresh(part: str, checkout: Path = HERE, **env: str) -> Any:
 def repeated() -> dict[str, float]:
     """The least CPU seconds of the pass on 12 and 24 layers, of several in one process.
 
-    Other programs on the machine only ever add to a time, so the least one says most.
+    Other programs on the machine only ever add to a time, so the least one says most. The number
+    of function calls (Dynamo's part counts, too) does not depend on them at all.
     """
     found = {}
     for n, times in ((12, 8), (24, 4)):
         options = {"form": "sigmoid", "inner": "eager"}
         runs = [seconds(n, options, time.process_time) for _ in range(times)]
         found[str(n)] = min(total - inside for total, inside in runs)
+        profile = cProfile.Profile()
+        profile.runcall(seconds, n, options)
+        found[f"{n} calls"] = sum(entry.callcount for entry in profile.getstats())
     return found
 
 
@@ -143,6 +148,7 @@ def against(other: Path, rounds: int = 5) -> dict[str, Any]:
             "same_over_same": [same[0], statistics.median(same), same[-1]],
             "least_over_least": min(min(a[n], c[n]) for a, _, c in runs)
             / min(b[n] for _, b, _ in runs),
+            "calls_over_calls": runs[0][0][f"{n} calls"] / runs[0][1][f"{n} calls"],
         }
     return found
 

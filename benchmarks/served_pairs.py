@@ -49,7 +49,7 @@ def served(form: str, form_options: dict[str, Any], sites: str, deltas: bool) ->
         capture.use(plan)
         with torch.inference_mode():
             torch.testing.assert_close(run(x), capture(x), rtol=1e-4, atol=1e-4)
-        capture.close()
+        getattr(capture, "close", lambda: None)()  # not in every checkout that is compared
 
         def seconds() -> float:
             with torch.inference_mode():
