@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models minilm lint types check tests test census fuzz faults examples demo bench clean
+.PHONY: setup models minilm lint types check tests test census fuzz faults examples demo bench wheel clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -76,5 +76,13 @@ demo: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/tune.py digits
 
+# a wheel with the CPU kernels inside, for every processor of this architecture: machines that
+# install it need no compiler
+wheel: .venv/ready
+	$(BIN)/attnpass build --all --folder kernels/cpu/built
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist \
+		--config-settings=--build-option=--plat-name=linux_$$(uname -m) .
+	rm -rf kernels/cpu/built
+
 clean:
-	rm -rf .venv build *.egg-info demo
+	rm -rf .venv build dist *.egg-info demo

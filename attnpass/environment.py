@@ -91,9 +91,13 @@ def _setting(path: str) -> str:
 
 @functools.cache
 def instructions() -> str:
-    """The CPU's vector instructions, with ``bf16`` and ``amx`` where torch can use them."""
+    """The CPU's vector instructions, with ``bf16`` and ``amx`` where torch can use them.
+
+    The variable that chooses among the kernels of attnpass counts, too.
+    """
     found = torch.backends.cpu.get_cpu_capability()
-    return "+".join([found, *cpu_extensions()])
+    asked = os.environ.get("ATTNPASS_INSTRUCTIONS")
+    return "+".join([found, *cpu_extensions(), *([f"kernels {asked}"] if asked else [])])
 
 
 def has_native_bfloat16(device: str) -> bool:

@@ -51,3 +51,7 @@ class CheckError(AttnpassError):
 
 class ArgumentError(AttnpassError, ValueError):
     """An operator's argument has a wrong shape, dtype, device, layout or value."""
+
+
+class BuildError(AttnpassError):
+    """CPU kernels that cannot be compiled on this machine."""

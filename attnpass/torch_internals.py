@@ -7,15 +7,10 @@ that are slow to import are imported inside functions.
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
 import logging
-import os
-import tempfile
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -471,38 +466,6 @@ def gpu_sleep(cycles: int) -> None:
 def in_forward_mode() -> bool:
     """Whether tangents are being computed: a custom operator drops them without a word."""
     return forward_ad._current_level >= 0
-
-
-def load_cpp(source: str) -> Any:
-    """C++ source compiled with inductor's own flags for this CPU, cached by source and flags.
-
-    ``torch.utils.cpp_extension`` needs ninja and takes minutes: it includes all of torch. With
-    inductor's ``CppCodeCache`` the linker writes into the cache itself: a process that is killed
-    meanwhile leaves half a library, which the next one loads. Here a library enters the cache
-    when it is whole; the lock spares other processes the same work.
-    """
-    from torch._inductor.codecache import LOCK_TIMEOUT
-    from torch._inductor.cpp_builder import CppBuilder, CppTorchDeviceOptions
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-    from torch.utils._filelock import FileLock
-
-    def builder(folder: str) -> CppBuilder:
-        options = CppTorchDeviceOptions(vec_isa=pick_vec_isa(), device_type="cpu")
-        return CppBuilder("main", f"{folder}/main.cpp", options, folder)
-
-    key = hashlib.sha256(f"{source}{builder('').get_command_line()}".encode()).hexdigest()
-    cache = Path(cache_dir()) / "attnpass"
-    cache.mkdir(parents=True, exist_ok=True)
-    library = cache / f"{key}.so"
-    with FileLock(f"{library}.lock", timeout=LOCK_TIMEOUT):
-        if not library.exists():
-            with tempfile.TemporaryDirectory(dir=cache) as folder:
-                Path(folder, "main.cpp").write_text(source)
-                one = builder(folder)
-                one.build()
-                os.replace(one.get_target_file_path(), library)
-    return ctypes.CDLL(str(library))
 
 
 def custom_op_functions(definition: CustomOpDef) -> list[Any]:

@@ -9,6 +9,7 @@ leaves them, [B, T, H, d]. Tiles are the defaults.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import json
@@ -16,6 +17,7 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from torch import Tensor
 from attnpass import environment, fingerprint
 from attnpass.kernels import ops, reference
 from attnpass.kernels.call import HydraCall
-from attnpass.kernels.cpu import hydra_launch
+from attnpass.kernels.cpu import build, hydra_launch
 from attnpass.kernels.cpu import launch as cpu
 from attnpass.kernels.select import default_tile
 from attnpass.tuner.measure.latency import floor, interleave, ratio
@@ -110,11 +112,8 @@ def timed(runs: Runs, seconds: float = 3.0, least: int = 9) -> dict[str, Any]:
 
 def without(*parts: str) -> Any:
     """The forward kernel compiled without its products, or without h."""
-    from torch._inductor.codecache import CppCodeCache
-
-    folder = Path(cpu.__file__).parent
-    own = [f for f in cpu.PARTS["pointwise"] if "operators" not in f]
-    source = "".join((folder / f).read_text() for f in ("attention_cpu.h", *own))
+    own = [f for f in build.PARTS["pointwise"] if "operators" not in f]
+    source = "".join((build.HERE / f).read_text() for f in (*build.SHARED, *own))
     calls = {"products": "    product<Mul>(", "h": "      rows_now.weigh("}
     for part in parts:
         assert calls[part] in source
@@ -122,7 +121,10 @@ def without(*parts: str) -> Any:
             calls[part],
             calls[part].replace(calls[part].strip(), "if (false) " + calls[part].strip()),
         )
-    return CppCodeCache.load(source, "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder, "pieces.so")
+        build.compile_source(source, build.instruction_set(), target)
+        return ctypes.CDLL(str(target))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import stat
 import subprocess
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import house
 import pytest
+
+from attnpass.kernels.cpu import build
 
 pytestmark = pytest.mark.slow  # installs the package four times and imports each result
 
@@ -92,6 +95,13 @@ def zipped(tree: Path, to: Path) -> Path:
 SDIST = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
 WHEEL = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
 
+BINARY_WHEEL = f"""
+import sys
+from setuptools.build_meta import build_wheel
+
+build_wheel(sys.argv[1], {{"--build-option": "--plat-name=linux_{platform.machine()}"}})
+"""
+
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist", "zip"])
 def test_installed_from_an_archive(kind: str, tree: Path, tmp_path: Path) -> None:
@@ -107,6 +117,45 @@ def test_installed_from_an_archive(kind: str, tree: Path, tmp_path: Path) -> Non
     check(sys.executable, target / "attnpass", elsewhere, target)
     (info,) = target.glob("attnpass-*.dist-info")
     assert (info / "licenses" / "LICENSE").read_text() == (house.ROOT / "LICENSE").read_text()
+
+
+KERNELS = """
+import torch
+from attnpass.kernels.cpu import build, launch
+from attnpass.kernels import ops
+
+for name in build.PARTS:
+    assert launch.refusal(name) is None, launch.refusal(name)
+q = torch.randn(1, 2, 80, 16)
+out = ops.softmax(q, q, q, None, None, 0.25, False, [128, 256, 4, 2, 1], [128, 256, 4, 2, 1])[0]
+want = torch.nn.functional.scaled_dot_product_attention(q, q, q, scale=0.25)
+torch.testing.assert_close(out, want)
+print(build.library("pointwise", build.instruction_set()))
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiles")
+def test_a_wheel_with_kernels_needs_no_compiler(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `make wheel` does, for the instruction set of this machine alone."""
+    here = build.instruction_set()
+    inside = tree / "kernels" / "cpu" / "built"
+    inside.mkdir()
+    for name in build.PARTS:
+        shutil.copy(build.library(name, here), inside)
+    built, target, elsewhere = (tmp_path / x for x in ("built", "target", "elsewhere"))
+    built.mkdir()
+    elsewhere.mkdir()
+    run(sys.executable, "-c", BINARY_WHEEL, built, at=tree)
+    shutil.rmtree(inside)
+    (archive,) = built.iterdir()
+    assert archive.name.endswith(f"-py3-none-linux_{platform.machine()}.whl")
+    run(sys.executable, *PIP, "--target", target, archive, at=elsewhere)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
+    found = Path(run(sys.executable, "-c", KERNELS, at=elsewhere, path=target).strip())
+    assert found.parent == target / "attnpass" / "kernels" / "cpu" / "built"
 
 
 def test_installed_editable(tree: Path, tmp_path: Path) -> None:

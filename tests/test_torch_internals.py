@@ -6,11 +6,6 @@ import ast
 import contextlib
 import inspect
 import logging
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import house
@@ -455,54 +450,6 @@ def test_in_forward_mode_inside_a_dual_level_alone():
     with torch.autograd.forward_ad.dual_level():
         inside(None)
     assert not internals.in_forward_mode()
-
-
-@pytest.mark.slow
-def test_load_cpp_compiles_a_function():
-    """Adds a run of the C++ compiler."""
-    source = 'extern "C" int attnpass_twice(int x) { return 2 * x; }\n'
-    assert internals.load_cpp(source).attnpass_twice(21) == 42
-
-
-COMPILER = """#!/bin/sh
-# where $HALF is set: half a library, and then the process that compiles is killed
-if [ -n "$HALF" ]; then
-    case "$*" in
-        *main.cpp*)
-            while [ "$1" != "-o" ]; do shift; done
-            echo half > "$2"
-            kill -9 $PPID
-            exit 1 ;;
-    esac
-fi
-exec g++ "$@"
-"""
-LOAD = """
-from attnpass.torch_internals import load_cpp
-print(load_cpp('extern "C" int attnpass_twice(int x) { return 2 * x; }').attnpass_twice(21))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="wraps g++")
-def test_load_cpp_with_processes_that_die_or_race(tmp_path):
-    """Adds three short runs of the C++ compiler."""
-    compiler = tmp_path / "c++"
-    compiler.write_text(COMPILER)
-    compiler.chmod(0o755)
-    env = {**os.environ, "CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    env["TORCHINDUCTOR_VEC_ISA_OK"] = "1"  # not asked by one more run of the compiler
-
-    def start(**more):
-        command = [sys.executable, "-c", LOAD]
-        return subprocess.Popen(command, env=env | more, stdout=subprocess.PIPE, text=True)
-
-    killed = start(HALF="1")
-    killed.communicate()
-    assert killed.returncode == -signal.SIGKILL
-    both = [start(), start()]
-    assert [process.communicate()[0] for process in both] == ["42\n", "42\n"]
-    assert len(list((tmp_path / "cache" / "attnpass").glob("*.so"))) == 1
 
 
 def test_custom_ops_holds_a_CustomOpDef_and_custom_op_functions_all_that_it_runs():

@@ -5,13 +5,15 @@
 
 namespace attnpass {
 
+constexpr int64_t PADDED = 16;  // features of a row of sums are a multiple of this
+
 struct Problem {
   int64_t b, h, t, s, d, causal, chunks;
   double eps;
   Array q, k, v, keep, gain, out;                 // gain [1, H, 1, D], keep [B, 1, 1, S]
   Array sums, grad_sums, grad, dq, dk, dv, dgain;  // sums, grad_sums, dgain [B, C, H, D'] float32
 
-  int64_t padded() const { return up(d, LANES); }
+  int64_t padded() const { return up(d, PADDED); }
   int64_t features() const { return h * padded(); }
   int64_t from(int64_t n, int64_t chunk) const { return n * chunk / chunks; }
   float* part(const Array& x, int64_t item, int64_t chunk) const {
@@ -20,8 +22,8 @@ struct Problem {
   bool kept(int64_t item, int64_t token) const {
     return !keep || keep.at<uint8_t>(item, 0, 0)[token * keep.stride[3]] != 0;
   }
-  Vec gains(int64_t head, int64_t c, Lanes on) const {
-    return gain ? _mm512_maskz_loadu_ps(on, gain.at<float>(0, head, 0) + c) : all(1);
+  Vec gains(int64_t head, int64_t c, Part on) const {
+    return gain ? get(gain.at<float>(0, head, 0) + c, on) : all(1);
   }
 };
 
@@ -30,14 +32,14 @@ struct Problem {
 template <class T, bool Whole>
 struct Kind {
   using In = T;
-  static Lanes lanes(int64_t n) { return Whole ? 0xffff : first(n); }
+  static Part part(int64_t n) { return first(Whole ? LANES : n); }
 };
 
 // f(head, feature, lanes, place in a row of sums) for every vector of one token.
 template <class K, class F>
 inline void each(const Problem& p, F f) {
-  for (int64_t head = 0, at = 0; head < p.h; ++head)
-    for (int64_t c = 0; c < p.d; c += LANES, at += LANES) f(head, c, K::lanes(p.d - c), at);
+  for (int64_t head = 0; head < p.h; ++head)
+    for (int64_t c = 0; c < p.d; c += LANES) f(head, c, K::part(p.d - c), head * p.padded() + c);
 }
 
 // Tokens that are worked on side by side, so that their sums do not wait for each other.
@@ -71,14 +73,14 @@ Norms norms(const Problem& p, const Array& x, const Array& next, int64_t item, i
       for (int64_t c = 0; c < p.d; c += 4 * LANES)
         for (int64_t j = 0; j < 4; ++j) {
           const int64_t at = c + j * LANES;
-          const Vec y = get(row + at, K::lanes(p.d - at));
-          sum[j] = _mm512_fmadd_ps(y, y, sum[j]);
-          _mm_prefetch(ahead + min(at, p.d - 1), _MM_HINT_T0);
-          _mm_prefetch(row + TOKENS * x.stride[2] + at, _MM_HINT_T1);
+          const Vec y = get(row + at, K::part(p.d - at));
+          sum[j] = fma(y, y, sum[j]);
+          soon(ahead + min(at, p.d - 1));
+          later(row + TOKENS * x.stride[2] + at);
         }
     }
-    const Vec total = _mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3]));
-    const float square = _mm512_reduce_add_ps(total);
+    const Vec total = sum[0] + sum[1] + sum[2] + sum[3];
+    const float square = sum_of(total);
     out.r[i] = 1.0f / std::sqrt(std::max(square, float(p.eps)));
     out.above[i] = square >= float(p.eps);
   }
@@ -102,15 +104,15 @@ void accumulate(const Problem& p, const Array& x, const Array& y, bool masked, i
   const Norms n = norms<K>(p, x, y, item, token, count);
   Lanes seen[TOKENS];
   for (int64_t i = 0; i < TOKENS; ++i)
-    seen[i] = i < count && (!masked || p.kept(item, token + i)) ? 0xffff : 0;
+    seen[i] = lanes(first(i < count && (!masked || p.kept(item, token + i)) ? LANES : 0));
   for (int64_t head = 0; head < p.h; ++head, total += p.padded()) {
     const Rows<K> a(x, item, head, token, count), b(y, item, head, token, count);
     for (int64_t c = 0; c < p.d; c += LANES) {
-      const Lanes on = K::lanes(p.d - c);
+      const Part on = K::part(p.d - c);
       Vec sum = load(total + c);
       for (int64_t i = 0; i < TOKENS; ++i) {
-        const Vec xy = _mm512_mul_ps(get(a.row[i] + c, on), get(b.row[i] + c, on));
-        sum = _mm512_mask3_fmadd_ps(xy, all(n.r[i]), sum, seen[i]);
+        const Vec xy = get(a.row[i] + c, on) * get(b.row[i] + c, on);
+        sum = fma(seen[i], xy, all(n.r[i]), sum);
       }
       store(total + c, sum);
     }
@@ -171,12 +173,11 @@ void write(const Problem& p, int64_t item, int64_t token, int64_t count, const f
     const Rows<K> q(p.q, item, head, token, count), out(p.out, item, head, token, count);
     const float* gain = gained ? p.gain.at<float>(0, head, 0) : nullptr;
     for (int64_t c = 0, d = p.d; c < d; c += LANES) {
-      const Lanes on = K::lanes(d - c);
-      const Vec sum = gained ? _mm512_mul_ps(load(total + c), get(gain + c, on)) : load(total + c);
+      const Part on = K::part(d - c);
+      const Vec sum = gained ? load(total + c) * get(gain + c, on) : load(total + c);
       for (int64_t i = 0; i < TOKENS; ++i)
         if (i < count)
-          set(out.row[i] + c, on,
-              _mm512_mul_ps(_mm512_mul_ps(get(q.row[i] + c, on), all(n.r[i])), sum));
+          set(out.row[i] + c, on, get(q.row[i] + c, on) * all(n.r[i]) * sum);
     }
   }
 }
@@ -203,14 +204,14 @@ void unit_gradient(const Problem& p, const Array& x, const Array& dx, int64_t it
                    F factor) {
   const Norm<K> n(p, x, item, token);
   Vec dot = all(0);
-  each<K>(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-    dot = _mm512_fmadd_ps(get(x.at<typename K::In>(item, head, token) + c, on), factor(head, c, on, at), dot);
+  each<K>(p, [&](int64_t head, int64_t c, Part on, int64_t at) {
+    dot = fma(get(x.at<typename K::In>(item, head, token) + c, on), factor(head, c, on, at), dot);
   });
-  const Vec radial = all(n.above ? _mm512_reduce_add_ps(dot) * n.r * n.r : 0.0f), r = all(n.r);
-  each<K>(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
+  const Vec radial = all(n.above ? sum_of(dot) * n.r * n.r : 0.0f), r = all(n.r);
+  each<K>(p, [&](int64_t head, int64_t c, Part on, int64_t at) {
     const Vec y = get(x.at<typename K::In>(item, head, token) + c, on);
-    const Vec d = _mm512_fnmadd_ps(y, radial, factor(head, c, on, at));
-    set(dx.at<typename K::In>(item, head, token) + c, on, _mm512_mul_ps(d, r));
+    const Vec d = fnma(y, radial, factor(head, c, on, at));
+    set(dx.at<typename K::In>(item, head, token) + c, on, d * r);
   });
 }
 
@@ -221,15 +222,15 @@ void queries(const Problem& p, int64_t item, int64_t chunk) {
   std::fill_n(dgain, p.features(), 0.0f);
   for (int64_t i = p.from(p.t, chunk); i < p.from(p.t, chunk + 1); ++i) {
     if (p.causal) accumulate<K>(p, p.k, p.v, true, item, i, 1, total);
-    unit_gradient<K>(p, p.q, p.dq, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-      const Vec g = _mm512_mul_ps(get(p.grad.at<typename K::In>(item, head, i) + c, on), load(total + at));
-      return _mm512_mul_ps(g, p.gains(head, c, on));
+    unit_gradient<K>(p, p.q, p.dq, item, i, [&](int64_t head, int64_t c, Part on, int64_t at) {
+      const Vec g = get(p.grad.at<typename K::In>(item, head, i) + c, on) * load(total + at);
+      return g * p.gains(head, c, on);
     });
     const Vec r = all(Norm<K>(p, p.q, item, i).r);
-    each<K>(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-      const Vec g = _mm512_mul_ps(get(p.grad.at<typename K::In>(item, head, i) + c, on), load(total + at));
-      const Vec q = _mm512_mul_ps(get(p.q.at<typename K::In>(item, head, i) + c, on), r);
-      store(dgain + at, _mm512_fmadd_ps(g, q, load(dgain + at)));
+    each<K>(p, [&](int64_t head, int64_t c, Part on, int64_t at) {
+      const Vec g = get(p.grad.at<typename K::In>(item, head, i) + c, on) * load(total + at);
+      const Vec q = get(p.q.at<typename K::In>(item, head, i) + c, on) * r;
+      store(dgain + at, fma(g, q, load(dgain + at)));
     });
   }
 }
@@ -241,16 +242,16 @@ void keys(const Problem& p, int64_t item, int64_t chunk) {
   for (int64_t i = p.from(p.s, chunk + 1) - 1; i >= p.from(p.s, chunk); --i) {
     if (p.causal) accumulate<K>(p, p.q, p.grad, false, item, i, 1, after);
     const float kept = p.kept(item, i) ? 1.0f : 0.0f;
-    auto dkv = [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-      return _mm512_mul_ps(_mm512_mul_ps(load(after + at), p.gains(head, c, on)), all(kept));
+    auto dkv = [&](int64_t head, int64_t c, Part on, int64_t at) {
+      return load(after + at) * p.gains(head, c, on) * all(kept);
     };
-    unit_gradient<K>(p, p.k, p.dk, item, i, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-      return _mm512_mul_ps(dkv(head, c, on, at), get(p.v.at<typename K::In>(item, head, i) + c, on));
+    unit_gradient<K>(p, p.k, p.dk, item, i, [&](int64_t head, int64_t c, Part on, int64_t at) {
+      return dkv(head, c, on, at) * get(p.v.at<typename K::In>(item, head, i) + c, on);
     });
     const Vec r = all(Norm<K>(p, p.k, item, i).r);
-    each<K>(p, [&](int64_t head, int64_t c, Lanes on, int64_t at) {
-      const Vec k = _mm512_mul_ps(get(p.k.at<typename K::In>(item, head, i) + c, on), r);
-      set(p.dv.at<typename K::In>(item, head, i) + c, on, _mm512_mul_ps(dkv(head, c, on, at), k));
+    each<K>(p, [&](int64_t head, int64_t c, Part on, int64_t at) {
+      const Vec k = get(p.k.at<typename K::In>(item, head, i) + c, on) * r;
+      set(p.dv.at<typename K::In>(item, head, i) + c, on, dkv(head, c, on, at) * k);
     });
   }
 }
@@ -267,7 +268,7 @@ void backward(const Problem& p) {
 // Heads whose features lie side by side are as good as one head.
 Problem merged(Problem p) {
   const Array* arrays[] = {&p.q, &p.k, &p.v, &p.gain, &p.out, &p.grad, &p.dq, &p.dk, &p.dv};
-  bool apart = p.d % LANES != 0;
+  bool apart = p.d % PADDED != 0;
   for (const Array* x : arrays) apart = apart || (*x && x->stride[1] != p.d);
   if (!apart) p.d *= p.h, p.h = 1;
   return p;

@@ -1,4 +1,4 @@
-"""The C++ library: compiled at first use by torch's own machinery, cached, called with strides.
+"""The C++ libraries, loaded at first use and called with strides.
 
 Every entry of the library takes one struct by address. ``refusal`` says why a kernel cannot serve
 a call; ``torch_tiled`` then does. Plain calls of ``attnpass::pointwise`` and ``attnpass::softmax``
@@ -10,24 +10,18 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import platform
 import struct
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from attnpass.torch_internals import load_cpp
+from attnpass.errors import BuildError
+from attnpass.kernels.cpu import build
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.bool: 3}
 """The dtypes that the kernels read, as ``Type`` in ``attention_cpu.h`` numbers them."""
-
-PARTS = {
-    "pointwise": ("pointwise_cpu.cpp", "pointwise_short_cpu.cpp", "pointwise_operators_cpu.cpp"),
-    "pointwise_backward": ("pointwise_backward_cpu.cpp",),
-    "hydra": ("hydra_cpu.cpp",),
-}
-"""The sources of each library, behind ``attention_cpu.h``."""
 
 MISMATCH = 2
 """The status of an entry whose struct has another size than the bytes that it was given."""
@@ -37,24 +31,14 @@ _LOG = logging.getLogger("attnpass")
 
 @functools.cache
 def library(name: str) -> ctypes.CDLL | str:
-    """The compiled sources of a name of ``PARTS``; a string where there is none, the reason."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return f"no AVX-512 here ({torch.backends.cpu.get_cpu_capability()})"
-    if not torch.backends.mkldnn.is_available():
+    """A library of ``build.PARTS``; a string where there is none, the reason."""
+    if platform.machine() == "x86_64" and not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
-    here = Path(__file__).parent
-    source = "".join((here / part).read_text() for part in ("attention_cpu.h", *PARTS[name]))
     try:
-        compiled: ctypes.CDLL = load_cpp(source)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        _LOG.warning(
-            "expected a C++ compiler for the CPU kernels, got: %s; install g++ or set $CXX"
-            " (plain torch operations run instead)",
-            reason,
-        )
-        return f"no C++ kernel: {reason}"
-    return compiled
+        return build.load(name)
+    except (BuildError, OSError) as error:  # OSError: a library that cannot be loaded
+        _LOG.warning("no CPU kernels (plain torch operations run instead): %s", error)
+        return f"no C++ kernel: {error}"
 
 
 def refusal(name: str, *tensors: Tensor | None) -> str | None:

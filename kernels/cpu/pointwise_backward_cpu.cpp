@@ -31,6 +31,7 @@ struct Tile {
 // Float32 products take rows as they are.
 inline void put(float* rows, float*, int64_t at, int64_t, bool, Vec v) { store(rows + at, v); }
 
+#if defined(__AVX512BF16__)
 // Pairs of keys: the even one is written alone, the odd one joins it.
 inline void put(BFloat16* rows, BFloat16* pairs, int64_t at, int64_t pair, bool odd, Vec v) {
   const __m256i x = narrow(v);
@@ -40,6 +41,7 @@ inline void put(BFloat16* rows, BFloat16* pairs, int64_t at, int64_t pair, bool 
   _mm512_storeu_si512(
       to, odd ? _mm512_or_si512(_mm512_loadu_si512(to), _mm512_slli_epi32(wide, 16)) : wide);
 }
+#endif
 
 template <class H>
 constexpr bool NORMALISED = std::is_same_v<H, Exp<true>> || std::is_same_v<H, Exp<false>>;
@@ -48,40 +50,39 @@ template <class H, class Mul>
 struct Slopes {
   static void run(const Tile<Mul>& x) {
     for (int64_t c = 0; c < x.width; c += LANES) {
-      const Vec gain = load(x.gain + c), shift = _mm512_mul_ps(load(x.offset + c), all(H::UNIT));
+      const Vec gain = load(x.gain + c), shift = load(x.offset + c) * all(H::UNIT);
       const Vec delta = load(x.delta + c);
-      const Lanes inside = first(x.m - c);
+      const Lanes inside = lanes(first(x.m - c));
       Vec doffset = load(x.doffset + c), dgain = load(x.dgain + c), dtau = all(0);
       for (int64_t r = 0; r < x.n; ++r) {
         const int64_t at = r * x.width + c;
-        Lanes kept = inside & ~first(r + x.diagonal - c);
+        Lanes kept = inside & ~lanes(first(r + x.diagonal - c));
         const Vec raw = load(x.s + at), dp = load(x.dp + at);
-        Vec t = _mm512_fmadd_ps(raw, all(x.a * H::UNIT), shift), add = all(0);
+        Vec t = fma(raw, all(x.a * H::UNIT), shift), add = all(0);
         if (x.added) {
           add = x.shared ? all(x.added[r]) : load(x.added + at);
-          kept &= _mm512_cmp_ps_mask(add, all(NONE), _CMP_NEQ_UQ);
-          t = _mm512_fmadd_ps(add, all(H::UNIT), t);
+          kept &= differs(add, all(NONE));
+          t = fma(add, all(H::UNIT), t);
         }
-        const Vec p = _mm512_maskz_mov_ps(kept, H::value(t));
+        const Vec p = chosen(kept, H::value(t));
         const Vec slope = H::slope(t, p);
-        Vec weighed = _mm512_mul_ps(dp, gain);
-        if constexpr (NORMALISED<H>) weighed = _mm512_sub_ps(dp, delta);
-        const Vec ds = _mm512_maskz_mul_ps(kept, weighed, slope);
-        dgain = _mm512_mask3_fmadd_ps(p, dp, dgain, kept);
-        doffset = _mm512_add_ps(doffset, ds);
+        Vec weighed = dp * gain;
+        if constexpr (NORMALISED<H>) weighed = dp - delta;
+        const Vec ds = chosen(kept, weighed * slope);
+        dgain = fma(kept, p, dp, dgain);
+        doffset = doffset + ds;
         if (x.dtau) {
           // tau * (scale q.k + bias) times ds; the caller divides by tau
-          const Vec logit = _mm512_fmadd_ps(raw, all(x.a), add);
-          dtau = _mm512_mask3_fmadd_ps(ds, logit, dtau, kept);
+          const Vec logit = fma(raw, all(x.a), add);
+          dtau = fma(kept, ds, logit, dtau);
         }
-        if (x.ds) store(x.ds + at, _mm512_mul_ps(ds, all(x.tau)));
-        store(x.p + at, _mm512_maskz_mul_ps(kept, p, gain));
-        put(x.ds_rows, x.ds_pairs, at, (r & ~1) * x.width + 2 * c, r & 1,
-            _mm512_mul_ps(ds, all(x.a)));
+        if (x.ds) store(x.ds + at, ds * all(x.tau));
+        store(x.p + at, chosen(kept, p * gain));
+        put(x.ds_rows, x.ds_pairs, at, (r & ~1) * x.width + 2 * c, r & 1, ds * all(x.a));
       }
       store(x.doffset + c, doffset);
       store(x.dgain + c, dgain);
-      if (x.dtau) *x.dtau += _mm512_reduce_add_ps(dtau);
+      if (x.dtau) *x.dtau += sum_of(dtau);
     }
   }
 };
@@ -249,7 +250,7 @@ void backward(const Backward& p) {
         Task<In, Mul>{p, work, slopes, task / each, head / p.g, head % p.g}.run();
       }
     });
-    at::native::cpublas::brgemm_release(PAIR<Mul> == 2);
+    release_products<Mul>();
   });
 }
 
@@ -260,7 +261,7 @@ extern "C" int pointwise_backward(const attnpass::Backward* problem, size_t size
   return guarded(problem, size, [](const auto& p) {
     if (p.q.type == FLOAT32) backward<float, float>(p);
     else if (p.q.type == FLOAT16) backward<Half, float>(p);
-    else if (NATIVE_BFLOAT16) backward<BFloat16, BFloat16>(p);
+    else if constexpr (NATIVE_BFLOAT16) backward<BFloat16, BFloat16>(p);
     else backward<BFloat16, float>(p);
   });
 }

@@ -21,13 +21,13 @@ struct Weigh {
     int64_t i = 0;
     if (added == nullptr) {
       for (; i < n; i += LANES)
-        store(p + i, H::value(_mm512_fmadd_ps(load(s + i), slope, shift)));
+        store(p + i, H::value(fma(load(s + i), slope, shift)));
     } else {
       for (; i < n; i += LANES) {
         const Vec add = load(added + i);
-        const Lanes kept = _mm512_cmp_ps_mask(add, all(NONE), _CMP_NEQ_UQ);
-        const Vec x = _mm512_fmadd_ps(load(s + i), slope, _mm512_fmadd_ps(add, unit, shift));
-        store(p + i, _mm512_maskz_mov_ps(kept, H::value(x)));
+        const Lanes kept = differs(add, all(NONE));
+        const Vec x = fma(load(s + i), slope, fma(add, unit, shift));
+        store(p + i, chosen(kept, H::value(x)));
       }
     }
     for (i = n; i < width; ++i) p[i] = 0;
@@ -89,49 +89,60 @@ struct SoftmaxRows {
   void weigh(int64_t r, float* s, const float* added, int64_t n, int64_t width, Mul* weights,
              float* total) {
     Vec most = all(NONE);
-    float slope = a;
-    for (int64_t j = 0; j < n; j += LANES) {
-      const Lanes on = first(n - j);
-      Vec x = _mm512_mask_loadu_ps(all(NONE), on, s + j);
-      if (added) {
-        x = _mm512_mask_fmadd_ps(x, on, all(a), load(added + j));
-        store(s + j, x);
-      }
-      most = _mm512_max_ps(most, x);
-    }
-    float peak = _mm512_reduce_max_ps(most);
-    if (added) slope = 1;
-    else peak *= a;
-    // a peak that is not a number makes the whole row so
+    const float slope = added ? 1 : a;
+    int64_t j = 0;
+    for (; added && j < n; j += LANES) store(s + j, fma(load(s + j), all(a), load(added + j)));
+    for (j = 0; j + LANES <= n; j += LANES) most = larger(most, load(s + j));
+    if (j < n) most = larger(most, chosen(lanes(first(n - j)), load(s + j), all(NONE)));
+    float peak = most_of(most);
+    if (!added) peak *= a;
+    // the largest value hides what is no number; behind NONE alone nothing else would tell of it
+    if (peak == NONE && !nothing(s, n)) peak = NAN;
     if (!(peak <= top[r] + SLACK)) grow(r, peak, total);
     if (top[r] == NONE) {
       for (int64_t j = 0; j < width; ++j) weights[j] = 0;
       return;
     }
     Vec sum = load(sums + r * LANES);
-    int64_t j = 0;
-    for (; j < n; j += LANES) {
-      const Vec t = _mm512_fmsub_ps(load(s + j), all(slope), all(top[r]));
-      const Vec y = _mm512_maskz_mov_ps(first(n - j), power<EXACT>(t));
-      sum = _mm512_add_ps(sum, y);
+    auto weight = [&](int64_t j) {
+      return power<EXACT>(fms(load(s + j), all(slope), all(top[r])));
+    };
+    for (j = 0; j + LANES <= n; j += LANES) {
+      const Vec y = weight(j);
+      sum = sum + y;
       store(weights + j, y);
+    }
+    if (j < n) {
+      const Vec y = chosen(lanes(first(n - j)), weight(j));
+      sum = sum + y;
+      store(weights + j, y);
+      j += LANES;
     }
     store(sums + r * LANES, sum);
     for (; j < width; ++j) weights[j] = 0;
   }
 
+  // Whether a row of logits is NONE throughout.
+  static bool nothing(const float* s, int64_t n) {
+    bool found = false;
+    for (int64_t j = 0; j < n && !found; j += LANES)
+      found = any(differs(load(s + j), all(NONE)) & lanes(first(n - j)));
+    return !found;
+  }
+
   void grow(int64_t r, float peak, float* total) {
+    if (std::isnan(top[r])) return;
     const float shrink = top[r] == NONE ? 0.0f : std::exp2(top[r] - peak);
     top[r] = peak;
-    store(sums + r * LANES, _mm512_mul_ps(load(sums + r * LANES), all(shrink)));
+    store(sums + r * LANES, load(sums + r * LANES) * all(shrink));
     for (int64_t c = 0; total && c < p.dv; ++c) total[c] *= shrink;
   }
 
-  float factor(int64_t r) { return finish(r, top[r], sum_of(r)); }
-  float sum_of(int64_t r) { return _mm512_reduce_add_ps(load(sums + r * LANES)); }
+  float factor(int64_t r) { return finish(r, top[r], sum(r)); }
+  float sum(int64_t r) { return sum_of(load(sums + r * LANES)); }
 
   // What is needed to join the sums of several stretches of keys.
-  void part(int64_t r, float* out) { out[0] = top[r], out[1] = sum_of(r); }
+  void part(int64_t r, float* out) { out[0] = top[r], out[1] = sum(r); }
 
   // Writes the row's log-sum-exp; a row without a kept key is 0, and its log-sum-exp -inf.
   float finish(int64_t r, float peak, float sum) {
@@ -179,7 +190,7 @@ constexpr int64_t NEAR = 512;  // keys of a head that stay in the cache until it
 template <class In>
 void fetch(const Array& x, int64_t b, int64_t h, int64_t i, int64_t d) {
   const char* row = reinterpret_cast<const char*>(x.at<In>(b, h, i));
-  for (int64_t c = 0; c < d * int64_t(sizeof(In)); c += 64) _mm_prefetch(row + c, _MM_HINT_T1);
+  for (int64_t c = 0; c < d * int64_t(sizeof(In)); c += 64) later(row + c);
 }
 
 // `next` is the head whose rows are brought near meanwhile; none if negative.
@@ -233,8 +244,8 @@ void rows_of(const Forward& p, int64_t b, int64_t h, int64_t i, int64_t next,
     const Vec gain = all(rows_now.factor(r));
     In* out = p.out.at<In>(b, h, i + r);
     for (int64_t c = 0; c < p.dv; c += LANES) {
-      const Lanes on = first(p.dv - c);
-      set(out + c, on, _mm512_mul_ps(get(total + r * p.dv + c, on), gain));
+      const Part on = first(p.dv - c);
+      set(out + c, on, get(total + r * p.dv + c, on) * gain);
     }
   }
 }
@@ -260,7 +271,7 @@ void forward_by(const Forward& p) {
         rows_of<Rows, In, Mul>(p, b, h, block * p.block_m, next, scratch);
       }
     });
-    at::native::cpublas::brgemm_release(PAIR<Mul> == 2);
+    release_products<Mul>();
   });
 }
 
@@ -287,7 +298,7 @@ extern "C" int pointwise(const attnpass::Forward* problem, size_t size) {
   return guarded(problem, size, [](const auto& p) {
     if (p.q.type == FLOAT32) forward<float, float>(p);
     else if (p.q.type == FLOAT16) forward<Half, float>(p);
-    else if (NATIVE_BFLOAT16) forward<BFloat16, BFloat16>(p);
+    else if constexpr (NATIVE_BFLOAT16) forward<BFloat16, BFloat16>(p);
     else forward<BFloat16, float>(p);
   });
 }

@@ -6,25 +6,8 @@
 namespace attnpass {
 
 constexpr int64_t AHEAD = 16;  // keys
+constexpr int SUMS = REGISTERS / 2;  // vectors that are summed side by side
 constexpr int64_t KEYS = 128;  // keys of a block: their rows stay in the nearest cache
-
-// Sums 16 vectors; lane i of the result is the sum of x[i].
-inline Vec across(const Vec* x) {
-  Vec pairs[8], fours[4], halves[2];
-  for (int i = 0; i < 8; ++i)
-    pairs[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]),
-                             _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
-  for (int i = 0; i < 4; ++i) {
-    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-    fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
-                             _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
-  for (int i = 0; i < 2; ++i)
-    halves[i] = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0x44),
-                              _mm512_shuffle_f32x4(fours[2 * i], fours[2 * i + 1], 0xee));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(halves[0], halves[1], 0x88),
-                       _mm512_shuffle_f32x4(halves[0], halves[1], 0xdd));
-}
 
 // Asks for the lines of rows in the order in which they lie, a little at a time.
 template <class In>
@@ -34,7 +17,7 @@ struct Ahead {
   int64_t ld, d, column = 0;
 
   void line() {
-    _mm_prefetch(reinterpret_cast<const char*>(row + column), _MM_HINT_T0);
+    soon(row + column);
     if ((column += LINE) >= d) column = 0, row += ld;
   }
 };
@@ -46,7 +29,7 @@ struct Dot {
   static constexpr int64_t STEP = LANES;
   using Key = Vec;
   static Key key(const In* x, int64_t left) { return get(x, first(left)); }
-  static Vec add(Vec sum, const Query* q, Key k) { return _mm512_fmadd_ps(load(q), k, sum); }
+  static Vec add(Vec sum, const Query* q, Key k) { return fma(load(q), k, sum); }
 };
 
 #if defined(__AVX512BF16__)
@@ -69,13 +52,13 @@ template <int R, class In, class Query>
 void scored(const Query* q, int64_t ld_q, const In* k, int64_t ld_k, int64_t n, int64_t d,
             float* scores, int64_t ld, bool again) {
   using Step = Dot<In, Query>;
-  constexpr int K = 16 / R;
+  constexpr int K = SUMS / R;
   Ahead<In> next{k + AHEAD * ld_k, ld_k, d};
   for (int64_t j = 0; j < n; j += K) {
     const In* row[K];
     for (int i = 0; i < K; ++i) row[i] = k + min(j + i, n - 1) * ld_k;
-    Vec sum[16];
-    for (int i = 0; i < 16; ++i) sum[i] = all(0);
+    Vec sum[SUMS];
+    for (int i = 0; i < SUMS; ++i) sum[i] = all(0);
     if constexpr (R < 4) {  // line after line, as memory is foreseen
       for (int i = 0; i < K; ++i) {
         for (int64_t c = 0; c < d; c += Step::STEP) {
@@ -95,8 +78,8 @@ void scored(const Query* q, int64_t ld_q, const In* k, int64_t ld_k, int64_t n, 
             sum[r * K + i] = Step::add(sum[r * K + i], q + r * ld_q + c, key[i]);
       }
     }
-    alignas(64) float found[16];
-    store(found, across(sum));
+    alignas(64) float found[SUMS];
+    for (int i = 0; i < SUMS; i += LANES) store(found + i, across(sum + i));
     for (int r = 0; r < R; ++r)
       for (int i = 0; i < K && j + i < n; ++i) scores[r * ld + j + i] = found[r * K + i];
   }
@@ -109,7 +92,7 @@ void gathered(const float* weights, int64_t ld, const In* v, int64_t ld_v, int64
   Ahead<In> next{v + AHEAD * ld_v, ld_v, dv};
   const int64_t lines = up(dv, Ahead<In>::LINE) / Ahead<In>::LINE;
   for (int64_t c = 0; c < dv; c += C * LANES) {
-    Lanes on[C];
+    Part on[C];
     for (int i = 0; i < C; ++i) on[i] = first(dv - c - i * LANES);
     Vec sum[R][C];
     for (int r = 0; r < R; ++r)
@@ -121,7 +104,7 @@ void gathered(const float* weights, int64_t ld, const In* v, int64_t ld_v, int64
       for (int i = 0; i < C; ++i) value[i] = get(v + j * ld_v + c + i * LANES, on[i]);
       for (int r = 0; r < R; ++r) {
         const Vec weight = all(weights[r * ld + j]);
-        for (int i = 0; i < C; ++i) sum[r][i] = _mm512_fmadd_ps(weight, value[i], sum[r][i]);
+        for (int i = 0; i < C; ++i) sum[r][i] = fma(weight, value[i], sum[r][i]);
       }
     }
     for (int r = 0; r < R; ++r)
@@ -186,8 +169,9 @@ void stretch(const Forward& p, int64_t b, int64_t g, int64_t begin, int64_t end,
       heads[h].weigh(t, s, masked ? add : nullptr, kept, n, s, total + r * p.dv);
     }
     by_rows(m, [&](auto rows, int64_t r) {
-      gathered<rows(), 16 / rows() < 8 ? 16 / rows() : 8>(scores + r * KEYS, KEYS, v, ld_v, n, p.dv,
-                                                          total + r * p.dv, p.dv, r > 0);
+      constexpr int columns = std::min<int>(SUMS / rows(), SUMS / 2);
+      gathered<rows(), columns>(scores + r * KEYS, KEYS, v, ld_v, n, p.dv, total + r * p.dv, p.dv,
+                                r > 0);
     });
   }
   for (int64_t r = 0; r < m; ++r)
@@ -215,8 +199,8 @@ void joined(const Forward& p, int64_t b, int64_t g, int64_t count, int64_t size,
     const Vec last = all(Rows(p, b, h, 0, p.t, scratch).finish(t, top, sum));
     In* out = p.out.at<In>(b, h, t);
     for (int64_t c = 0; c < p.dv; c += LANES) {
-      const Lanes on = first(p.dv - c);
-      set(out + c, on, _mm512_mul_ps(get(total + c, on), last));
+      const Part on = first(p.dv - c);
+      set(out + c, on, get(total + c, on) * last);
     }
   }
 }

@@ -62,12 +62,23 @@ def test_pointwise(h, t, s, dtype, path, threads):
         assert_near(out, want, terms=8)
 
 
-def test_what_is_no_number_stays_in_its_row(path):
-    q, k, v = inputs(4, 300, 2)
+@pytest.mark.parametrize(("t", "s"), [(4, 300), (4, 5), (4, 1), (40, 300), (40, 13), (40, 6)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_no_number_stays_in_its_row(t, s, dtype, path):
+    """Whether every logit of a row is no number, or one of them."""
+    q, k, v = inputs(t, s, 2, dtype=dtype)
     q[0, 1, 2, 3] = torch.nan
     out, lse = ops.softmax(q, k, v, None, None, 0.3, False, TILE, TILE)
     assert out.isnan().any(-1).nonzero().tolist() == [[0, 1, 2]]
     assert lse.isnan().nonzero().tolist() == [[0, 1, 2]]
+    q, k, v = inputs(t, s, 1, dtype=dtype)
+    bias = torch.zeros(t, s)
+    bias[2, s // 2] = torch.nan
+    bias[3] = -torch.inf
+    out, lse = ops.softmax(q, k, v, bias, None, 0.3, False, TILE, TILE)
+    assert (out.isnan().any(-1) == (torch.arange(t) == 2)).all()
+    assert (lse.isnan() == (torch.arange(t) == 2)).all()
+    assert (out[:, :, 3] == 0).all() and (lse[:, :, 3] == -torch.inf).all()
 
 
 def test_keys_of_one_stretch_may_all_be_masked(path, threads):
