@@ -1,6 +1,7 @@
 """The ``torch.compile`` entry, called by Dynamo once per graph; and its fallback.
 
-A graph without attention, or without a plan, goes to the inner compiler at once. An error of ours
+A graph without attention goes to the inner compiler at once, and so does every graph under the
+option ``form="none"``. An error of ours
 never reaches a training run: the graph then runs unchanged, and the report says why.
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 from torch import fx
 
 from attnpass import report as reports
-from attnpass.compiled import Compiled, GraphCompiler, Options, compile_inner, pinned_plans
+from attnpass.compiled import Compiled, GraphCompiler, Options, compile_inner
 from attnpass.errors import AttnpassError
 from attnpass.graph import NormalizeError
 from attnpass.matching import marked
@@ -39,9 +40,8 @@ def attnpass_backend(
         PlanError: the plan cannot be read, or with ``strict`` does not fit.
     """
     chosen = Options.parse(options, mode)
-    if os.environ.get("ATTNPASS_DISABLE") == "1" or not _has_anchor(gm):
-        return compile_inner(gm, inputs, chosen)
-    if chosen.form is None and chosen.plan is None and not pinned_plans(chosen):
+    off = chosen.form == "none" or os.environ.get("ATTNPASS_DISABLE") == "1"
+    if off or not _has_anchor(gm):
         return compile_inner(gm, inputs, chosen)
     try:
         return GraphCompiler(gm, inputs, chosen).compile()

@@ -15,7 +15,7 @@ from torch import Tensor
 from attnpass.kernels.cpu import launch
 from attnpass.kernels.gpu import limits
 from attnpass.kernels.tile import IMPLEMENTATIONS, Tile
-from attnpass.torch_internals import statically_known_true
+from attnpass.torch_internals import hint, statically_known_true
 
 ATEN_SCORES = 1024 * 1024
 """Up to this many scores T * S per head the compiler's own fusion beats the tiled plain torch."""
@@ -27,11 +27,10 @@ HYDRA_TOKENS = 128
 """From this many tokens on the C++ kernel of causal hydra beats the cumsum of a compiler."""
 
 
-SOFTMAX_TOKENS = 128
-"""From this many queries and keys on the C++ kernel serves exact softmax.
+SOFTMAX_TOKENS = 64
+"""From this many queries and keys on the C++ kernel beats torch's fused operator.
 
-A guess: in a single call it is the number of scores that decides, not that of tokens (part
-``short`` of ``benchmarks/cpu_attention.py``); inside compiled graphs this is not measured.
+So it does in every dtype, batch and head dim measured; in batches of 8 already from 32 tokens on.
 """
 
 
@@ -60,19 +59,20 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
     return default_tile(q.device.type, q.shape[3], dtype=q.dtype)
 
 
-def choose_softmax(q: Tensor, k: Tensor, scale: float) -> Tile:
-    """The tile of exact softmax for ``q [B, H, T, d]`` and ``k [B, G, S, d]``.
+def choose_softmax(
+    q: Tensor, queries: int | torch.SymInt, keys: int | torch.SymInt, scale: float
+) -> Tile:
+    """The tile of exact softmax for queries like ``q [..., d]``, so many of them, and keys.
 
-    Plain ATen stands for torch's own fused operator: it serves a GPU, float64, short and symbolic
-    lengths, and a scale that is not above 0.
+    Plain ATen stands for torch's own fused operator: it serves a GPU, float64, short lengths, and
+    a scale that is not above 0. Of a symbolic length the size decides that it had when the graph
+    was compiled.
     """
     narrow = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    long = statically_known_true(q.shape[2] >= SOFTMAX_TOKENS) and statically_known_true(
-        k.shape[2] >= SOFTMAX_TOKENS
-    )
+    long = all((hint(n) or 0) >= SOFTMAX_TOKENS for n in (queries, keys))
     if q.device.type != "cpu" or not narrow or not long or scale <= 0:
         return Tile("aten")
-    return default_tile("cpu", q.shape[3]) if has_kernel("pointwise") else Tile("aten")
+    return default_tile("cpu", q.shape[-1]) if has_kernel("pointwise") else Tile("aten")
 
 
 def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:

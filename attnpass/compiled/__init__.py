@@ -6,9 +6,8 @@ or ``recover``, which run graphs without a compiler.
 
 from __future__ import annotations
 
-from attnpass.compiled.choice import pinned_plans
 from attnpass.compiled.graph import GraphCompiler
 from attnpass.compiled.inner import Compiled, compile_inner
 from attnpass.compiled.options import Options
 
-__all__ = ["Compiled", "GraphCompiler", "Options", "compile_inner", "pinned_plans"]
+__all__ = ["Compiled", "GraphCompiler", "Options", "compile_inner"]

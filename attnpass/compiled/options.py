@@ -11,6 +11,7 @@ from attnpass import forms
 from attnpass.errors import OptionError
 from attnpass.plan import Plan
 from attnpass.site import ALLOW
+from attnpass.text import listed
 from attnpass.torch_internals import inductor_modes
 
 INNER = ("inductor", "aot_eager", "eager")
@@ -21,7 +22,8 @@ class Options:
     """What a user may set.
 
     Attributes:
-        form: one form for every legal site. form_options: its options (h, alpha, L, r, kernel).
+        form: one form for every legal site; ``none`` leaves every graph as it is. Without a form
+            and a plan, exact softmax runs by the quicker implementation. form_options: its options (h, alpha, L, r, kernel).
         plan: a ``Plan`` or the path of a plan file.
         sites: globs on site names to which ``form`` applies.
         allow: ``other_weights``, ``drop_dropout``.
@@ -61,7 +63,11 @@ class Options:
         form, more = given.get("form"), given.get("form_options") or {}
         if not isinstance(more, Mapping):
             raise OptionError(f"expected 'form_options' to be a dict, got {more!r}")
-        if form is not None:
+        if form == "none":
+            wrong = [key for key in ("form_options", "sites") if given.get(key)]
+            if wrong:
+                raise OptionError(f"expected form 'none' alone, got {listed(wrong)} beside it")
+        elif form is not None:
             forms.check_options(form, dict(more))
         elif given.get("form_options") or given.get("sites"):
             raise OptionError("expected 'form' beside 'form_options' or 'sites', got none")

@@ -54,7 +54,7 @@ class Softmax(nn.Module):
 
         ``bias`` is float and ``keep`` bool; both broadcast to ``[B, H, T, S]``.
         """
-        tile = choose_softmax(q, k, self.scale) if self._exact(keep) else Tile("aten")
+        tile = self.tile(q, q.shape[2], k.shape[2], masked=keep is not None)
         if tile.implementation == "fused":
             return self._by_kernel(q, k, v, bias, keep, tile)
         causal = self.causal
@@ -92,10 +92,20 @@ class Softmax(nn.Module):
             out = out.masked_fill(~keep.any(-1, keepdim=True), math.nan)
         return out
 
-    def _exact(self, keep: Tensor | None) -> bool:
-        """Whether the kernel computes this: no dropout, and masked positions count nothing."""
-        filled = keep is not None and self.fill is not None and math.isfinite(self.fill)
-        return self.dropout == 0 and not (filled and self.added)
+    def tile(
+        self, q: Tensor, queries: int | torch.SymInt, keys: int | torch.SymInt, *, masked: bool
+    ) -> Tile:
+        """The tile of a call, ``aten`` for torch's own fused operator.
+
+        Args:
+            q: queries, features last. queries, keys: how many. masked: ``keep`` is given.
+
+        The kernel knows no dropout, and for it a masked position counts nothing at all.
+        """
+        filled = masked and self.fill is not None and math.isfinite(self.fill)
+        if self.dropout > 0 or (filled and self.added):
+            return Tile("aten")
+        return choose_softmax(q, queries, keys, self.scale)
 
     def _by_kernel(
         self,
