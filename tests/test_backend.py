@@ -18,10 +18,11 @@ from attnpass.matching import matched
 from attnpass.tuner.digits import DigitsViT
 
 
-def test_no_options_is_untouched():
+def test_form_none_is_untouched():
     model, x, counted = build(2), data(), Counted()
     with torch.no_grad():
-        got = torch.compile(model, backend="attnpass", options={"inner": counted})(x)
+        options = {"inner": counted, "form": "none"}
+        got = torch.compile(model, backend="attnpass", options=options)(x)
         assert torch.equal(got, model(x))
     (graph,) = counted.graphs
     assert "softmax" in {

@@ -23,7 +23,8 @@ class Options:
 
     Attributes:
         form: one form for every legal site; ``none`` leaves every graph as it is. Without a form
-            and a plan, exact softmax runs by the quicker implementation. form_options: its options (h, alpha, L, r, kernel).
+            and a plan, exact softmax runs by the quicker implementation.
+        form_options: the form's options (h, alpha, L, r, kernel).
         plan: a ``Plan`` or the path of a plan file.
         sites: globs on site names to which ``form`` applies.
         allow: ``other_weights``, ``drop_dropout``.
