@@ -7,12 +7,13 @@ S keys, d head dim.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnpass.kernels.cpu import launch
+from attnpass.kernels.cpu import build, launch
 from attnpass.kernels.gpu import limits
 from attnpass.kernels.tile import IMPLEMENTATIONS, Tile
 from attnpass.torch_internals import hint, statically_known_true
@@ -27,11 +28,17 @@ HYDRA_TOKENS = 128
 """From this many tokens on the C++ kernel of causal hydra beats the cumsum of a compiler."""
 
 
-SOFTMAX_TOKENS = 64
-"""From this many queries and keys on the C++ kernel beats torch's fused operator.
+SOFTMAX_SCORES = {torch.float32: 2**16, torch.bfloat16: 2**14, torch.float16: 2**14}
+"""From this many scores B * H * T * S on the C++ kernel of exact softmax beats torch's own."""
 
-So it does in every dtype, batch and head dim measured; in batches of 8 already from 32 tokens on.
-"""
+TRAINED_SCORES = {torch.float32: 2**20, torch.bfloat16: 2**15, torch.float16: 2**15}
+"""So it does with its backward."""
+
+SOFTMAX_TOKENS = 16
+"""Fewer queries and keys than this were not measured, but few queries against many keys."""
+
+FEW_QUERIES, FEW_KEYS, FEW_SCORES = 16, 64, 2**12
+"""Up to this many queries against this many keys (decoding) it wins from fewer scores on."""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -60,19 +67,36 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
 
 
 def choose_softmax(
-    q: Tensor, queries: int | torch.SymInt, keys: int | torch.SymInt, scale: float
+    q: Tensor,
+    queries: int | torch.SymInt,
+    keys: int | torch.SymInt,
+    scale: float,
+    *,
+    trained: bool = False,
 ) -> Tile:
-    """The tile of exact softmax for queries like ``q [..., d]``, so many of them, and keys.
+    """The tile of exact softmax for ``q [..., d]``, so many queries in each head, and keys.
 
-    Plain ATen stands for torch's own fused operator: it serves a GPU, float64, short lengths, and
-    a scale that is not above 0. Of a symbolic length the size decides that it had when the graph
-    was compiled.
+    Plain ATen stands for torch's own fused operator: it serves a GPU, float64, few scores, a scale
+    that is not above 0, and processors on which nothing was measured. ``trained`` calls have a
+    backward. Of a symbolic size the value decides that it had when the graph was compiled.
     """
-    narrow = q.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    long = all((hint(n) or 0) >= SOFTMAX_TOKENS for n in (queries, keys))
-    if q.device.type != "cpu" or not narrow or not long or scale <= 0:
+    least = (TRAINED_SCORES if trained else SOFTMAX_SCORES).get(q.dtype)
+    if q.device.type != "cpu" or least is None or scale <= 0:
         return Tile("aten")
-    return default_tile("cpu", q.shape[-1]) if has_kernel("pointwise") else Tile("aten")
+    t, s, *rows = (hint(n) or 0 for n in (queries, keys, *q.shape[:-1]))
+    if t <= FEW_QUERIES and s >= FEW_KEYS and not trained:
+        least = FEW_SCORES
+    elif min(t, s) < SOFTMAX_TOKENS:
+        return Tile("aten")
+    if math.prod(rows) * s < least or not wins_softmax():
+        return Tile("aten")
+    return default_tile("cpu", q.shape[-1])
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def wins_softmax() -> bool:
+    """Whether the C++ kernel of exact softmax runs here, and was measured on such a processor."""
+    return launch.refusal("pointwise") is None and build.instruction_set() != "neon"
 
 
 def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:

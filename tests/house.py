@@ -157,6 +157,7 @@ KERNELS: dict[str, dict[str, str]] = {
         "kernels.shapes": "the layout of results",
     },
     "kernels.cpu": {
+        "errors": "says why the kernels cannot be compiled",
         "kernels.activations": "the C++ kernels number the functions h by their order",
         "kernels.call": "takes a call",
         "kernels.shapes": "the layout of results",

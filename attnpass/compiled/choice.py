@@ -1,4 +1,4 @@
-"""The plan for one graph: from the options, a pinned one, or the lossless one."""
+"""The plan for one graph: the option ``plan``, one made of option ``form``, or a pinned one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from attnpass.compiled.lossless import lossless_plan
 from attnpass.compiled.options import Options
 from attnpass.errors import AttnpassError, PlanError
 from attnpass.fingerprint import digest_weights
@@ -41,11 +40,12 @@ def chosen_plan(
         OptionError: a glob of the options matches no site, with ``strict``.
         PlanError: with ``strict``, an illegal site that is named exactly.
     """
-    if options.plan is not None:
-        return options.plan
-    if options.form is not None:
-        return _plan_of_one_form(graph, options.form, options, report)
-    return _pinned(graph, inputs, options) or lossless_plan(graph.regions)
+    plan = options.plan
+    if plan is None and options.form is not None:
+        plan = _plan_of_one_form(graph, options.form, options, report)
+    elif plan is None:
+        plan = _pinned(graph, inputs, options)
+    return plan
 
 
 def _plan_of_one_form(graph: MatchedGraph, form: str, options: Options, report: Report) -> Plan:
@@ -109,8 +109,6 @@ def refuse_held(plan: Plan, inputs: Sequence[Any]) -> None:
 
 def warn_frozen(plan: Plan, inputs: Sequence[Any]) -> None:
     """Say that gradients are recorded for the model's weights, and none for its forms."""
-    if not any(entry.changes for entry in plan.sites.values()):
-        return
     trains = torch.is_grad_enabled() and any(
         isinstance(x, nn.Parameter) and x.requires_grad for x in inputs
     )

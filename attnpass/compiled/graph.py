@@ -23,6 +23,7 @@ from attnpass.compiled.layers import (
     refused,
     served,
 )
+from attnpass.compiled.lossless import lossless
 from attnpass.compiled.meeting import Meeting
 from attnpass.compiled.options import Options
 from attnpass.compiled.steady import keep_steady
@@ -55,6 +56,7 @@ class GraphCompiler:
         self.graph = MatchedGraph.of(gm, inputs, options.allow)
         sites = [r.site for r in self.graph.regions]
         self.report = Report(sites, list(self.graph.declined), graphs=1)
+        self.kept = lossless(self.graph.regions, inputs)
 
     def compile(self) -> Compiled:
         """The callable that Dynamo runs from now on.
@@ -97,6 +99,8 @@ class GraphCompiler:
         if not unsaid and not later and not any(one.modules for one in layers):
             return self._unchanged(plan)
         self.report.plan = plan.hash
+        changed = layers[0].modules if layers else {}
+        self.report.rewritten = {name: "softmax" for name in self.kept if name not in changed}
         # variants: rewrite and compile, once for all layers that differ in values alone
         for one in layers:
             self._compile(one, meeting)
@@ -142,10 +146,13 @@ class GraphCompiler:
         """Compile the variant of a layer, where no other layer has the same one."""
         key, variants = signature(meeting.plan, one), meeting.variants
         if key not in variants:
-            inner = functools.partial(self._inner, modules=one.modules)
-            variants[key] = compile_variant(
-                self.original, self.graph, self.inputs, meeting.plan, one, inner
-            )
+            variants[key] = self._variant(meeting.plan, one)
+
+    def _variant(self, plan: Plan, one: Layer) -> Compiled:
+        """The graph under a layer's forms, and exact softmax by the quicker way elsewhere."""
+        inner = functools.partial(self._inner, modules={**self.kept, **one.modules})
+        given = (self.original, self.graph, self.inputs)
+        return compile_variant(*given, plan, one, self.kept, inner)
 
     def _tiles(self) -> Tiles:
         """Launch parameters measured on this device; those of the plan where there are none."""
@@ -161,8 +168,9 @@ class GraphCompiler:
             return carried
 
     def _unchanged(self, plan: Plan | None = None) -> Compiled:
-        """The original graph, compiled; it says which sites of ``plan`` it should have changed."""
-        compiled = self._inner(self.original, self.inputs, {})
+        """The graph without a form, compiled; it says what ``plan`` should have changed in it."""
+        self.report.rewritten = dict.fromkeys(self.kept, "softmax")
+        compiled = self._variant(Plan({}), Layer({}, {}, {}, []))
         reports.record(self.report)
         known = [i for i, path in enumerate(self.graph.paths) if path]
         if plan is None or not plan.bindings or not known:

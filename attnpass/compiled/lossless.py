@@ -1,6 +1,7 @@
-"""The lossless plan of a graph: exact softmax by our kernel wherever that is the quicker one.
+"""Exact softmax by our kernel wherever it is the quicker one: what every graph gets.
 
-It is what ``torch.compile(model, backend="attnpass")`` applies where nothing else was asked for.
+So run all attentions that no form of a plan changes, and all of them where nothing was asked for;
+a plan of nothing but softmax is called lossless.
 Soundness (nothing is lost): results are those of the model within rounding. Conditions:
 
 1. The form is softmax of the same logits and values; a site that is read in part (soft caps,
@@ -11,33 +12,36 @@ Soundness (nothing is lost): results are those of the model within rounding. Con
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from attnpass import forms
 from attnpass.graph import value
 from attnpass.matching import Region
-from attnpass.plan import Entry, Plan
 
 
-def lossless_plan(regions: Sequence[Region]) -> Plan | None:
-    """Softmax at every site, by the kernel where it is quicker; None where it is so nowhere."""
-    quicker = {region.site.name for region in regions if _quicker(region)}
-    if not quicker:
-        return None
-    entries = {
-        r.site.name: Entry("softmax", {"fused": r.site.name in quicker}, r.site.fits())
-        for r in regions
-    }
-    return Plan(entries).constant()
+def lossless(regions: Sequence[Region], inputs: Sequence[Any]) -> dict[str, nn.Module]:
+    """By site name: softmax by the kernel, for the sites where it is quicker than torch's own.
+
+    ``inputs`` are the graph's: whether gradients are recorded decides, too.
+    """
+    tensors = [x for x in inputs if isinstance(x, Tensor)]
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    found = ((region.site.name, _quicker(region, trained)) for region in regions)
+    return {name: module for name, module in found if module is not None}
 
 
-def _quicker(region: Region) -> bool:
-    """Whether the kernel serves a site and is quicker there, by its lengths."""
+def _quicker(region: Region, trained: bool) -> nn.Module | None:
+    """The kernel's form, where it serves a site and is quicker there, by its lengths."""
     site = region.site
     if site.legal.get("softmax") is not None or site.dropout > 0:
-        return False
+        return None
     form = forms.build("softmax", site)
     if not isinstance(form, forms.Softmax):
-        return False
+        return None
     lengths = (value(x.node).shape[x.permutation[-2]] for x in (region.q, region.k))
-    tile = form.tile(value(region.q.node), *lengths, masked=bool(site.mask))
-    return tile.implementation == "fused"
+    q, masked = value(region.q.node), bool(site.mask)
+    form.tile = form.choose(q, *lengths, masked=masked, trained=trained)
+    return form if form.tile.implementation == "fused" else None

@@ -43,13 +43,15 @@ def compile_variant(
     inputs: list[Any],
     plan: Plan,
     layer: Layer,
+    kept: Mapping[str, nn.Module],
     inner: InnerCompiler,
 ) -> Compiled:
     """The graph under one layer's forms, compiled; takes the inputs and then the added values.
 
-    Weights get their deltas inside, at every call, unless the layer is ``held``.
+    Weights get their deltas inside, at every call, unless the layer is ``held``. ``kept`` are the
+    modules of the sites that stay softmax, where there is a quicker one.
     """
-    modules = layer.modules
+    modules = {**kept, **layer.modules}
     if not modules:
         return inner(original, inputs)
     # rewrite: each region becomes a call of its form's module

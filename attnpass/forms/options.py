@@ -12,7 +12,7 @@ from attnpass.site import FORMS
 from attnpass.text import shown
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "softmax": {"learns": False, "fused": False},
+    "softmax": {"learns": False},
     "sigmoid": {"L": None, "approximate": "none"},
     "relu": {"h": "relu", "alpha": 1.0, "L": None},
     "hydra": {},
@@ -21,8 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """The options of each form, with their defaults.
 
 ``L``: the length of ``Pointwise``; None lets the site's mask decide. ``learns``: whether the
-projections of a softmax site may have weight deltas; ``fused``: whether the site's softmax runs by
-the quickest implementation instead of as the model spells it.
+projections of a softmax site may have weight deltas.
 """
 
 LENGTHS = ("keys", "visible")
@@ -68,7 +67,6 @@ VALUES: dict[str, Values] = {
     "approximate": _words("none", "tanh"),
     "h": _words(*RELU_FAMILY),
     "learns": Values("true or false", lambda x: isinstance(x, bool)),
-    "fused": Values("true or false", lambda x: isinstance(x, bool)),
 }
 """The values of each option, for every form that has it."""
 

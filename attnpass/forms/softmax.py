@@ -27,6 +27,7 @@ class Softmax(nn.Module):
             for -inf, 0 for ``None``.
         added: whether the model adds the fill to the logits instead of setting them.
         dropout: drop probability of the weights, also when the module is in evaluation mode.
+        tile: what runs, whatever the call; without it each call's sizes decide.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Softmax(nn.Module):
         fill: float | None = None,
         added: bool = False,
         dropout: float = 0.0,
+        tile: Tile | None = None,
     ) -> None:
         super().__init__()
+        self.tile = tile
         self.scale, self.causal, self.fill, self.dropout = scale, causal, fill, dropout
         self.added = added
 
@@ -54,7 +57,8 @@ class Softmax(nn.Module):
 
         ``bias`` is float and ``keep`` bool; both broadcast to ``[B, H, T, S]``.
         """
-        tile = self.tile(q, q.shape[2], k.shape[2], masked=keep is not None)
+        masked = keep is not None
+        tile = self.tile or self.choose(q, q.shape[2], k.shape[2], masked=masked)
         if tile.implementation == "fused":
             return self._by_kernel(q, k, v, bias, keep, tile)
         causal = self.causal
@@ -92,20 +96,27 @@ class Softmax(nn.Module):
             out = out.masked_fill(~keep.any(-1, keepdim=True), math.nan)
         return out
 
-    def tile(
-        self, q: Tensor, queries: int | torch.SymInt, keys: int | torch.SymInt, *, masked: bool
+    def choose(
+        self,
+        q: Tensor,
+        queries: int | torch.SymInt,
+        keys: int | torch.SymInt,
+        *,
+        masked: bool,
+        trained: bool = False,
     ) -> Tile:
         """The tile of a call, ``aten`` for torch's own fused operator.
 
         Args:
-            q: queries, features last. queries, keys: how many. masked: ``keep`` is given.
+            q: queries, features last. queries, keys: how many in each head. masked: ``keep`` is
+                given. trained: gradients are recorded.
 
         The kernel knows no dropout, and for it a masked position counts nothing at all.
         """
         filled = masked and self.fill is not None and math.isfinite(self.fill)
         if self.dropout > 0 or (filled and self.added):
             return Tile("aten")
-        return choose_softmax(q, queries, keys, self.scale)
+        return choose_softmax(q, queries, keys, self.scale, trained=trained)
 
     def _by_kernel(
         self,

@@ -41,11 +41,6 @@ class Entry:
         return self.form != "softmax" or bool(self.options.get("learns"))
 
     @property
-    def rewrites(self) -> bool:
-        """Whether a graph is rewritten at the site, be it only by a faster softmax."""
-        return self.changes or bool(self.options.get("fused"))
-
-    @property
     def needs_values(self) -> bool:
         """Whether the form has parameters and a model's site had them when it was saved.
 

@@ -129,7 +129,7 @@ class Plan:
         ]
 
     def _rewrites(self, entry: Entry) -> bool:
-        return entry.rewrites or self.round_trip
+        return entry.changes or self.round_trip
 
     def initialise(self, sites: Iterable[AttentionSite]) -> Plan:
         """Make the parameters of every entry at their start, where there are none yet."""

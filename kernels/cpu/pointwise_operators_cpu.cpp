@@ -3,6 +3,7 @@
 // other call takes the way that Python registered, which checks it and says what is wrong.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/forward_grad.h>
 #include <torch/library.h>
@@ -105,7 +106,8 @@ struct Call {
   // Runs the kernel; the output is [B, H, T, dv], heads next to features in memory.
   bool run(Tensor* out) {
     const auto options = held[0].options();
-    *out = at::empty({p.b, p.t, p.h, p.dv}, options).transpose(1, 2);
+    const int64_t row = p.h * p.dv;
+    *out = at::empty_strided({p.b, p.h, p.t, p.dv}, {p.t * row, p.dv, row, 1}, options);
     p.out = array(*out);
     return pointwise(&p, sizeof(p)) == 0;
   }
@@ -124,11 +126,12 @@ bool softmax(c10::ArrayRef<IValue> x, Stack* out) {
       !call.launch(x[5], 0, x[6], x[7], x[8]))
     return false;
   Tensor found;
-  const Tensor lse = at::empty({p.b, p.h, p.t, 1}, at::kFloat);
-  p.function = SOFTMAX, p.lse = array(lse);
+  Tensor lse = at::empty({p.b, p.h, p.t}, at::kFloat);
+  p.function = SOFTMAX;
+  p.lse = Array{static_cast<char*>(lse.data_ptr()), FLOAT32, {p.h * p.t, p.t, 1, 0}};
   if (!call.run(&found)) return false;
   out->emplace_back(std::move(found));
-  out->emplace_back(lse.squeeze(3));
+  out->emplace_back(std::move(lse));
   return true;
 }
 
@@ -167,8 +170,10 @@ bool pointwise_forward(c10::ArrayRef<IValue> x, Stack* out) {
   return true;
 }
 
+using Run = bool (*)(c10::ArrayRef<IValue>, Stack*);
+
 // A boxed kernel for CPU tensors.
-template <bool (*run)(c10::ArrayRef<IValue>, Stack*), size_t arguments>
+template <Run run, size_t arguments>
 void on_cpu(const c10::OperatorHandle& op, Stack* stack) {
   Stack found;
   const bool forward_mode = torch::autograd::ForwardADLevel::try_get_by_idx(0) != nullptr;
@@ -180,14 +185,18 @@ void on_cpu(const c10::OperatorHandle& op, Stack* stack) {
   }
 }
 
-// Passes on what needs no gradient; the rest goes to Python's formula.
+// Runs what needs no gradient, or passes it on; the rest goes to Python's formula.
+template <Run run, size_t arguments>
 void autograd(const c10::OperatorHandle& op, c10::DispatchKeySet keys, Stack* stack) {
   const bool grads = at::GradMode::is_enabled();
   bool plain = served;
-  for (const IValue& x : torch::jit::last(*stack, op.schema().arguments().size())) {
+  for (const IValue& x : torch::jit::last(*stack, arguments)) {
     if (x.isTensor()) plain &= !(grads && x.toTensor().requires_grad());
   }
-  if (plain) op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+  const c10::DispatchKeySet rest = keys & c10::after_ADInplaceOrView_keyset;
+  // fake tensors, modes and the like stand between
+  if (plain && rest.highestPriorityTypeId() == c10::DispatchKey::CPU) on_cpu<run, arguments>(op, stack);
+  else if (plain) op.redispatchBoxed(rest, stack);
   else op.callBoxedForDispatchKey(c10::DispatchKey::Autograd, *stack);
 }
 
@@ -200,8 +209,9 @@ TORCH_LIBRARY_IMPL(attnpass, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(attnpass, AutogradCPU, m) {
-  m.impl("softmax", torch::CppFunction::makeFromBoxedFunction<&attnpass::autograd>());
-  m.impl("pointwise", torch::CppFunction::makeFromBoxedFunction<&attnpass::autograd>());
+  using namespace attnpass;
+  m.impl("softmax", torch::CppFunction::makeFromBoxedFunction<&autograd<&softmax, 9>>());
+  m.impl("pointwise", torch::CppFunction::makeFromBoxedFunction<&autograd<&pointwise_forward, 16>>());
 }
 
 // Off: every call takes Python's way.

@@ -128,7 +128,7 @@ struct Row {
 template <class Query>
 struct ShortScratch {
   Buffer<Query> query;
-  Buffer<float> scores, add;
+  Buffer<float> scores, add, total;
   std::vector<Row> heads;
 };
 
@@ -211,16 +211,20 @@ void short_queries(const Forward& p) {
   const int64_t wanted = up(2 * at::get_num_threads(), heads) / heads;
   const int64_t blocks = up(p.s, KEYS) / KEYS, count = std::max<int64_t>(1, min(wanted, blocks / 4));
   const int64_t keys = up(blocks, count) / count * KEYS;
-  const std::unique_ptr<float[]> parts(new float[heads * count * size]);
+  // a group whose keys lie in one stretch is done where it was summed
+  const std::unique_ptr<float[]> parts(count > 1 ? new float[heads * count * size] : nullptr);
   at::parallel_for(0, heads * count, 1, [&](int64_t begin, int64_t end) {
     with_scratch<ShortScratch<Query>>(false, [&](ShortScratch<Query>& scratch) {
+      float* own = count > 1 ? nullptr : scratch.total.get(size);
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t head = i / count, first = i % count * keys;
-        stretch<Rows, In, Query>(p, head / p.g, head % p.g, min(first, p.s), min(first + keys, p.s),
-                          parts.get() + i * size, scratch);
+        const int64_t b = i / count / p.g, g = i / count % p.g, first = i % count * keys;
+        float* total = count > 1 ? parts.get() + i * size : own;
+        stretch<Rows, In, Query>(p, b, g, min(first, p.s), min(first + keys, p.s), total, scratch);
+        if (count == 1) joined<Rows, In>(p, b, g, 1, size, total);
       }
     });
   });
+  if (count == 1) return;
   at::parallel_for(0, heads, up(FEW, m + 1) / (m + 1), [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head)
       joined<Rows, In>(p, head / p.g, head % p.g, count, size, parts.get() + head * count * size);

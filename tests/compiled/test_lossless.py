@@ -11,10 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import attnpass
+from attnpass.kernels import select
 
 WIDTH, HEADS = 64, 4
 
 CASES = ("plain", "sdpa", "causal", "fill", "minus inf", "bias", "grouped")
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small models are large enough."""
+    for name in ("SOFTMAX_SCORES", "TRAINED_SCORES"):
+        monkeypatch.setattr(select, name, {torch.float32: 4096})
+    monkeypatch.setattr(select, "FEW_SCORES", 512)
 
 
 class Attention(nn.Module):
@@ -125,10 +134,42 @@ def test_form_none_stands_alone() -> None:
         compiled(Attention("plain"), form="none", form_options={"L": 3})(torch.randn(1, 70, WIDTH))
 
 
-def test_a_plan_says_which_softmax_is_fused(tmp_path: Any) -> None:
-    model, x = Attention("plain").eval(), torch.randn(2, 70, WIDTH)
-    plan = attnpass.Plan.create(model, x, form="softmax", form_options={"fused": True})
-    run = compiled(model, plan=str(plan.save(tmp_path / "plan.json")))
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Attention("plain"), Attention("causal")
+
+    def forward(self, x: Tensor) -> Any:
+        return self.second(self.first(x))
+
+
+def test_what_a_plan_leaves_softmax_runs_by_the_kernel_too(tmp_path: Any) -> None:
+    model, x = Two().eval(), torch.randn(2, 70, WIDTH)
+    plan = attnpass.Plan.create(model, x, form="sigmoid", sites="first*")
+    run = compiled(model, plan=str(plan.save(tmp_path / "plan.json")), strict=True)
     with torch.no_grad():
-        close(run(x), model(x))
+        close(run(x), attnpass.convert(model, plan, x)(x))
+    assert list(attnpass.compiled_report().rewritten.values()) == ["sigmoid", "softmax"]
+    assert attnpass.compiled_report().plan == plan.hash
+
+
+@pytest.mark.parametrize("queries", [1, 5, 16])
+def test_few_queries_against_a_cache(queries: int) -> None:
+    class Step(Attention):
+        def forward(self, x: Tensor, cache: Tensor) -> Any:  # type: ignore[override]
+            d = WIDTH // HEADS
+            q, k, v = (
+                p(x).unflatten(-1, (-1, d)).transpose(1, 2) for p in (self.q, self.k, self.v)
+            )
+            k, v = (torch.cat([c, new], 2) for c, new in zip(cache, (k, v), strict=True))
+            y = F.scaled_dot_product_attention(q, k, v)
+            return self.o(y.transpose(1, 2).flatten(2))
+
+    model = Step("plain").eval()
+    run = compiled(model)
+    with torch.no_grad():
+        for length in (100, 101, 102, 300):
+            x, cache = torch.randn(2, queries, WIDTH), torch.randn(2, 2, HEADS, length, 16)
+            close(run(x, cache), model.double()(x.double(), cache.double()))
+            model.float()
     assert list(attnpass.compiled_report().rewritten.values()) == ["softmax"]

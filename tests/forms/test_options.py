@@ -19,7 +19,6 @@ EDGES = {
     "approximate": (["none", "tanh"], ["", None, 1, ["tanh"]]),
     "h": (["relu", "gelu"], ["sigmoid", "swish", None, 1, []]),
     "learns": ([True, False], [0, 1, None, "true"]),
-    "fused": ([True, False], [0, 1, None, "true"]),
 }
 
 

@@ -134,8 +134,7 @@ class Bench:
     def _ceilings(self) -> list[Model]:
         """The five models of ``Worker.ceiling``."""
         base, _ = self._plan(None)
-        softmax = self._checked(None, self._options(form="softmax"))
         sites = self.capture.sites
-        plans = [AblationPlan.of(sites), Plan(assign(sites, "skipat")[0])]
-        bare, skipped = (self._checked(p, self._options(plan=p)) for p in plans)
-        return [base, base, softmax, bare, skipped]
+        lossless, skipat = (Plan(assign(sites, form)[0]) for form in ("softmax", "skipat"))
+        plans = [lossless, AblationPlan.of(sites), skipat]
+        return [base, base, *(self._checked(p, self._options(plan=p)) for p in plans)]

@@ -27,6 +27,9 @@ class Ratio:
     high: float
     pairs: int
 
+    def __str__(self) -> str:
+        return f"{self.median:.3f}x [{self.low:.3f}, {self.high:.3f}]"
+
     def as_dict(self) -> dict[str, float]:
         """The ratio as plain JSON types."""
         return dict(self.__dict__)

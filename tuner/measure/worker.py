@@ -70,7 +70,7 @@ class Worker:
     def ceiling(self, *, rounds: int) -> Reply:
         """Times of the unchanged model, twice, of softmax, and of two that no plan can beat.
 
-        The order is: model, the same again, softmax re-emitted, attention replaced by one read of
+        The order is: model, the same again, the lossless plan, attention replaced by one read of
         q, k and v, every skippable attention block replaced by its predecessor's output.
         """
         return self._ask(CeilingRequest(rounds))

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from attnpass.tuner.search.plan_row import PlanRow
-from attnpass.tuner.search.result import Facts, RunResult
+from attnpass.tuner.search.result import LOSSLESS, Facts, RunResult
 from attnpass.tuner.search.settings import CHOICES, REJECTED, USUAL, Settings
 from attnpass.tuner.search.stored import read_result
 
@@ -24,6 +24,7 @@ _LATE = {"Inspection": "inspection", "inspect_task": "inspection", "execute": "r
 
 __all__ = [
     "CHOICES",
+    "LOSSLESS",
     "REJECTED",
     "USUAL",
     "Facts",

@@ -19,11 +19,19 @@ class PlanLatency:
     """A finalist's latency, interleaved with the baseline's.
 
     Attributes:
-        ms: its median. ratio: baseline over plan, above 1 where the plan is faster.
+        ms: its median. ratio: the model as it is over the plan, above 1 where the plan is faster.
+        over_lossless: the lossless plan over this one, where that is a gain itself.
     """
 
     ms: float
     ratio: Ratio
+    over_lossless: Ratio | None = None
+
+    @property
+    def least(self) -> float:
+        """The lower end of the speed-up over the faster of both."""
+        low = self.ratio.low
+        return low if self.over_lossless is None else min(low, self.over_lossless.low)
 
 
 @dataclass(frozen=True)
@@ -93,13 +101,15 @@ class PlanRow:
             out["divergence"] = self.divergence
         if self.latency is not None:
             out |= {"ms": self.latency.ms, "ratio": self.latency.ratio.as_dict()}
+            if self.latency.over_lossless is not None:
+                out["over_lossless"] = self.latency.over_lossless.as_dict()
         return out
 
     @classmethod
     def from_dict(cls, value: Json) -> PlanRow:
         """The row of plain JSON types."""
         stored: Json = value.get("latency") or {}
-        ratio = record(Ratio, stored.get("ratio"))
+        ratio, lossless = (record(Ratio, stored.get(n)) for n in ("ratio", "over_lossless"))
         recovery = value.get("recovery")
         return cls(
             plan=value["plan"],
@@ -108,7 +118,9 @@ class PlanRow:
             selection=record(Bound, value.get("selection")),
             held_out=record(Bound, value.get("held_out")),
             divergence=stored.get("divergence"),
-            latency=PlanLatency(stored["ms"], ratio) if ratio and "ms" in stored else None,
+            latency=PlanLatency(stored["ms"], ratio, lossless)
+            if ratio and "ms" in stored
+            else None,
             recovery=Recovery.from_dict(recovery) if recovery else None,
         )
 

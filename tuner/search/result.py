@@ -13,6 +13,9 @@ from typing import Any
 from attnpass.tuner.measure import Ratio
 from attnpass.tuner.search.plan_row import Json, PlanRow, record
 
+LOSSLESS = "lossless"
+"""The baseline where the model with exact softmax by the kernels is faster than as it is."""
+
 
 @dataclass(frozen=True)
 class DistilledChoice:

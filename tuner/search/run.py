@@ -115,7 +115,7 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
         affordable = affordable_plans(settings.recover_budget, found.distilled)
         recover_promising(candidates, distillation, affordable)
     chosen = choose_finalists(candidates)
-    finalists = measure_finalists(latencies, chosen, candidates.keep)
+    finalists = measure_finalists(latencies, chosen, candidates.keep, lossless=ceiling.softer)
     yield (found := replace(found, finalists=finalists))
     judged = judge_held_out(candidates, finalists.plans)
     yield replace(found, finalists=replace(finalists, plans=judged))

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from attnpass.errors import MeasureError
+from attnpass.plan import Plan, assign
 from attnpass.tuner.measure import Ratio, floor, median_ms, ratio
 from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.plan_row import PlanLatency
+from attnpass.tuner.search.result import LOSSLESS
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,9 @@ class Ceiling:
     """The compiled baseline, and the speed-ups that no plan can beat.
 
     Attributes:
-        base_ms: median of the faster of the unchanged model and softmax re-emitted.
+        base_ms: median of the faster of the unchanged model and the lossless plan.
         softer: whether the latter is the baseline. floor: how far two identical runs differ.
-        softmax, bare, skipped: the unchanged model over softmax re-emitted, over attention that
+        softmax, bare, skipped: the unchanged model over the lossless plan, over attention that
             reads q, k, v once, and over all skippable blocks left out.
         ceiling, ceiling_skipat: the baseline over the last two.
     """
@@ -37,7 +39,7 @@ class Ceiling:
     @property
     def baseline(self) -> str:
         """The name of the baseline."""
-        return "softmax re-emitted" if self.softer else "unchanged model, compiled"
+        return LOSSLESS if self.softer else "unchanged model, compiled"
 
     @property
     def share(self) -> float:
@@ -68,6 +70,8 @@ def measure_ceiling(latencies: Latencies) -> Ceiling:
         ceiling=ratio(reference, bare).median,
         ceiling_skipat=ratio(reference, skipped).median,
     )
+    if softer:
+        progress.say(f"lossless (exact softmax by the kernels): {first}, nothing to recover")
     progress.say(
         f"baseline ({found.baseline}): {found.base_ms:.2f} ms; two identical runs"
         f" differ by up to {found.floor:.1%}"
@@ -140,12 +144,17 @@ class Finalists:
 
 
 def measure_finalists(
-    latencies: Latencies, chosen: Sequence[Candidate], keep: Callable[[Candidate], None]
+    latencies: Latencies,
+    chosen: Sequence[Candidate],
+    keep: Callable[[Candidate], None],
+    *,
+    lossless: bool = False,
 ) -> Finalists:
     """The plans' latency, interleaved with the baseline, twice, in one process.
 
     Where that fails, one after the other; plans that fail are left out. ``keep`` is told every
-    plan with its latency at once.
+    plan with its latency at once. ``lossless``: beside the model under exact softmax by the
+    kernels as well, the plan that converts nothing.
 
     Raises:
         MeasureError: none of them could be measured.
@@ -158,7 +167,9 @@ def measure_finalists(
         while groups:
             group = groups.pop()
             subject = "finalists " + " ".join(c.plan.hash for c in group)
-            plans = [None, None, *(c.plan for c in group)]
+            sites = latencies.inspection.sites
+            beside = [Plan(assign(sites, "softmax")[0])] if lossless else []
+            plans = [None, None, *beside, *(c.plan for c in group)]
             try:
                 times = latencies.times(subject, plans, spare=len(group) > 1)
             except MeasureError as error:
@@ -168,10 +179,12 @@ def measure_finalists(
                 progress.say(str(error), style="yellow")
                 continue
             base, again, *rest = times
+            exact = rest.pop(0) if lossless else None
             floors.append(floor(base, again))
             bases.append(median_ms(base))
             for candidate, series in zip(group, rest, strict=True):
-                latency = PlanLatency(median_ms(series), ratio(base, series))
+                over = None if exact is None else ratio(exact, series)
+                latency = PlanLatency(median_ms(series), ratio(base, series), over)
                 measured[candidate.plan.hash] = replace(candidate, latency=latency)
                 keep(measured[candidate.plan.hash])
         step("")

@@ -90,7 +90,7 @@ def summarise(
         if row.held_out is not None
         and row.held_out.upper <= limit
         and row.latency is not None
-        and row.latency.ratio.low > 1 + noise
+        and row.latency.least > 1 + noise
     ]
     candidates = findings.candidates
     near = [] if rows or candidates is None else [c.row for c in nearest(candidates)]

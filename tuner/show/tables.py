@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from attnpass.errors import StoreError
-from attnpass.tuner.search import REJECTED, PlanRow, RunResult, read_result
+from attnpass.tuner.search import LOSSLESS, REJECTED, PlanRow, RunResult, read_result
 
 if TYPE_CHECKING:
     from attnpass.tuner.check import Similarities
@@ -34,8 +34,9 @@ def latency_cells(row: PlanRow) -> tuple[str, str]:
     """Milliseconds, and the speed-up with its interval."""
     if row.latency is None:
         return "-", "-"
-    r = row.latency.ratio
-    return f"{row.latency.ms:.2f}", f"{r.median:.3f} [{r.low:.3f}, {r.high:.3f}]"
+    r, over = row.latency.ratio, row.latency.over_lossless
+    beside = "" if over is None else f"; {over} over lossless"
+    return f"{row.latency.ms:.2f}", f"{r.median:.3f} [{r.low:.3f}, {r.high:.3f}]{beside}"
 
 
 def recovery_cell(row: PlanRow) -> str:
@@ -65,22 +66,33 @@ def front_table(result: RunResult) -> Table:
     distilled = any(row.recovery for row in result.front)
     if distilled:
         table.add_column("selection: drop before, after distillation")
-    table.add_row(*_baseline_cells(result), *([""] if distilled else []))
+    for cells in _baseline_rows(result):
+        table.add_row(*cells, *([""] if distilled else []))
     for row in result.front:
         cells = _front_cells(row) + ([recovery_cell(row)] if distilled else [])
         table.add_row(*cells, style="bold green" if row.plan == result.best else None)
     return table
 
 
-def _baseline_cells(result: RunResult) -> list[str]:
-    """The first row: softmax everywhere."""
+def _baseline_rows(result: RunResult) -> list[list[str]]:
+    """The first rows: the model as it is, and the lossless plan where that is faster."""
+    facts = result.facts
     ms, score = (
-        float("nan") if x is None else x
-        for x in (result.facts.baseline_ms, result.facts.baseline_score)
+        float("nan") if x is None else x for x in (facts.baseline_ms, facts.baseline_score)
     )
     softmax = forms_line({site["name"]: "softmax" for site in result.sites})
-    what = "all items, random" if result.facts.random else "all items"
-    return ["baseline", f"{score:.4f} ({what})", "0", "0", f"{ms:.2f}", "1", softmax]
+    what = "all items, random" if facts.random else "all items"
+    same = [f"{score:.4f} ({what})", "0", "0"]
+    if facts.baseline != LOSSLESS or facts.softmax_ratio is None:
+        return [["baseline", *same, f"{ms:.2f}", "1", softmax]]
+    gain = facts.softmax_ratio
+    plain, exact = (
+        (ms, ms / gain.median) if facts.finalists_floor is not None else (ms * gain.median, ms)
+    )
+    return [
+        ["as it is", *same, f"{plain:.2f}", "1", softmax],
+        ["lossless", *same, f"{exact:.2f}", str(gain), softmax],
+    ]
 
 
 def _front_cells(row: PlanRow) -> list[str]:

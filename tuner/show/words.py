@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnpass.tuner.search import PlanRow, RunResult
+from attnpass.tuner.search import LOSSLESS, PlanRow, RunResult
 from attnpass.tuner.show.tables import forms_line, percent
 
 
@@ -10,17 +10,19 @@ def verdict(result: RunResult) -> str:
     """The proven plan of a run, or that there is no gain and which plans come nearest."""
     best = result.best_row
     if best is not None and best.latency is not None and best.held_out is not None:
-        r, proven = best.latency.ratio, best.held_out
+        proven, over = best.held_out, best.latency.over_lossless
+        beside = "" if over is None else f" ({over} over lossless)"
         return (
-            f"plan {best.plan}: {r.median:.3f}x [{r.low:.3f}, {r.high:.3f}] over"
-            f" the compiled baseline, drop {percent(proven.drop)}, proven at"
-            f" most {percent(proven.upper)} on {proven.items:.0f}"
-            " held-out items"
+            f"plan {best.plan}: {best.latency.ratio} over the compiled baseline{beside}, drop"
+            f" {percent(proven.drop)}, proven at most {percent(proven.upper)} on"
+            f" {proven.items:.0f} held-out items"
         )
     if result.status == "interrupted":
         return "interrupted; what was measured is kept, the same command goes on"
     limit, noise = percent(result.max_drop), percent(result.facts.noise)
     none = f"no plan is both proven within a drop of {limit} and faster than the noise ({noise})"
+    if result.facts.baseline == LOSSLESS and result.facts.softmax_ratio is not None:
+        none = f"lossless: {result.facts.softmax_ratio}, nothing to recover (no options); {none}"
     near = [_near(row, result.facts.baseline_ms) for row in result.nearest]
     if not near:
         return f"{none}: no gain"
