@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models minilm lint types check tests test census fuzz faults examples demo bench wheel clean
+.PHONY: setup models minilm lint types check tests test census fuzz faults paths examples demo bench wheel clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -55,6 +55,13 @@ fuzz: .venv/ready
 	cd tests && ../$(BIN)/python fuzz.py --graphs 10000 --seed 1 --write
 	cd tests && ../$(BIN)/python -m random_use.run --graphs 10000 --seed 1 --minutes 180 --write
 	cd tests && ../$(BIN)/python -m random_use.run --mutations --write
+
+# the tests of the kernels under every instruction set that runs here; NEON under an emulator (it
+# needs Debian's g++-aarch64-linux-gnu and qemu-user)
+paths: .venv/models
+	for set in $$($(BIN)/python -c 'from attnpass.kernels.cpu import build; print(*build.family())') neon; \
+	do ATTNPASS_INSTRUCTIONS=$$set $(BIN)/python -m pytest -q -n auto --dist worksteal \
+		-m "not slow" tests/kernels || exit 1; done
 
 # hostile calls, files and changes to a task, and processes killed at random points
 faults: .venv/ready

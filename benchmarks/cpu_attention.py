@@ -500,9 +500,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 4.5))
     cells = [r for r in found["goals"] if r["h"] == "sigmoid"]
-    for shift, h in ((-0.2, "sigmoid"), (0.2, "relu")):
+    for place, h in enumerate(FORMS):
         values = [r["attnpass"]["median"] for r in found["goals"] if r["h"] == h]
-        left.bar([i + shift for i in range(len(values))], values, 0.4, label=h)
+        left.bar([i + 0.27 * (place - 1) for i in range(len(values))], values, 0.27, label=h)
     least = [r["speedup_if_products_alone"] for r in found["goals"] if r["h"] == "sigmoid"]
     left.plot(range(len(least)), least, "k_", markersize=18, label="products alone")
     left.axhline(1, color="gray", linewidth=0.8)

@@ -56,6 +56,9 @@ def compile_variant(
         return inner(original, inputs)
     # rewrite: each region becomes a call of its form's module
     rewritten = rewrite(graph.normal, graph.regions, modules)
+    if not layer.modules:
+        # nothing but softmax: no parameter comes in, and the inner compiler traces the modules
+        return inner(unfold(rewritten), inputs)
     inside = {} if layer.held else layer.deltas
     values = {key: value() for key, value in added_values(plan, layer).items()}
     mark_static(values.values())

@@ -61,12 +61,12 @@ void with_scratch(bool much, F f) {
 
 // The functions h and their slopes.
 
-// 2^t: relative error 1e-7 (Exact) or 1e-4, which bfloat16 rounds away. inf and 0 at the ends.
+// 2^t: relative error 1e-7 (Exact) or 1e-4, which bfloat16 rounds away. inf and 0 at the ends, or
+// the largest and the least normal power of 2.
 template <bool Exact>
 inline Vec exp2(Vec t) {
-  t = bounded(t);
-  const Vec n = whole(t), f = t - n;
-  Vec p;
+  Vec p, n;
+  const Vec f = fraction(t, &n);
   if constexpr (Exact) {
     p = fma(all(1.326472720e-3f), f, all(9.671512640e-3f));
     p = fma(p, f, all(5.550733743e-2f));
@@ -82,7 +82,8 @@ inline Vec exp2(Vec t) {
 // For softmax, whose exponents are 0 at most: a value that is -inf gives 0, not a number none.
 template <bool Exact>
 inline Vec power(Vec t) {
-  return exp2<Exact>(larger(all(-200.0f), t));
+  if constexpr (FLUSHES) return exp2<Exact>(larger(all(-200.0f), t));
+  return chosen(no_less(t, all(-126.0f)), exp2<Exact>(t));
 }
 
 // Every h takes t = UNIT * logit; `value` and `slope` are in terms of the logit.

@@ -51,6 +51,7 @@ inline Vec larger(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec smaller(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec magnitude(Vec x) { return _mm512_abs_ps(x); }
 inline Lanes above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline Lanes no_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
 inline Lanes differs(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NEQ_UQ); }
 inline bool any(Lanes on) { return on != 0; }
 inline Vec chosen(Lanes on, Vec a) { return _mm512_maskz_mov_ps(on, a); }  // else 0
@@ -58,11 +59,12 @@ inline Vec chosen(Lanes on, Vec a, Vec b) { return _mm512_mask_mov_ps(b, on, a);
 inline float sum_of(Vec x) { return _mm512_reduce_add_ps(x); }
 inline float most_of(Vec x) { return _mm512_reduce_max_ps(x); }
 
-// t as n + f, n whole, |f| <= 1/2; and p 2^n.
-inline Vec whole(Vec t) {
-  return _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+// The fraction of t, at most 1/2 from 0; `scaled` takes 2^n p by what it leaves in `n`.
+constexpr bool FLUSHES = true;  // 2^t is inf and 0 at the ends
+inline Vec fraction(Vec t, Vec* n) {
+  *n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return t - *n;
 }
-inline Vec bounded(Vec t) { return t; }  // scaled takes any n
 inline Vec scaled(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
 
 // 1 / y: relative error 1e-7 (Exact), or one that bfloat16 rounds away.
@@ -167,21 +169,17 @@ inline Lanes differs(Vec a, Vec b) {
   return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_NEQ_UQ));
 }
 inline bool any(Lanes on) { return _mm256_movemask_epi8(on) != 0; }
+inline Lanes no_less(Vec a, Vec b) {
+  return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_NLT_UQ));
+}
 inline Vec chosen(Lanes on, Vec a) { return _mm256_and_ps(_mm256_castsi256_ps(on), a); }
 inline Vec chosen(Lanes on, Vec a, Vec b) {
   return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(on));
 }
 inline Vec fma(Lanes on, Vec a, Vec b, Vec c) { return chosen(on, fma(a, b, c), c); }
 
-inline Vec whole(Vec t) {
-  return _mm256_round_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-inline Vec scaled(Vec p, Vec n) {  // in two steps: n is beyond the exponents of one float
-  const __m256i i = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(i, 1);
-  auto power = [](__m256i e) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, _mm256_set1_epi32(127)), 23));
-  };
-  return p * power(half) * power(_mm256_sub_epi32(i, half));
+inline Vec scaled(Vec p, Vec n) {
+  return p * _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23));
 }
 
 template <bool>
@@ -282,17 +280,13 @@ inline Vec magnitude(Vec x) { return vabsq_f32(x); }
 inline Lanes above(Vec a, Vec b) { return vcgtq_f32(a, b); }
 inline Lanes differs(Vec a, Vec b) { return vmvnq_u32(vceqq_f32(a, b)); }
 inline bool any(Lanes on) { return vmaxvq_u32(on) != 0; }
+inline Lanes no_less(Vec a, Vec b) { return vmvnq_u32(vcltq_f32(a, b)); }
 inline Vec chosen(Lanes on, Vec a, Vec b) { return vbslq_f32(on, a, b); }
 inline Vec chosen(Lanes on, Vec a) { return chosen(on, a, all(0)); }
 inline Vec fma(Lanes on, Vec a, Vec b, Vec c) { return chosen(on, fma(a, b, c), c); }
 
-inline Vec whole(Vec t) { return vrndnq_f32(t); }
-inline Vec scaled(Vec p, Vec n) {  // in two steps: n is beyond the exponents of one float
-  const int32x4_t i = vcvtq_s32_f32(n), half = vshrq_n_s32(i, 1);
-  auto power = [](int32x4_t e) {
-    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(e, vdupq_n_s32(127)), 23));
-  };
-  return p * power(half) * power(vsubq_s32(i, half));
+inline Vec scaled(Vec p, Vec n) {
+  return p * vreinterpretq_f32_s32(vshlq_n_s32(vreinterpretq_s32_f32(n), 23));
 }
 
 template <bool>
@@ -340,8 +334,15 @@ inline float most_of(Vec x) { return vmaxvq_f32(x); }
 
 #endif
 
-// `scaled` takes exponents between these two; 2^252 is inf, 2^-252 is 0.
-inline Vec bounded(Vec t) { return smaller(all(252), larger(all(-252), t)); }
+// Of t between the exponents of normal numbers alone. Added to a large number, t leaves its whole
+// part in the last bits, where it is the exponent of 2^n as it stands.
+constexpr bool FLUSHES = false;
+inline Vec fraction(Vec t, Vec* n) {
+  const Vec large = all(12582912.0f + 127.0f);
+  t = smaller(all(127), larger(all(-126), t));
+  *n = t + large;
+  return t - (*n - large);
+}
 
 #endif
 

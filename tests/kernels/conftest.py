@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from types import SimpleNamespace
 
-import emulated
+import apart
 import pytest
 import torch
 
 from attnpass.kernels.cpu import launch as cpu
 
-NEON = os.environ.get("ATTNPASS_INSTRUCTIONS") == "neon" and platform.machine() == "x86_64"
+APART = apart.chosen() is not None
+
+# programs do not hear of the dispatcher's calls, nor of threads and switches of this process
+collect_ignore = (
+    [f"cpu/test_{x}.py" for x in ("pointwise_operators", "launch", "build")] if APART else []
+)
 
 
-@pytest.fixture(autouse=NEON)
-def emulator(monkeypatch):
-    """Where the kernels for aarch64 are asked for on another machine, an emulator runs them."""
+@pytest.fixture(autouse=APART)
+def programs(monkeypatch):
+    """The kernels as programs of their own, where the environment asks for them."""
     from attnpass.kernels.cpu import hydra_launch, pointwise_launch
 
     monkeypatch.setattr(cpu, "library", lambda name: SimpleNamespace(serve=lambda on: None))
     for module in (pointwise_launch, hydra_launch):
-        monkeypatch.setattr(module, "run_kernel", emulated.run_kernel)
+        monkeypatch.setattr(module, "run_kernel", apart.run_kernel)
 
 
-@pytest.fixture(params=["c++"] if NEON else ["direct", "c++", "tiled"])
+@pytest.fixture(params=["c++"] if APART else ["direct", "c++", "tiled"])
 def path(request, monkeypatch):
     """The implementations of the operators on a CPU: C++ alone, from Python, plain torch."""
     why = cpu.refusal("pointwise")

@@ -11,12 +11,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnpass import forms
+from attnpass.kernels import select
 from attnpass.kernels.gpu import limits as gpu
 from attnpass.kernels.select import (
     ATEN_SCORES,
     ATEN_SMALL,
     choose,
     choose_hydra,
+    choose_softmax,
     default_tile,
     space,
 )
@@ -153,3 +155,34 @@ def test_the_space_holds_the_default(device, direction):
     for name, choices in space(device).items():
         assert default[name] in choices
         assert len(set(choices)) == len(choices) > 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys", "dtype", "trained", "want"),
+    [
+        ((1, 4, 128, 32), 128, torch.float32, False, "fused"),
+        ((1, 4, 120, 32), 128, torch.float32, False, "aten"),  # too few scores
+        ((1, 4, 120, 32), 128, torch.bfloat16, False, "fused"),
+        ((1, 4, 128, 32), 128, torch.float32, True, "aten"),  # too few for its backward
+        ((16, 4, 128, 32), 128, torch.float32, True, "fused"),
+        ((1, 4, 128, 32), 128, torch.float64, False, "aten"),
+        ((512, 4, 8, 32), 200, torch.float32, True, "aten"),  # too few queries
+        ((1, 4, 1, 32), 1024, torch.float32, False, "fused"),  # decoding
+        ((1, 4, 1, 32), 1000, torch.float32, False, "aten"),
+        ((512, 4, 1, 32), 48, torch.float32, False, "aten"),  # too few keys
+    ],
+)
+def test_choose_softmax(monkeypatch, shape, keys, dtype, trained, want):
+    monkeypatch.setattr(select, "wins_softmax", lambda: True)
+    q = torch.empty(shape, dtype=dtype)
+    assert choose_softmax(q, shape[2], keys, 0.1, trained=trained).implementation == want
+    assert choose_softmax(q, shape[2], keys, -0.1).implementation == "aten"
+    monkeypatch.setattr(select, "wins_softmax", lambda: False)
+    assert choose_softmax(q, shape[2], keys, 0.1, trained=trained).implementation == "aten"
+
+
+def test_exact_softmax_stays_with_torch_where_nothing_was_measured(monkeypatch):
+    monkeypatch.setattr(select.launch, "refusal", lambda name: None)
+    for instructions, wins in (("neon", False), ("avx2", True), ("avx512+bf16", True)):
+        monkeypatch.setattr(select.build, "instruction_set", lambda found=instructions: found)
+        assert select.wins_softmax() is wins

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from attnpass.tuner.measure import Bound, Ratio
 from attnpass.tuner.search.plan_row import PlanLatency, PlanRow, Recovery, record
@@ -22,6 +23,8 @@ def test_a_row_survives_json():
         Recovery(0.3, 7, 1.0, {"name": "global", "plan": "abc"}),
     )
     assert PlanRow.from_dict(row.as_dict()) == row
+    both = replace(row, latency=replace(row.latency, over_lossless=Ratio(1.5, 1.4, 1.6, 30)))
+    assert PlanRow.from_dict(both.as_dict()) == both != row
     bare = PlanRow("abc", {}, 2.0)
     assert PlanRow.from_dict(bare.as_dict()) == bare and bare.as_dict()["latency"] == {}
 

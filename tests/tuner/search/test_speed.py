@@ -46,6 +46,21 @@ def test_a_finalist_that_fails_leaves_the_others(tmp_path):
         assert latencies.worker.replies == []
 
 
+def test_finalists_are_timed_beside_the_lossless_plan_where_that_is_a_gain(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        sites = candidates.inspection.sites
+        made = Candidate({}, Plan(assign(sites, "hydra")[0]), 0.5)
+        exact = Plan(assign(sites, "softmax")[0]).hash
+        rounds = candidates.inspection.settings.limits["rounds"]
+        times = [[x] * rounds for x in (10.0, 10.0, 8.0, 4.0)]
+        worker = Replies(Times(times, ["", "", exact, made.plan.hash]))
+        latencies = Latencies(candidates.inspection, candidates.session, worker)
+        (found,) = measure_finalists(latencies, [made], candidates.keep, lossless=True).plans
+    assert (found.latency.ratio.median, found.latency.over_lossless.median) == (2.5, 2.0)
+    assert found.latency.least == 2.0, "of the faster of both"
+
+
 def test_no_finalists_take_no_time(tmp_path):
     with Store(tmp_path / "a.db") as store:
         latencies = Latencies(*opened(store), Replies())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from attnpass.tuner.measure import Bound, Ratio
-from attnpass.tuner.search import Facts, PlanRow, RunResult
+from attnpass.tuner.search import LOSSLESS, Facts, PlanRow, RunResult
 from attnpass.tuner.search.plan_row import PlanLatency
 from attnpass.tuner.show.words import verdict
 
@@ -34,6 +34,20 @@ def test_the_best_plan_is_named_with_its_proof():
     assert verdict(result(row, best="cafe")) == (
         "plan cafe: 2.000x [1.900, 2.100] over the compiled baseline, drop 1.00%, proven at most"
         " 2.00% on 600 held-out items"
+    )
+
+
+def test_where_no_plan_is_proven_the_lossless_gain_is_left():
+    facts = Facts(baseline_ms=8.0, baseline=LOSSLESS, softmax_ratio=Ratio(1.25, 1.2, 1.3, 30))
+    said = verdict(replace(result(), facts=facts))
+    assert said.startswith("lossless: 1.250x [1.200, 1.300], nothing to recover (no options); no")
+
+
+def test_a_plan_is_compared_with_the_lossless_one_too():
+    latency = PlanLatency(5.0, Ratio(2.0, 1.9, 2.1, 30), Ratio(1.6, 1.5, 1.7, 30))
+    row = PlanRow("cafe", {}, 5.0, held_out=Bound(600, 0.9, 0.01, 0.02, 0.95), latency=latency)
+    assert "baseline (1.600x [1.500, 1.700] over lossless), drop" in verdict(
+        result(row, best="cafe")
     )
 
 

@@ -1,7 +1,8 @@
 // Runs one entry of the kernels on a problem read from stdin, and writes every buffer to stdout:
-// a library for another processor, under an emulator. What it needs of torch is defined here, for
-// one thread.
+// for another processor, under an emulator, or for this one, under sanitizers.
 
+#if defined(__aarch64__)
+// What the kernels need of torch, for one thread: there is no torch for the emulator.
 namespace at {
 void init_num_threads() {}
 void set_num_threads(int) {}
@@ -17,6 +18,7 @@ namespace c10 {
 ParallelGuard::ParallelGuard(bool) : previous_state_(false) {}
 ParallelGuard::~ParallelGuard() {}
 }  // namespace c10
+#endif
 
 template <class E>
 E read_one() {

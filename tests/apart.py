@@ -1,25 +1,21 @@
-"""The CPU kernels compiled for aarch64 and run by an emulator, in the place of this machine's.
-
-Needs Debian's ``g++-aarch64-linux-gnu`` and ``qemu-user``.
-"""
+"""The CPU kernels as programs of their own, in the place of the libraries: see ``chosen``."""
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
 import os
-import shutil
+import platform
 import struct
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from attnpass.kernels.cpu import build, launch
-
-TOOLS = ("aarch64-linux-gnu-g++", "qemu-aarch64")
 
 PROBLEMS = {
     "pointwise": "attnpass::Forward",
@@ -30,29 +26,53 @@ PROBLEMS = {
 """The struct that each entry takes."""
 
 
-def missing() -> list[str]:
-    """The tools that are not installed."""
-    return [tool for tool in TOOLS if shutil.which(tool) is None]
+@dataclass(frozen=True)
+class Way:
+    """How such a program is built and run."""
+
+    compiler: str
+    flags: tuple[str, ...]
+    runner: tuple[str, ...] = ()
+
+
+def chosen() -> Way | None:
+    """What the environment asks for.
+
+    ``ATTNPASS_INSTRUCTIONS=neon`` on another machine: compiled for aarch64 and run by an emulator
+    (Debian's ``g++-aarch64-linux-gnu`` and ``qemu-user``). ``ATTNPASS_SANITIZE=1``: for this
+    machine, and every access to memory and every undefined operation is watched.
+    """
+    if os.environ.get("ATTNPASS_SANITIZE") == "1":
+        where = Path(torch.__file__).parent / "lib"
+        linked = (f"-L{where}", f"-Wl,-rpath,{where}", "-ltorch_cpu", "-lc10")
+        watched = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-O1")
+        return Way("g++", (*build.INSTRUCTIONS[build.instruction_set()], *watched, *linked))
+    if os.environ.get("ATTNPASS_INSTRUCTIONS") == "neon" and platform.machine() == "x86_64":
+        flags = (*build.INSTRUCTIONS["neon"], "-static")
+        return Way("aarch64-linux-gnu-g++", flags, ("qemu-aarch64",))
+    return None
 
 
 def program(name: str, entry: str) -> Path:
-    """The entry of a library as a program for aarch64."""
+    """The entry of a library as a program."""
+    way = chosen()
+    assert way is not None
     parts = (*build.SHARED, *(x for x in build.PARTS[name] if "operators" not in x))
     text = "".join((build.HERE / part).read_text() for part in parts)
     text += Path(__file__).with_suffix(".cpp").read_text()
     flags = [
         *(f for f in build.FLAGS if f not in ("-shared", "-fPIC")),
-        *build.INSTRUCTIONS["neon"],
-        *(f"-DENTRY={entry}", f"-DPROBLEM={PROBLEMS[entry]}", "-static"),
+        *(f"-DENTRY={entry}", f"-DPROBLEM={PROBLEMS[entry]}"),
         f"-I{Path(torch.__file__).parent}/include",
+        *way.flags,
     ]
     key = hashlib.sha256(repr((text, flags)).encode()).hexdigest()[:16]
-    made = build.cache() / f"emulated-{entry}-{key}"
+    made = build.cache() / f"apart-{entry}-{key}"
     if not made.exists():
         made.parent.mkdir(parents=True, exist_ok=True)
         source, out = (made.with_name(f"{made.name}.{os.getpid()}{x}") for x in (".cpp", ".out"))
         source.write_text(text)
-        subprocess.run([TOOLS[0], str(source), *flags, "-o", str(out)], check=True)
+        subprocess.run([way.compiler, str(source), *flags, "-o", str(out)], check=True)
         source.unlink()
         out.replace(made)
     return made
@@ -61,7 +81,7 @@ def program(name: str, entry: str) -> Path:
 def run_kernel(
     name: str, entry: str, numbers: Sequence[float], tensors: Iterable[Tensor | None]
 ) -> bool:
-    """As ``launch.run_kernel``, by the emulator: memory goes there and comes back."""
+    """As ``launch.run_kernel``, by a program: memory goes there and comes back."""
     held = list(tensors)
     arrays = [n for x in held for n in launch._array(x)]
     head = f"{len(numbers) - 1}qd"
@@ -79,8 +99,11 @@ def run_kernel(
     for at, size in stores.items():
         sent += [struct.pack("q", size), ctypes.string_at(at, size)]
     sent += [struct.pack("q", len(pointers)), *(struct.pack("3q", *p) for p in pointers)]
-    command = [TOOLS[1], str(program(name, entry))]
-    done = subprocess.run(command, input=b"".join(sent), stdout=subprocess.PIPE)
+    way = chosen()
+    assert way is not None
+    command = [*way.runner, str(program(name, entry))]
+    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(command, input=b"".join(sent), stdout=subprocess.PIPE, env=env)
     assert done.returncode == 0, f"{entry} ended with {done.returncode}"
     begin = 0
     for at, size in stores.items():
