@@ -59,16 +59,21 @@ def around(h: str, n: int, count: int) -> tuple[Tensor, Tensor]:
     return offset, gain
 
 
-def fused(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> Tensor:
-    """The kernel as the forms call it: offset and gain of a head, default tiles."""
+def prepared(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> Callable[[], Tensor]:
+    """A call of the kernel as the forms make it: offset and gain of a head, default tiles."""
     offset, gain = around(h, k.shape[2], q.shape[1])
     tiles = [default_tile("cpu", q.shape[3], x).as_list() for x in ("forward", "backward")]
     bias, keep, causal = more.get("bias"), more.get("keep"), more.get("causal", False)
     scale = q.shape[3] ** -0.5
     if h == "softmax":
-        out: Tensor = ops.softmax(q, k, v, bias, keep, scale, causal, *tiles)[0]
-        return out
-    return ops.pointwise(q, k, v, bias, keep, None, offset, gain, scale, h, causal, *tiles)
+        return lambda: ops.softmax(q, k, v, bias, keep, scale, causal, *tiles)[0]
+    terms = (bias, keep, None, offset, gain, scale, h, causal)
+    return lambda: ops.pointwise(q, k, v, *terms, *tiles)
+
+
+def fused(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> Tensor:
+    """The kernel's result: see ``prepared``."""
+    return prepared(q, k, v, h, **more)()
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> float:
@@ -271,7 +276,7 @@ def part_decode() -> list[dict[str, Any]]:
         numbers = torch.randn(2, groups * s * d).to(q.dtype)
         runs: Runs = {
             "sdpa": lambda a=(q, k, v): F.scaled_dot_product_attention(*a, enable_gqa=True),
-            **{h: lambda a=(q, k, v), h=h: fused(*a, h) for h in FORMS},
+            **{h: prepared(q, k, v, h) for h in FORMS},
             "read": lambda x=numbers: x.sum(),
         }
         found = timed(runs, 1.0)
@@ -485,9 +490,16 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
                 "over_pieces": max(r["over_pieces"] for r in rows),
                 "ceiling": geomean([r["speedup_if_products_alone"] for r in rows]),
             }
-        both = [r[h]["median"] for r in found.get("backward", [])]
-        if both:
-            out[f"{h} forward+backward"] = {"geomean": geomean(both), "least": min(both)}
+        for dtype in DTYPES:
+            own = [r["attnpass"]["median"] for r in rows if r["dtype"] == dtype]
+            if own:
+                out[f"{h} {dtype}"] = {"geomean": geomean(own), "least": min(own)}
+        backward = [r for r in found.get("backward", []) if h in r]
+        for dtype in ("", *DTYPES):
+            both = [r[h]["median"] for r in backward if dtype in r["dtype"]]
+            if both:
+                name = f"{h} forward+backward {dtype}".strip()
+                out[name] = {"geomean": geomean(both), "least": min(both)}
     return out
 
 
