@@ -37,6 +37,9 @@ TRAINED_SCORES = {torch.float32: 2**20, torch.bfloat16: 2**15, torch.float16: 2*
 SOFTMAX_TOKENS = 16
 """Fewer queries and keys than this were not measured, but few queries against many keys."""
 
+AVX2_HEAD_DIM = 64
+"""On AVX2, above this head dim, torch's products of float32 are as quick as all of the kernel."""
+
 FEW_QUERIES, FEW_KEYS, FEW_SCORES = 16, 64, 2**12
 """Up to this many queries against this many keys (decoding) it wins from fewer scores on."""
 
@@ -88,15 +91,21 @@ def choose_softmax(
         least = FEW_SCORES
     elif min(t, s) < SOFTMAX_TOKENS:
         return Tile("aten")
-    if math.prod(rows) * s < least or not wins_softmax():
+    wide = q.dtype == torch.float32 and q.shape[-1] > AVX2_HEAD_DIM and t > FEW_QUERIES
+    if math.prod(rows) * s < least or not wins_softmax(wide):
         return Tile("aten")
     return default_tile("cpu", q.shape[-1])
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def wins_softmax() -> bool:
-    """Whether the C++ kernel of exact softmax runs here, and was measured on such a processor."""
-    return launch.refusal("pointwise") is None and build.instruction_set() != "neon"
+def wins_softmax(wide: bool) -> bool:
+    """Whether the C++ kernel of exact softmax runs here, and won on such a processor.
+
+    ``wide``: for float32 and a head dim above ``AVX2_HEAD_DIM``.
+    """
+    if launch.refusal("pointwise") is not None:
+        return False
+    return build.instruction_set() not in ("neon", *(["avx2"] if wide else []))
 
 
 def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:

@@ -173,16 +173,23 @@ def test_the_space_holds_the_default(device, direction):
     ],
 )
 def test_choose_softmax(monkeypatch, shape, keys, dtype, trained, want):
-    monkeypatch.setattr(select, "wins_softmax", lambda: True)
+    monkeypatch.setattr(select, "wins_softmax", lambda wide: True)
     q = torch.empty(shape, dtype=dtype)
     assert choose_softmax(q, shape[2], keys, 0.1, trained=trained).implementation == want
     assert choose_softmax(q, shape[2], keys, -0.1).implementation == "aten"
-    monkeypatch.setattr(select, "wins_softmax", lambda: False)
+    monkeypatch.setattr(select, "wins_softmax", lambda wide: False)
     assert choose_softmax(q, shape[2], keys, 0.1, trained=trained).implementation == "aten"
 
 
-def test_exact_softmax_stays_with_torch_where_nothing_was_measured(monkeypatch):
+def test_exact_softmax_stays_with_torch_where_the_kernel_did_not_win(monkeypatch):
     monkeypatch.setattr(select.launch, "refusal", lambda name: None)
-    for instructions, wins in (("neon", False), ("avx2", True), ("avx512+bf16", True)):
+    narrow, wide = (torch.empty(1, 12, 512, d) for d in (64, 65))
+    wins = {"neon": (False, False), "avx2": (True, False), "avx512": (True, True)}
+    for instructions, want in wins.items():
         monkeypatch.setattr(select.build, "instruction_set", lambda found=instructions: found)
-        assert select.wins_softmax() is wins
+        tiles = [choose_softmax(q, 512, 512, 0.1) for q in (narrow, wide)]
+        assert tuple(x.implementation == "fused" for x in tiles) == want
+        tiles = [choose_softmax(q.bfloat16(), 512, 512, 0.1) for q in (narrow, wide)]
+        assert {x.implementation == "fused" for x in tiles} == {want[0]}
+    monkeypatch.setattr(select.launch, "refusal", lambda name: "no compiler")
+    assert choose_softmax(narrow, 512, 512, 0.1).implementation == "aten"
