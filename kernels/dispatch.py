@@ -48,7 +48,12 @@ def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> P
 
 
 def softmax(call: PointwiseCall) -> Normalised:
-    """``softmax(scale q.k + bias) v`` and its log-sum-exp; plain torch operations on a GPU."""
+    """``softmax(scale q.k + bias) v`` and its log-sum-exp."""
+    if _has_triton(call.q) and call.v.shape[3] > 0:
+        from attnpass.kernels.gpu import pointwise_triton_launch
+
+        with torch.cuda.device_of(call.q):
+            return pointwise_triton_launch.softmax(call)
     if call.q.device.type == "cuda":
         return torch_softmax.softmax(call)
     return pointwise_launch.softmax(call)
@@ -57,7 +62,10 @@ def softmax(call: PointwiseCall) -> Normalised:
 def softmax_backward(
     grad: Tensor, call: PointwiseCall, lse: Tensor, delta: Tensor, needs_bias: bool
 ) -> PointwiseGradients:
-    """The gradients for ``grad [B, H, T, dv]``; see ``torch_softmax.softmax_backward``."""
+    """The gradients for ``grad [B, H, T, dv]``, on a GPU by plain torch operations.
+
+    See ``torch_softmax.softmax_backward``.
+    """
     if call.q.device.type == "cuda":
         return torch_softmax.softmax_backward(grad, call, lse, delta, needs_bias)
     return pointwise_launch.softmax_backward(grad, call, lse, delta, needs_bias)

@@ -166,6 +166,7 @@ KERNELS: dict[str, dict[str, str]] = {
     },
     "kernels.gpu": {
         "errors": "refuses a tile that Triton cannot compile",
+        "kernels.activations": "how a call of exact softmax is named",
         "kernels.call": "takes a call",
         "kernels.shapes": "the layout of results",
         "kernels.tile": "what a tile needs of a GPU",

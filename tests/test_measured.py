@@ -10,6 +10,8 @@ from attnpass.tuner import show
 from attnpass.tuner.search import RunResult
 
 MEASURED, MATCHING = flat("docs/measured.md"), flat("docs/matching.md")
+LINES = (house.ROOT / "docs" / "measured.md").read_text().splitlines()
+DTYPES = ("float32", "bfloat16")
 
 
 def test_the_measured_table_is_the_committed_results():
@@ -46,12 +48,19 @@ def test_the_measured_table_is_the_committed_results():
 
 def test_the_cpu_kernels_are_the_committed_result():
     row = result("cpu_attention_cpu.json")
-    for name in ("sigmoid", "relu"):
-        one, both = row["summary"][name], row["summary"][f"{name} forward+backward"]
-        cells = f"{one['geomean']:.2f}x | {one['least']:.2f}x | {one['ceiling']:.2f}x"
-        assert f"| {name}, forward | {cells} |" in MEASURED
-        cells = f"{both['geomean']:.2f}x | {both['least']:.2f}x | -"
-        assert f"| {name}, forward and backward | {cells} |" in MEASURED
+    for name in ("softmax", "sigmoid", "relu"):
+        for direction, both in (("forward", ""), ("forward and backward", " forward+backward")):
+            whole, *dtypes = (
+                row["summary"][f"{name}{both}{x}"] for x in ("", *(f" {d}" for d in DTYPES))
+            )
+            most = "-" if both else f"{whole['ceiling']:.2f}x"
+            cells = [f"{whole['geomean']:.2f}x", f"{whole['least']:.2f}x", most]
+            cells += [f"{found['geomean']:.2f}x" for found in dtypes]
+            assert f"| {name}, {direction} | {' | '.join(cells)} |" in MEASURED
+            if name != "relu" and not both:
+                trained = row["summary"][f"{name} forward+backward"]["geomean"]
+                said = f"forward {whole['geomean']:.2f}x, forward and backward {trained:.2f}x"
+                assert said in flat("README.md")
     hydra = next(
         r for r in row["hydra"] if (r["n"], r["heads"], r["dtype"]) == (4096, 4, "float32")
     )
@@ -64,6 +73,55 @@ def test_the_cpu_kernels_are_the_committed_result():
     assert f"eager at 4,096 tokens: {used['eager', 4096]:.0f} MiB" in MEASURED
     assert max(r["error"] for r in row["goals"] if r["dtype"] == "float32") < 1e-6
     assert (house.ROOT / "benchmarks" / "results" / "cpu_attention_cpu.png").exists()
+
+
+def test_decoding_is_the_committed_result():
+    rows = result("cpu_attention_cpu.json")["decode"]
+    least = min(r[h]["median"] for r in rows for h in ("softmax", "sigmoid", "relu"))
+    assert len(rows) == 48 and f"run {least:.2f}x SDPA with grouped heads or more" in MEASURED
+    one, far = (
+        [r for r in rows if (r["queries"], r["groups"], r["n"]) == (1, 8, n)]
+        for n in (8192, 32768)
+    )
+    quick = [f"{r['softmax']['median']:.1f}x in {r['dtype']}" for r in one]
+    assert f"softmax {', '.join(quick)}" in MEASURED
+    near, away = (
+        " and ".join(f"{r['share_of_read']['softmax']:.2f}" for r in found) for found in (one, far)
+    )
+    assert f"takes {near} of that time, at 32,768 keys {away}" in MEASURED
+
+
+def test_avx2_is_the_committed_result():
+    row = result("cpu_attention_avx2_cpu.json")
+    assert row["device"]["isa"].startswith("AVX2")
+    for name in ("softmax", "sigmoid", "relu"):
+        wide, narrow = (f"{row['summary'][f'{name} {x}']['geomean']:.2f}x" for x in DTYPES)
+        least = f" in float32, least cell {row['summary'][f'{name} float32']['least']:.2f}x,"
+        beside = f"{least} and {narrow} in bfloat16" if name == "softmax" else f" and {narrow}"
+        assert f"{name} {wide}{beside}" in MEASURED
+
+
+def test_the_lossless_plan_is_the_committed_result():
+    rows, readme = result("lossless_cpu.json")["rows"], flat("README.md")
+    for r in rows:
+        gain = r["lossless"]
+        cell = f"{gain['median']:.2f}x [{gain['low']:.2f}, {gain['high']:.2f}]"
+        (line,) = [x for x in LINES if cell in x]
+        assert line.endswith(f"| {r['cold']['share']:.1%} |")
+        if "sigmoid" in r:
+            assert f"{r['sigmoid']['median']:.2f}x" in line
+        assert r["errors"]["lossless"] <= 1.5 * r["errors"]["inductor"] + 1e-6
+        assert gain["low"] > 1 and r["rewritten"] > 0
+    for name in ("digits", "minilm", "decode"):
+        both = [f"{r['lossless']['median']:.2f}x" for r in rows if r["model"] == name]
+        assert f"| {'; '.join(both)} |" in readme
+
+
+def test_the_default_tile_is_near_the_best():
+    rows = result("cpu_tiles_cpu.json")["rows"]
+    assert len(rows) >= 30
+    worst = max(r["best_over_default"]["median"] for r in rows)
+    assert f"{len(rows)} shapes the default is within {worst:.2f} of the best" in MEASURED
 
 
 def test_the_census_is_the_committed_result():

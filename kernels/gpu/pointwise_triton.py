@@ -17,7 +17,7 @@ class Form(NamedTuple):
     """The constants that one kernel is compiled for, ``F`` in every function here.
 
     Attributes:
-        h: the pointwise function.
+        h: the pointwise function, or ``softmax``.
         unit: the factor on the logit that the code of h takes.
         causal: whether only the keys s <= t are kept.
         windowed: whether the call has a window.
@@ -327,6 +327,7 @@ def pointwise_forward(
     k_desc,
     v_desc,
     out,
+    lse,
     q_st,
     k_st,
     v_st,
@@ -346,7 +347,8 @@ def pointwise_forward(
 ):
     """``out[b, h, t] = gain sum_s keep h(tau (scale q.k + bias) + offset) v`` (2409.04431).
 
-    A tile is a block of query rows of one head.
+    A tile is a block of query rows of one head. Of softmax the rows are rescaled while their
+    maximum grows (1805.02867), and ``lse [B, H, T]`` gets their log-sum-exp.
     """
     blocks = tl.cdiv(T, F.m)
     begin = tl.program_id(0)
@@ -373,6 +375,9 @@ def pointwise_forward(
         if F.keep:
             keep_at = _head(keep, keep_st, b, head)
         total = tl.zeros([F.m, F.block_dv], dtype=tl.float32)
+        if F.h == "softmax":
+            top = tl.full([F.m], float("-inf"), dtype=tl.float32)
+            sums = tl.zeros([F.m], dtype=tl.float32)
         for which in tl.static_range(3):
             lo, hi = _part(which, parts)
             # only a window hides the first keys
@@ -387,7 +392,18 @@ def pointwise_forward(
                         product, t, s, by, bias_at, bias_st, keep_at, keep_st, T, limit, window, F
                     )
                     x += row_offset
-                    if which != 1 or (F.bias or F.keep):
+                    if F.h == "softmax":
+                        if which != 1 or (F.bias or F.keep):
+                            x = tl.where(kept, x, float("-inf"))
+                        most = tl.maximum(top, tl.max(x, 1))
+                        # a row without a kept key yet: its weights are 0, not NaN
+                        base = tl.where(most == float("-inf"), 0.0, most)
+                        p = tl.exp2(x - base[:, None])
+                        shrink = tl.exp2(top - base)
+                        sums = sums * shrink + tl.sum(p, 1)
+                        total *= shrink[:, None]
+                        top = most
+                    elif which != 1 or (F.bias or F.keep):
                         p = tl.where(kept, activation(tl.where(kept, x, 0.0), F), 0.0)
                     else:
                         p = activation(x, F)
@@ -396,6 +412,14 @@ def pointwise_forward(
                     )
                     v_block = _seen(v_block, start, limit, which != 1, F)
                     total = _dot(p.to(v_block.dtype), v_block, total, F)
-        if F.gain:
+        if F.h == "softmax":
+            none = sums == 0.0
+            sums = tl.where(none, 1.0, sums)
+            total *= tl.where(none, 0.0, 1.0 / sums)[:, None]
+            rows = first + tl.arange(0, F.m)
+            at = lse + tl.cast(b * HEADS + head, tl.int64) * T + rows
+            found = tl.where(none, float("-inf"), (top + tl.log2(sums)) / F.unit)
+            tl.store(at, found, mask=rows < T)
+        elif F.gain:
             total *= _term(gain, gain_st, b, head, first, T, F.gain, F.m, 0)
         _store(_head(out, out_st, b, head), out_st, first, T, F.dv, F.block_dv, F.m, total)

@@ -16,13 +16,14 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from attnpass.kernels.call import PointwiseCall, Sizes
+from attnpass.kernels.activations import SOFTMAX
+from attnpass.kernels.call import Normalised, PointwiseCall, Sizes
 from attnpass.kernels.gpu.launch import Strides, block_count, constant, programs, spread
 from attnpass.kernels.gpu.limits import MIN_CAPABILITY, check_powers, power
 from attnpass.kernels.gpu.pointwise_triton import Form, pointwise_forward
 from attnpass.kernels.shapes import heads_last
 
-UNIT = {"sigmoid": -1.4426950408889634, "sigmoid_tanh": 0.5}
+UNIT = {"sigmoid": -1.4426950408889634, "sigmoid_tanh": 0.5, SOFTMAX: 1.4426950408889634}
 """The factor on the logits that an h takes, where it is not 1.
 
 ``exp2`` takes powers of 2, and ``tanh`` half the logit.
@@ -185,6 +186,16 @@ def start(kernel: Any, grid: tuple[int, ...], prepared: Prepared, *args: Any) ->
 
 def pointwise(call: PointwiseCall) -> Tensor:
     """``[B, H, T, dv]``; see ``PointwiseCall``."""
+    return _forward(call, None)
+
+
+def softmax(call: PointwiseCall) -> Normalised:
+    """``softmax(scale q.k + bias) v [B, H, T, dv]`` and its log-sum-exp ``[B, H, T]``; dv > 0."""
+    lse = call.q.new_empty(call.q.shape[:3], dtype=torch.float32)
+    return Normalised(_forward(replace(call, h=SOFTMAX), lse), lse)
+
+
+def _forward(call: PointwiseCall, lse: Tensor | None) -> Tensor:
     out = heads_last(call.q, call.v.shape[3])
     if out.numel() == 0:
         return out
@@ -195,7 +206,7 @@ def pointwise(call: PointwiseCall) -> Tensor:
         pointwise_forward,
         (min(tiles, programs(call.q)) if call.tile.persistent else tiles,),
         prepared,
-        *(call.q, call.k, call.v, *prepared.terms, *descriptors, out),
+        *(call.q, call.k, call.v, *prepared.terms, *descriptors, out, lse),
         *(*prepared.strides, out.stride()),
         *(t, s, h, h // g, call.scale, prepared.call.window, tiles),
         constant(form),

@@ -12,7 +12,7 @@ import torch
 
 from attnpass import environment
 from attnpass.errors import AttnpassError
-from attnpass.kernels.cpu import launch
+from attnpass.kernels.cpu import build, launch
 from attnpass.store import Store
 
 PACKAGES = (
@@ -64,7 +64,7 @@ def _compiler() -> Finding:
 def _kernels() -> Iterator[Finding]:
     why = launch.refusal("pointwise")
     cure = "plain torch operations run instead; sigmoid and relu are then slower than SDPA"
-    yield Finding("C++ kernels", why or "AVX-512", why is None, cure=cure)
+    yield Finding("C++ kernels", why or build.instruction_set(), why is None, cure=cure)
     there = torch.cuda.is_available()
     cure = "CPU only: Triton kernels run on a GPU or under TRITON_INTERPRET=1"
     yield Finding("GPU", torch.cuda.get_device_name() if there else "none", there, cure=cure)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import triton
-from problems import CASES, POSITIONS, Case
+from problems import CASES, POSITIONS, Case, problem
 from tolerance import assert_near
-from triton_checks import DEVICE, LOW, SCALE, TILE, H, check, on_a_gpu
+from triton_checks import DEVICE, LOW, SCALE, TILE, H, check, on_a_gpu, padded
 
-from attnpass.kernels import reference
-from attnpass.kernels.call import PointwiseCall
+from attnpass.kernels import reference, torch_softmax
+from attnpass.kernels.call import Normalised, PointwiseCall
 from attnpass.kernels.gpu import (
     pointwise_triton_launch,
 )
@@ -155,3 +156,40 @@ def test_the_last_bit_of_causal_rows_does_not_depend_on_later_keys(dtype):
         call = PointwiseCall(q, *changed, *[None] * 5, 0.125, "sigmoid", True, tile)
         after.append(pointwise_triton_launch.pointwise(call)[:, :, :201])
     assert torch.equal(*after)
+
+
+TILES = Tile(block_m=16, block_n=16)
+
+
+def exact(call: PointwiseCall) -> Normalised:
+    """Softmax of a call in float64, by plain torch operations."""
+    wide = {n: getattr(call, n) for n in ("q", "k", "v", "bias")}
+    wide = {n: None if x is None else x.double() for n, x in wide.items()}
+    return torch_softmax.softmax(replace(call, **wide))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+def test_exact_softmax(name, dtype):
+    """Rows without a kept key are 0, and their log-sum-exp is -inf."""
+    p = problem(CASES[name], dtype)
+    terms = [padded(x) for x in p.inputs()[:5]]
+    call = PointwiseCall(*terms, None, None, None, SCALE, "identity", p.case.causal, TILES)
+    out, lse = pointwise_triton_launch.softmax(call)
+    want = exact(call)
+    assert_near(out, want.out, terms=8, compute=dtype if dtype in LOW else None)
+    kept = want.lse > -math.inf
+    assert bool((lse[~kept] == -math.inf).all())
+    assert_near(lse[kept], want.lse[kept], terms=8)
+
+
+def test_exact_softmax_of_many_blocks_and_what_is_no_number():
+    q, k, v = (torch.randn(1, 2, 70, 16, device=DEVICE) * 3 for _ in range(3))
+    k = k + torch.linspace(-3, 3, 70, device=DEVICE).view(-1, 1)  # maxima grow along the keys
+    q[0, 1, 5, 2] = math.nan
+    call = PointwiseCall(q, k, v, *(None,) * 5, SCALE, "identity", True, TILES)
+    out, lse = pointwise_triton_launch.softmax(call)
+    want = exact(call)
+    assert out.isnan().any(-1).nonzero().tolist() == [[0, 1, 5]]
+    assert lse.isnan().nonzero().tolist() == [[0, 1, 5]]
+    assert_near(out.nan_to_num(), want.out.nan_to_num(), terms=8)

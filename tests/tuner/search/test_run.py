@@ -56,7 +56,7 @@ def test_another_limit_reuses_what_is_measured(finished, monkeypatch):
 
 
 def test_ctrl_c_keeps_the_best_so_far(tmp_path, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "measure_finalists", interrupted)
