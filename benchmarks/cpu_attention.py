@@ -62,8 +62,11 @@ def around(h: str, n: int, count: int) -> tuple[Tensor, Tensor]:
 def prepared(q: Tensor, k: Tensor, v: Tensor, h: str, **more: Any) -> Callable[[], Tensor]:
     """A call of the kernel as the forms make it: offset and gain of a head, default tiles."""
     offset, gain = around(h, k.shape[2], q.shape[1])
-    tiles = [default_tile("cpu", q.shape[3], x).as_list() for x in ("forward", "backward")]
     bias, keep, causal = more.get("bias"), more.get("keep"), more.get("causal", False)
+    rows = causal * q.shape[2]
+    tiles = [
+        default_tile("cpu", q.shape[3], x, causal=rows).as_list() for x in ("forward", "backward")
+    ]
     scale = q.shape[3] ** -0.5
     if h == "softmax":
         return lambda: ops.softmax(q, k, v, bias, keep, scale, causal, *tiles)[0]

@@ -43,7 +43,7 @@ def measure(n: int, d: int, dtype: str, h: str, causal: bool) -> dict[str, Any]:
     """One shape."""
     b, count = SHAPES[n]
     q, k, v = heads(b, n, count, d, dtype)
-    default = default_tile("cpu", d)
+    default = default_tile("cpu", d, causal=causal * n)
     grid = [(m, c) for m, c in itertools.product(ROWS, COLUMNS) if m <= max(64, n)]
 
     def run(m: int, c: int) -> Any:

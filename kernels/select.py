@@ -50,7 +50,7 @@ def has_kernel(name: str) -> bool:
     return launch.refusal(name) is None
 
 
-def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
+def choose(q: Tensor, k: Tensor, *tiles: Tile | None, causal: bool = False) -> Tile:
     """The tile that runs for ``q [B, H, T, d]`` and ``k [B, G, S, d]``.
 
     The first of ``tiles`` that is sound wins. Plain ATen rounds the logits to the input dtype, so
@@ -66,7 +66,8 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None) -> Tile:
     few = ATEN_SMALL if fast else ATEN_SCORES
     if wide and statically_known_true(q.shape[2] * k.shape[2] <= few):
         return Tile("aten")
-    return default_tile(q.device.type, q.shape[3], dtype=q.dtype)
+    queries = hint(q.shape[2]) or 0
+    return default_tile(q.device.type, q.shape[3], dtype=q.dtype, causal=causal * queries)
 
 
 def choose_softmax(
@@ -75,6 +76,7 @@ def choose_softmax(
     keys: int | torch.SymInt,
     scale: float,
     *,
+    causal: bool = False,
     trained: bool = False,
 ) -> Tile:
     """The tile of exact softmax for ``q [..., d]``, so many queries in each head, and keys.
@@ -94,7 +96,7 @@ def choose_softmax(
     wide = q.dtype == torch.float32 and q.shape[-1] > AVX2_HEAD_DIM and t > FEW_QUERIES
     if math.prod(rows) * s < least or not wins_softmax(wide):
         return Tile("aten")
-    return default_tile("cpu", q.shape[-1])
+    return default_tile("cpu", q.shape[-1], causal=causal * t)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -128,11 +130,22 @@ def choose_hydra(q: Tensor, causal: bool, tile: Tile | None) -> Tile:
 
 
 def default_tile(
-    device: str, head_dim: int, direction: str = "forward", dtype: torch.dtype = torch.float32
+    device: str,
+    head_dim: int,
+    direction: str = "forward",
+    dtype: torch.dtype = torch.float32,
+    *,
+    causal: int = 0,
 ) -> Tile:
-    """The fused tile where nothing was measured, for ``device`` ``cpu`` or ``cuda``."""
+    """The fused tile where nothing was measured, for ``device`` ``cpu`` or ``cuda``.
+
+    ``causal`` is the number of queries of a causal call, 0 of any other: fewer rows in a block
+    leave out more of what is hidden (``benchmarks/cpu_tiles.py``).
+    """
     if device == "cpu":
-        return Tile(block_m=128 if direction == "forward" else 256, block_n=256)
+        if direction != "forward":
+            return Tile(block_m=256, block_n=256)
+        return Tile(block_m=128 if not causal else 64 if causal > 512 else 32, block_n=256)
     return limits.default(head_dim, head_dim, dtype.itemsize, direction, limits.capability())
 
 

@@ -101,7 +101,13 @@ class Pointwise(nn.Module):
         if self.k0 is not None:
             k = k - self.k0.to(k.dtype).unsqueeze(1)  # [G, 1, d]
         tau, offset, gain = self._terms(self.row_lengths(q, k, keep))
-        tile = choose(q, k, self.tile, self._measured("forward", q, k, v, bias, keep))
+        tile = choose(
+            q,
+            k,
+            self.tile,
+            self._measured("forward", q, k, v, bias, keep),
+            causal=self.causal,
+        )
         terms = (bias, keep, tau, offset, gain, self.scale)
         if tile.implementation == "aten":
             return torch_whole.pointwise(PointwiseCall(q, k, v, *terms, self.h, self.causal, tile))

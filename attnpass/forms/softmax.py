@@ -116,7 +116,8 @@ class Softmax(nn.Module):
         filled = masked and self.fill is not None and math.isfinite(self.fill)
         if self.dropout > 0 or (filled and self.added):
             return Tile("aten")
-        return choose_softmax(q, queries, keys, self.scale, trained=trained)
+        how = {"causal": self.causal, "trained": trained}
+        return choose_softmax(q, queries, keys, self.scale, **how)
 
     def _by_kernel(
         self,

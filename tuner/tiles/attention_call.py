@@ -92,7 +92,8 @@ class Shape:
     def default(self) -> Tile:
         """The tile of the fused operator where nothing was measured."""
         dtype = getattr(torch, self.dtype)
-        return default_tile(self.device, self.head_dim, self.direction, dtype)
+        causal = self.causal * self.queries
+        return default_tile(self.device, self.head_dim, self.direction, dtype, causal=causal)
 
     @classmethod
     def parse(cls, text: str, **more: Any) -> Shape:
@@ -140,7 +141,7 @@ class Call:
     def default(self) -> Tile:
         """The tile that runs where nothing was measured."""
         if self.shape.direction == "forward":
-            return choose(self.q, self.k)
+            return choose(self.q, self.k, causal=self.shape.causal)
         return self.shape.default()
 
     def forward(self, tile: Tile) -> Tensor:
