@@ -209,6 +209,7 @@ TUNER: dict[str, dict[str, str]] = {
     "tuner.check": {"tuner.measure": "scores and first tensors"},
     "tuner.show": {
         "tuner.check": "the similarities of layers",
+        "tuner.measure": "a ratio and its interval",
         "tuner.search": "the result of a run",
     },
     "tuner.cli": {

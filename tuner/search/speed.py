@@ -77,7 +77,7 @@ def measure_ceiling(latencies: Latencies) -> Ceiling:
         f" differ by up to {found.floor:.1%}"
     )
     progress.say(
-        f"attention is {found.share:.0%} of the measured time, no plan can gain more than"
+        f"attention is {found.share:.0%} of the baseline's time, no plan can gain more over it than"
         f" {found.ceiling:.2f}x (skipat, which drops the projections too:"
         f" {found.ceiling_skipat:.2f}x)",
         style="bold",

@@ -12,7 +12,7 @@ from attnpass.console import PlainConsole
 from attnpass.errors import MissingDependencyError, OutputError
 from attnpass.files import reason, replace_file
 from attnpass.text import printable
-from attnpass.tuner.search import RunResult
+from attnpass.tuner.search import LOSSLESS, RunResult
 from attnpass.tuner.show.pictures import draw_front
 from attnpass.tuner.show.tables import front_table, sensitivity_table
 from attnpass.tuner.show.words import verdict
@@ -55,12 +55,13 @@ def write_report(result: RunResult, path: Path) -> Path:
 def _ceiling(result: RunResult) -> str:
     """The speed-ups that no plan can beat, empty where they were not measured."""
     facts = result.facts
+    which = "the lossless plan" if facts.baseline == LOSSLESS else "the compiled model"
     share, kept, skipat = facts.attention_share, facts.ceiling, facts.ceiling_skipat
     if share is None or kept is None or skipat is None:
         return ""
     return (
-        f"<p>Attention is {share:.0%} of the measured time; no plan that"
-        f" keeps the projections can gain more than {kept:.2f}x, no plan at all"
+        f"<p>Attention is {share:.0%} of the time of {which}; no plan that"
+        f" keeps the projections can gain more over it than {kept:.2f}x, no plan at all"
         f" more than {max(kept, skipat):.2f}x.</p>"
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from attnpass.errors import MissingDependencyError, OutputError
 from attnpass.files import reason, replace_file
 from attnpass.text import printable
-from attnpass.tuner.search import PlanRow, RunResult
+from attnpass.tuner.search import LOSSLESS, PlanRow, RunResult
 
 if TYPE_CHECKING:
     from attnpass.tuner.check import Similarities
@@ -86,8 +86,11 @@ def draw_front(result: RunResult, path: Path) -> Path:
     axes.plot([1], [0], "ks", label="baseline: compiled, softmax")
     axes.axhline(-100 * result.max_drop, color="tab:red", ls="--", label="allowed drop")
     if result.facts.ceiling is not None:
-        label = "ceiling: attention free, projections kept"
-        axes.axvline(result.facts.ceiling, color="gray", ls=":", label=label)
+        label, gain = "ceiling: attention free, projections kept", 1.0
+        if result.facts.baseline == LOSSLESS and result.facts.softmax_ratio is not None:
+            gain = result.facts.softmax_ratio.median
+            axes.plot([gain], [0], "kD", label="lossless: softmax by the kernels")
+        axes.axvline(gain * result.facts.ceiling, color="gray", ls=":", label=label)
     axes.set_xlabel("speed-up over the compiled baseline (95 % interval)")
     # names are no formulas, whatever dollar signs they hold
     label = printable(f"change of {result.metric}, held out, points (bar: bound)")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from attnpass.errors import StoreError
+from attnpass.tuner.measure import Ratio
 from attnpass.tuner.search import LOSSLESS, REJECTED, PlanRow, RunResult, read_result
 
 if TYPE_CHECKING:
@@ -34,9 +35,12 @@ def latency_cells(row: PlanRow) -> tuple[str, str]:
     """Milliseconds, and the speed-up with its interval."""
     if row.latency is None:
         return "-", "-"
-    r, over = row.latency.ratio, row.latency.over_lossless
-    beside = "" if over is None else f"; {over} over lossless"
-    return f"{row.latency.ms:.2f}", f"{r.median:.3f} [{r.low:.3f}, {r.high:.3f}]{beside}"
+    return f"{row.latency.ms:.2f}", interval(row.latency.ratio)
+
+
+def interval(ratio: Ratio | None) -> str:
+    """A ratio and its interval."""
+    return "-" if ratio is None else f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
 def recovery_cell(row: PlanRow) -> str:
@@ -53,6 +57,8 @@ def front_table(result: RunResult) -> Table:
         f" {percent(result.max_drop)})",
         title_justify="left",
     )
+    distilled = any(row.recovery for row in result.front)
+    lossless = result.facts.baseline == LOSSLESS
     for column in (
         "plan",
         f"{result.metric} held out",
@@ -60,16 +66,15 @@ def front_table(result: RunResult) -> Table:
         "bound on drop",
         "ms",
         "speed-up [95 %]",
+        *(["over lossless"] if lossless else []),
         "form per layer (. is softmax)",
+        *(["selection: drop before, after distillation"] if distilled else []),
     ):
         table.add_column(column)
-    distilled = any(row.recovery for row in result.front)
-    if distilled:
-        table.add_column("selection: drop before, after distillation")
     for cells in _baseline_rows(result):
         table.add_row(*cells, *([""] if distilled else []))
     for row in result.front:
-        cells = _front_cells(row) + ([recovery_cell(row)] if distilled else [])
+        cells = _front_cells(row, lossless) + ([recovery_cell(row)] if distilled else [])
         table.add_row(*cells, style="bold green" if row.plan == result.best else None)
     return table
 
@@ -90,13 +95,13 @@ def _baseline_rows(result: RunResult) -> list[list[str]]:
         (ms, ms / gain.median) if facts.finalists_floor is not None else (ms * gain.median, ms)
     )
     return [
-        ["as it is", *same, f"{plain:.2f}", "1", softmax],
-        ["lossless", *same, f"{exact:.2f}", str(gain), softmax],
+        ["as it is", *same, f"{plain:.2f}", "1", "-", softmax],
+        ["lossless", *same, f"{exact:.2f}", interval(gain), "1", softmax],
     ]
 
 
-def _front_cells(row: PlanRow) -> list[str]:
-    """The row of one plan."""
+def _front_cells(row: PlanRow, lossless: bool) -> list[str]:
+    """The row of one plan, with its speed-up over the lossless one where that is asked for."""
     judged = row.held_out
     proof = ["-", "-", "-"]
     if judged is not None:
@@ -105,7 +110,8 @@ def _front_cells(row: PlanRow) -> list[str]:
             percent(judged.drop),
             f"{percent(judged.upper)} ({judged.confidence:.2%})",
         ]
-    return [row.plan, *proof, *latency_cells(row), forms_line(row.forms)]
+    over = [interval(row.latency and row.latency.over_lossless)] if lossless else []
+    return [row.plan, *proof, *latency_cells(row), *over, forms_line(row.forms)]
 
 
 def sensitivity_table(result: RunResult) -> Table:
