@@ -77,8 +77,8 @@ def measure_ceiling(latencies: Latencies) -> Ceiling:
         f" differ by up to {found.floor:.1%}"
     )
     progress.say(
-        f"attention is {found.share:.0%} of the baseline's time, no plan can gain more over it than"
-        f" {found.ceiling:.2f}x (skipat, which drops the projections too:"
+        f"attention is {found.share:.0%} of the baseline's time, no plan can gain more over it"
+        f" than {found.ceiling:.2f}x (skipat, which drops the projections too:"
         f" {found.ceiling_skipat:.2f}x)",
         style="bold",
     )

@@ -110,7 +110,7 @@ def _front_cells(row: PlanRow, lossless: bool) -> list[str]:
             percent(judged.drop),
             f"{percent(judged.upper)} ({judged.confidence:.2%})",
         ]
-    over = [interval(row.latency and row.latency.over_lossless)] if lossless else []
+    over = [interval(row.latency.over_lossless if row.latency else None)] if lossless else []
     return [row.plan, *proof, *latency_cells(row), *over, forms_line(row.forms)]
 
 
