@@ -67,7 +67,7 @@ def softmax_backward(
     See ``torch_softmax.softmax_backward``.
     """
     if call.q.device.type == "cuda":
-        return torch_softmax.softmax_backward(grad, call, lse, delta, needs_bias)
+        return torch_softmax.softmax_backward(grad, call, delta, needs_bias)
     return pointwise_launch.softmax_backward(grad, call, lse, delta, needs_bias)
 
 

@@ -38,15 +38,17 @@ def softmax(call: PointwiseCall) -> Normalised:
 
 
 def softmax_backward(
-    grad: Tensor, call: PointwiseCall, lse: Tensor, delta: Tensor, needs_bias: bool
+    grad: Tensor, call: PointwiseCall, delta: Tensor, needs_bias: bool
 ) -> PointwiseGradients:
-    """The gradients for ``grad [B, H, T, dv]``; ``lse`` and ``delta`` are ``[B, H, T]``.
+    """The gradients for ``grad [B, H, T, dv]``; ``delta`` is ``[B, H, T]``.
 
-    ``delta`` is what the weights of a row times their gradients sum up to.
+    ``delta`` is what the weights of a row times their gradients sum up to. The log-sum-exp is that
+    of the logits as they are rounded here: far from 0 another one would give other weights.
     """
     heads, groups = call.q.shape[1], call.k.shape[1]
     g = wide(grad)
-    p = _weights(_logits(call), lse)
+    s = _logits(call)
+    p = _weights(s, s.logsumexp(-1))
     ds = p * (g @ wide(repeated(call.v, heads)).transpose(-1, -2) - delta.unsqueeze(-1))
 
     def grouped(x: Tensor) -> Tensor:

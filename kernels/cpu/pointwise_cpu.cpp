@@ -70,7 +70,7 @@ struct PointwiseRows {
 // where the maximum has grown by more than SLACK, so that they are 2^SLACK at most.
 template <class Mul>
 struct SoftmaxRows {
-  static constexpr float LOG2E = 1.4426950408889634f, SLACK = 8;
+  static constexpr float LOG2E = 1.4426950408889634f, SLACK = 8, FAR = 1 << 20;
   static constexpr bool EXACT = std::is_same_v<Mul, float>;
   const Forward& p;
   int64_t b, h, i;
@@ -89,13 +89,18 @@ struct SoftmaxRows {
   void weigh(int64_t r, float* s, const float* added, int64_t n, int64_t width, Mul* weights,
              float* total) {
     Vec most = all(NONE);
-    const float slope = added ? 1 : a;
+    float slope = added ? 1 : a;
     int64_t j = 0;
     for (; added && j < n; j += LANES) store(s + j, fma(load(s + j), all(a), load(added + j)));
     for (j = 0; j + LANES <= n; j += LANES) most = larger(most, load(s + j));
     if (j < n) most = larger(most, chosen(lanes(first(n - j)), load(s + j), all(NONE)));
     float peak = most_of(most);
     if (!added) peak *= a;
+    if (!added && !(std::abs(peak) < FAR)) {
+      // what the peak rounds away would count for more than a weight: all are rounded as it is
+      for (j = 0; j < n; j += LANES) store(s + j, load(s + j) * all(a));
+      slope = 1;
+    }
     // the largest value hides what is no number; behind NONE alone nothing else would tell of it
     if (peak == NONE && !nothing(s, n)) peak = NAN;
     if (!(peak <= top[r] + SLACK)) grow(r, peak, total);

@@ -19,6 +19,9 @@ from attnpass.kernels.call import Normalised, PointwiseCall, PointwiseGradients,
 from attnpass.kernels.cpu.launch import refusal, run_kernel, unit_rows
 from attnpass.kernels.shapes import heads_last, without_positions
 
+FAR = 2.0**19
+"""A log-sum-exp that is larger leaves the weights of the backward to plain torch operations."""
+
 _NUMBERS = {h: i for i, h in enumerate((*H, SOFTMAX))}
 """How the kernels know an h: by its place."""
 
@@ -82,11 +85,17 @@ def softmax_backward(
     shift = (-lse).masked_fill(lse == -math.inf, 0.0)
     given = replace(call, offset=shift.unsqueeze(-1))
     found = None
-    if call.scale > 0 and lse.dtype == torch.float32:
+    if call.scale > 0 and lse.dtype == torch.float32 and not _far(lse):
         found = _by_kernel(grad, given, needs_bias and call.bias is not None, delta)
     if found is None:
-        return torch_softmax.softmax_backward(grad, call, lse, delta, needs_bias)
+        return torch_softmax.softmax_backward(grad, call, delta, needs_bias)
     return found._replace(offset=None)
+
+
+def _far(lse: Tensor) -> bool:
+    """Whether rounding the log-sum-exp changes a weight by more than rounding the logits does."""
+    finite = lse[lse.isfinite()]
+    return bool(finite.numel() and finite.abs().max() > FAR)
 
 
 def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseGradients:

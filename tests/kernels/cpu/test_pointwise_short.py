@@ -89,3 +89,23 @@ def test_keys_of_one_stretch_may_all_be_masked(path, threads):
         out, _ = ops.softmax(q, k, v, None, keep, 0.3, False, TILE, TILE)
         want = reference.softmax(q, k, v, None, keep, scale=0.3, causal=False, fill=-torch.inf)
         assert_near(out, want, terms=8)
+
+
+@pytest.mark.parametrize("t", [4, 40])
+@pytest.mark.parametrize("size", [1e3, 1e5, 1e7])
+@pytest.mark.parametrize("biased", [False, True])
+def test_logits_far_from_zero(t, size, biased, path):
+    """Where one logit towers above the others its weight is 1, however large it is."""
+    q, k, v = (x.requires_grad_() for x in inputs(t, 300, 2))
+    bias = torch.randn(t, 300) if biased else None
+    out, lse = ops.softmax(q * size, k * size, v, bias, None, 0.3, False, TILE, TILE)
+    given = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    terms = (given[0] * size, given[1] * size, given[2], None if bias is None else bias.double())
+    want = reference.softmax(*terms, None, scale=0.3, causal=False, fill=-torch.inf)
+    assert_near(out, want, terms=8)
+    grad = torch.randn_like(out)
+    got = torch.autograd.grad(out, (q, k, v), grad)
+    wanted = torch.autograd.grad(want, given, grad.double())
+    assert all(bool(x.isfinite().all()) for x in got)
+    assert_near(got[2], wanted[2], terms=80)
+    assert bool(lse.isfinite().all())
