@@ -19,8 +19,11 @@ from attnpass.kernels.call import Normalised, PointwiseCall, PointwiseGradients,
 from attnpass.kernels.cpu.launch import refusal, run_kernel, unit_rows
 from attnpass.kernels.shapes import heads_last, without_positions
 
-FAR = 2.0**19
-"""A log-sum-exp that is larger leaves the weights of the backward to plain torch operations."""
+FAR = 2.0**11
+"""A log-sum-exp that is larger leaves the backward to plain torch operations.
+
+Rounded to float32 it would change weights by more than 1e-4.
+"""
 
 _NUMBERS = {h: i for i, h in enumerate((*H, SOFTMAX))}
 """How the kernels know an h: by its place."""
@@ -93,7 +96,7 @@ def softmax_backward(
 
 
 def _far(lse: Tensor) -> bool:
-    """Whether rounding the log-sum-exp changes a weight by more than rounding the logits does."""
+    """Whether a log-sum-exp is so far from 0 that its rounding changes weights."""
     finite = lse[lse.isfinite()]
     return bool(finite.numel() and finite.abs().max() > FAR)
 

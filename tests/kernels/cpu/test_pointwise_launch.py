@@ -12,6 +12,7 @@ from problems import CASES, POSITIONS, Case
 from tolerance import GRADIENT, assert_near
 
 from attnpass.kernels import ops, reference
+from attnpass.kernels.cpu import pointwise_launch
 from attnpass.kernels.select import (
     default_tile,
 )
@@ -177,3 +178,10 @@ def test_another_default_dtype_changes_no_result(path):
         torch.set_default_dtype(torch.float32)
     for one, other in zip(got, want, strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_log_sum_exp_far_from_zero_is_left_to_plain_torch():
+    lse = torch.tensor([0.0, -torch.inf, -(2.0**11)])
+    assert not pointwise_launch._far(lse)
+    assert pointwise_launch._far(torch.cat([lse, torch.tensor([2.0**11 + 1])]))
+    assert not pointwise_launch._far(lse[1:2]) and not pointwise_launch._far(lse[:0])
