@@ -57,11 +57,9 @@ fuzz: .venv/ready
 	cd tests && ../$(BIN)/python -m random_use.run --mutations --write
 
 # the tests of the kernels under every instruction set that runs here; NEON under an emulator (it
-# needs Debian's g++-aarch64-linux-gnu and qemu-user)
+# needs Debian's g++-aarch64-linux-gnu and qemu-user); and with every access to memory watched
 paths: .venv/models
-	for set in $$($(BIN)/python -c 'from attnpass.kernels.cpu import build; print(*build.family())') neon; \
-	do ATTNPASS_INSTRUCTIONS=$$set $(BIN)/python -m pytest -q -n auto --dist worksteal \
-		-m "not slow" tests/kernels || exit 1; done
+	$(BIN)/python tests/paths.py --write
 
 # hostile calls, files and changes to a task, and processes killed at random points
 faults: .venv/ready
