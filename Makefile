@@ -42,6 +42,7 @@ check: .venv/models lint types
 		$$($(BIN)/python tests/changed.py)
 
 tests: .venv/models .venv/minilm
+	-$(BIN)/attnpass build
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test: .venv/models .venv/minilm lint types tests
