@@ -116,8 +116,7 @@ class Softmax(nn.Module):
         filled = masked and self.fill is not None and math.isfinite(self.fill)
         if self.dropout > 0 or (filled and self.added):
             return Tile("aten")
-        how = {"causal": self.causal, "trained": trained}
-        return choose_softmax(q, queries, keys, self.scale, **how)
+        return choose_softmax(q, queries, keys, self.scale, causal=self.causal, trained=trained)
 
     def _by_kernel(
         self,

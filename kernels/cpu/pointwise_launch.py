@@ -97,8 +97,7 @@ def softmax_backward(
 
 def _far(lse: Tensor) -> bool:
     """Whether a log-sum-exp is so far from 0 that its rounding changes weights."""
-    finite = lse[lse.isfinite()]
-    return bool(finite.numel() and finite.abs().max() > FAR)
+    return bool(((lse.abs() > FAR) & lse.isfinite()).any())
 
 
 def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseGradients:
