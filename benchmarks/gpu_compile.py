@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from attnpass import environment, fingerprint
+from attnpass.kernels.activations import SOFTMAX
 from attnpass.kernels.call import HydraCall, PointwiseCall
 from attnpass.kernels.gpu import (
     hydra_triton_launch,
@@ -108,15 +109,26 @@ def heads(n: int, d: int, dtype: torch.dtype, h: int = 2) -> list[Tensor]:
 def pointwise(sm: int, d: int, dtype: torch.dtype, h: str, **more: Any) -> list[dict[str, Any]]:
     """Resources of the forward and of the two kernels of the backward; estimates beside them."""
     q, k, v, grad = heads(1024, d, dtype)
-    offset, gain = (torch.empty(1, 2, 1, 1) for _ in range(2))
-    given = (q, k, v, None, None, None, offset, gain, d**-0.5, h, more.get("causal", False))
-    rows = []
+    queries = more.get("queries", 0)
+    if queries:  # decoding: four query heads for each of keys and values
+        q = heads(queries, d, dtype, 8)[0]
+    softmax, rows = h == SOFTMAX, []
+    terms = [None if softmax else torch.empty(1, q.shape[1], 1, 1) for _ in range(2)]
+    given = (q, k, v, None, None, None, *terms, d**-0.5, h, more.get("causal", False))
+    lse = torch.empty(q.shape[:3])
     for direction in more.get("directions", ("forward", "backward")):
-        tile = more.get("tile") or gpu.default(d, d, dtype.itemsize, direction, sm)
+        tile = more.get("tile") or gpu.default(d, d, dtype.itemsize, direction, sm, queries)
         call = PointwiseCall(*given, tile)
         with offline(sm) as found:
             if direction == "forward":
-                pointwise_triton_launch.pointwise(call)
+                (
+                    pointwise_triton_launch.softmax
+                    if softmax
+                    else pointwise_triton_launch.pointwise
+                )(call)
+            elif softmax:
+                backward = pointwise_backward_triton_launch.softmax_backward
+                backward(grad, call, lse, lse, False)
             else:
                 pointwise_backward_triton_launch.pointwise_backward(grad, call, False)
         about = {
@@ -152,13 +164,16 @@ def main() -> None:
         tile = Tile(block_m=128, block_n=128, warps=8, stages=2, descriptors=descriptors)
         more = {"tile": tile, "directions": ("forward",)}
         add(pointwise(90, 128, torch.bfloat16, "sigmoid", **more), compared="descriptors")
-    for sm in (80, 90):
+    for sm in (80, 90, 100):
         for dtype, dims in ((torch.bfloat16, (64, 128, 256)), (torch.float32, (64, 128))):
             for d in dims:
-                for h in ("sigmoid", "sigmoid_tanh", "relu"):
-                    for causal in (False, True) if h == "sigmoid" else (False,):
-                        about = {"sm": sm, "dtype": str(dtype), "d": d, "h": h, "causal": causal}
-                        add(pointwise(sm, d, dtype, h, causal=causal), **about)
+                for h in ("sigmoid", "sigmoid_tanh", "relu", SOFTMAX):
+                    about = {"sm": sm, "dtype": str(dtype), "d": d, "h": h}
+                    for causal in (False, True) if h in ("sigmoid", SOFTMAX) else (False,):
+                        add(pointwise(sm, d, dtype, h, causal=causal), **about, causal=causal)
+                    few = {"queries": 1, "directions": ("forward",)}
+                    if h in ("sigmoid", SOFTMAX):
+                        add(pointwise(sm, d, dtype, h, **few), **about, causal=False, queries=1)
             for count in (12, 32):
                 for causal in (False, True):
                     about = {"sm": sm, "dtype": str(dtype), "features": 64 * count}

@@ -62,10 +62,14 @@ def softmax(call: PointwiseCall) -> Normalised:
 def softmax_backward(
     grad: Tensor, call: PointwiseCall, lse: Tensor, delta: Tensor, needs_bias: bool
 ) -> PointwiseGradients:
-    """The gradients for ``grad [B, H, T, dv]``, on a GPU by plain torch operations.
+    """The gradients for ``grad [B, H, T, dv]``; see ``torch_softmax.softmax_backward``."""
+    if _has_triton(call.q):
+        from attnpass.kernels.gpu import pointwise_backward_triton_launch
 
-    See ``torch_softmax.softmax_backward``.
-    """
+        with torch.cuda.device_of(call.q):
+            return pointwise_backward_triton_launch.softmax_backward(
+                grad, call, lse, delta, needs_bias
+            )
     if call.q.device.type == "cuda":
         return torch_softmax.softmax_backward(grad, call, delta, needs_bias)
     return pointwise_launch.softmax_backward(grad, call, lse, delta, needs_bias)

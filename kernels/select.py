@@ -67,7 +67,8 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None, causal: bool = False) -> T
     if wide and statically_known_true(q.shape[2] * k.shape[2] <= few):
         return Tile("aten")
     queries = hint(q.shape[2]) or 0
-    return default_tile(q.device.type, q.shape[3], dtype=q.dtype, causal=causal * queries)
+    d, hidden = q.shape[3], causal * queries
+    return default_tile(q.device.type, d, dtype=q.dtype, causal=hidden, queries=queries)
 
 
 def choose_softmax(
@@ -136,17 +137,20 @@ def default_tile(
     dtype: torch.dtype = torch.float32,
     *,
     causal: int = 0,
+    queries: int = 0,
 ) -> Tile:
     """The fused tile where nothing was measured, for ``device`` ``cpu`` or ``cuda``.
 
     ``causal`` is the number of queries of a causal call, 0 of any other: fewer rows in a block
-    leave out more of what is hidden (``benchmarks/cpu_tiles.py``).
+    leave out more of what is hidden (``benchmarks/cpu_tiles.py``). ``queries`` is their number in
+    any call, 0 where it is not known; a GPU takes few rows where there are few.
     """
     if device == "cpu":
         if direction != "forward":
             return Tile(block_m=256, block_n=256)
         return Tile(block_m=128 if not causal else 64 if causal > 512 else 32, block_n=256)
-    return limits.default(head_dim, head_dim, dtype.itemsize, direction, limits.capability())
+    sm = limits.capability()
+    return limits.default(head_dim, head_dim, dtype.itemsize, direction, sm, queries)
 
 
 def space(device: str) -> dict[str, tuple[Any, ...]]:

@@ -59,6 +59,8 @@ struct PointwiseRows {
     weigh_row(s, added, n, width, a, offset, weights);
   }
 
+  void begin(const Mul*, int64_t, int64_t, float) {}
+
   float factor(int64_t r) { return finish(r, 0, 1); }
 
   // Sums of several stretches of keys are added as they are.
@@ -67,15 +69,17 @@ struct PointwiseRows {
 };
 
 // The rows of one block under softmax: 2^(x - top), x = log2(e) logit. Weights are rescaled only
-// where the maximum has grown by more than SLACK, so that they are 2^SLACK at most.
+// where the maximum has grown by more than SLACK, so that they are 2^SLACK at most. Where the lengths
+// of queries and keys bound the logits of all rows by BOUND, `top` is that bound, and never grows.
 template <class Mul>
 struct SoftmaxRows {
-  static constexpr float LOG2E = 1.4426950408889634f, SLACK = 8, FAR = 1 << 20;
+  static constexpr float LOG2E = 1.4426950408889634f, SLACK = 8, FAR = 1 << 20, BOUND = 32;
   static constexpr bool EXACT = std::is_same_v<Mul, float>;
   const Forward& p;
   int64_t b, h, i;
   float tau = LOG2E, a;
   float *top, *sums;  // [m], [m, LANES]
+  bool bounded = false;
 
   template <class Scratch>
   SoftmaxRows(const Forward& p, int64_t b, int64_t h, int64_t i, int64_t m, Scratch& x)
@@ -85,9 +89,22 @@ struct SoftmaxRows {
     std::fill_n(sums, m * LANES, 0.0f);
   }
 
+  // `longest` is the length of the longest key, inf where that is not known.
+  void begin(const Mul* q, int64_t ld, int64_t m, float longest) {
+    for (int64_t r = 0; r < m; ++r) {
+      top[r] = longest * a * std::sqrt(squares(q + r * ld, p.d));
+      if (!(top[r] <= BOUND)) {
+        std::fill_n(top, m, NONE);
+        return;
+      }
+    }
+    bounded = true;
+  }
+
   // `total` is what was summed of the row before; null at first.
   void weigh(int64_t r, float* s, const float* added, int64_t n, int64_t width, Mul* weights,
              float* total) {
+    if (bounded) return weigh_by<false>(r, s, a, n, width, weights);
     Vec most = all(NONE);
     float slope = added ? 1 : a;
     int64_t j = 0;
@@ -108,11 +125,19 @@ struct SoftmaxRows {
       for (int64_t j = 0; j < width; ++j) weights[j] = 0;
       return;
     }
+    weigh_by<true>(r, s, slope, n, width, weights);
+  }
+
+  template <bool Any>
+  void weigh_by(int64_t r, const float* s, float slope, int64_t n, int64_t width, Mul* weights) {
     Vec sum = load(sums + r * LANES);
     auto weight = [&](int64_t j) {
-      return power<EXACT>(fms(load(s + j), all(slope), all(top[r])));
+      const Vec t = fms(load(s + j), all(slope), all(top[r]));
+      if constexpr (Any) return power<EXACT>(t);
+      else return exp2<EXACT>(t);
     };
-    for (j = 0; j + LANES <= n; j += LANES) {
+    int64_t j = 0;
+    for (; j + LANES <= n; j += LANES) {
       const Vec y = weight(j);
       sum = sum + y;
       store(weights + j, y);
@@ -151,7 +176,7 @@ struct SoftmaxRows {
 
   // Writes the row's log-sum-exp; a row without a kept key is 0, and its log-sum-exp -inf.
   float finish(int64_t r, float peak, float sum) {
-    const bool none = peak == NONE;
+    const bool none = sum == 0;
     if (p.lse) *p.lse.at<float>(b, h, i + r) = none ? NONE : (peak + std::log2(sum)) / LOG2E;
     return none ? 0.0f : 1.0f / sum;
   }
@@ -163,8 +188,11 @@ struct Packed {
   Buffer<Mul> keys, values, copy;
   const Mul* v = nullptr;
   int64_t ld_v = 0, wide = 0;
+  float longest = 0;  // of the keys, where softmax of plain products asks for it
 
   void pack(const Forward& p, int64_t b, int64_t g) {
+    const bool measured = p.function == SOFTMAX && !p.bias && !p.keep;
+    float most = 0, all_of_them = 0;
     wide = up(p.d, PAIR<Mul>);
     Mul* k = keys.get(up(p.s, GRAIN<Mul>) * wide);
     for (int64_t j = 0; j < p.s; j += p.block_n) {
@@ -172,7 +200,13 @@ struct Packed {
       int64_t ld;
       const Mul* x = rows<In, Mul>(p.k.at<In>(b, g, j), p.k.stride[2], n, p.d, copy, &ld);
       turned(x, ld, n, p.d, up(n, GRAIN<Mul>), k + j * wide);
+      for (int64_t i = 0; measured && i < n; ++i) {
+        const float length = squares(x + i * ld, p.d);
+        most = std::max(most, length), all_of_them += length;
+      }
     }
+    // a maximum hides what is no number, a sum does not
+    longest = measured && std::isfinite(all_of_them) ? std::sqrt(most) : INFINITY;
     v = rows<In, Mul>(p.v.at<In>(b, g, 0), p.v.stride[2], p.s, p.dv, copy, &ld_v);
     if constexpr (PAIR<Mul> == 2) {
       Mul* out = values.get(up(p.s, 2) * p.dv);
@@ -223,6 +257,7 @@ void rows_of(const Forward& p, int64_t b, int64_t h, int64_t i, int64_t next,
     fetch<In>(p.k, next_b, next_g, row, p.d);
     fetch<In>(p.v, next_b, next_g, row, p.dv);
   };
+  rows_now.begin(q, ld_q, m, x.packed.longest);
   bool begun = false;
   for (int64_t j = 0; j < stop; j += p.block_n) {
     const int64_t n = min(p.block_n, stop - j);

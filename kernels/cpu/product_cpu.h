@@ -113,6 +113,17 @@ const Mul* rows(const In* x, int64_t stride, int64_t n, int64_t d, Buffer<Mul>& 
   return out;
 }
 
+// The sum of the squares of n entries.
+template <class Mul>
+float squares(const Mul* x, int64_t n) {
+  Vec sum = all(0);
+  for (int64_t i = 0; i < n; i += LANES) {
+    const Vec y = get(x + i, first(n - i));
+    sum = fma(y, y, sum);
+  }
+  return sum_of(sum);
+}
+
 // B = x^T: [d, n] from rows `x [n, d]`, columns from n up to `width` zero, pairs along d.
 template <class Mul>
 void turned(const Mul* x, int64_t ld, int64_t n, int64_t d, int64_t width, Mul* out) {

@@ -60,7 +60,7 @@ inline float sum_of(Vec x) { return _mm512_reduce_add_ps(x); }
 inline float most_of(Vec x) { return _mm512_reduce_max_ps(x); }
 
 // The fraction of t, at most 1/2 from 0; `scaled` takes 2^n p by what it leaves in `n`.
-constexpr bool FLUSHES = true;  // 2^t is inf and 0 at the ends
+constexpr float LEAST = -200;  // 2^LEAST is 0, but -inf has no fraction
 inline Vec fraction(Vec t, Vec* n) {
   *n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   return t - *n;
@@ -334,12 +334,11 @@ inline float most_of(Vec x) { return vmaxvq_f32(x); }
 
 #endif
 
-// Of t between the exponents of normal numbers alone. Added to a large number, t leaves its whole
-// part in the last bits, where it is the exponent of 2^n as it stands.
-constexpr bool FLUSHES = false;
+// Of t from LEAST to 127 alone. Added to a large number, t leaves its whole part in the last bits,
+// where it is the exponent of 2^n as it stands.
+constexpr float LEAST = -127;
 inline Vec fraction(Vec t, Vec* n) {
   const Vec large = all(12582912.0f + 127.0f);
-  t = smaller(all(127), larger(all(-126), t));
   *n = t + large;
   return t - (*n - large);
 }

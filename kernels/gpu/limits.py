@@ -101,17 +101,24 @@ def refusal(tile: Tile, d: int, dv: int, size: int, direction: str, sm: int) -> 
 SIZES = ((128, 128, 8), (128, 64, 8), (64, 64, 8), (64, 32, 8), (32, 32, 8), (32, 32, 4))
 """Rows, columns and warps of the default tiles, from large to small."""
 
+FEW = ((16, 128, 4), (16, 64, 4), (16, 32, 4))
+"""The same for a forward with at most ``FEW_QUERIES`` queries, as in decoding."""
 
-def default(d: int, dv: int, size: int, direction: str, sm: int) -> Tile:
+FEW_QUERIES = 16
+
+
+def default(d: int, dv: int, size: int, direction: str, sm: int, queries: int = 0) -> Tile:
     """The tile where nothing was measured: the largest of ``SIZES`` that compiles without spills.
 
     It has descriptors, which save a quarter of the registers, where the GPU can load by them.
+    ``queries``: how many there are, 0 for many.
     """
     tma, forward = int(sm in TMA and size == 2), direction == "forward"
     rooms = {(2, True): (160, 144), (2, False): (96, 128), (4, False): (24, 48)}
     room = rooms[size, bool(tma)][0 if forward else 1]
-    for m, n, warps in SIZES:
-        tile = Tile(block_m=m, block_n=n, warps=warps, stages=2, descriptors=tma)
+    few = forward and 0 < queries <= FEW_QUERIES
+    for m, n, warps in FEW if few else SIZES:
+        tile = Tile(block_m=m, block_n=n, warps=warps, stages=2 + few, descriptors=tma)
         why = refusal(tile, d, dv, size, direction, sm)
         if why is None and registers(tile, d, dv, direction) <= room:
             return tile

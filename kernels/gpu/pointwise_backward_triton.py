@@ -63,20 +63,30 @@ def _seen_by(first, last, N, window, F: tl.constexpr):
 
 
 @triton.jit
+def _through(x, p, dp, row_gain, F: tl.constexpr):
+    """The gradient of the logits ``x / F.unit`` for that of the weights ``p``, in float32."""
+    if F.h == "softmax":
+        return p * (dp - row_gain)
+    else:
+        return slope(x, p, F) * dp * row_gain
+
+
+@triton.jit
 def _gradients(x, dp, kept, row_offset, row_gain, CHECK: tl.constexpr, F: tl.constexpr):
     """Weights p, their gradient and that of the logits; 0 where not kept.
 
-    CHECK: whether some positions of the block may not be kept.
+    CHECK: whether some positions of the block may not be kept. Of softmax, ``row_offset`` is minus
+    the log-sum-exp of the rows, ``row_gain`` what their weights times their gradients sum up to.
     """
     x += row_offset
     if CHECK or (F.bias or F.keep):
         x, dp = tl.where(kept, x, 0.0), tl.where(kept, dp, 0.0)
         p = activation(x, F)
-        ds = tl.where(kept, slope(x, p, F) * dp * row_gain, 0.0)
+        ds = tl.where(kept, _through(x, p, dp, row_gain, F), 0.0)
         p = tl.where(kept, p, 0.0)
     else:
         p = activation(x, F)
-        ds = slope(x, p, F) * dp * row_gain
+        ds = _through(x, p, dp, row_gain, F)
     return p, dp, ds
 
 
@@ -118,8 +128,10 @@ def pointwise_queries(
 ):
     """The gradients that a block of query rows owns.
 
-    These are dq, doffset and dgain ``[B, H, T]``, and a share ``[B, H, blocks]`` of tau * dtau.
+    These are dq, doffset and dgain ``[B, H, T]``, and a share ``[B, H, blocks]`` of tau * dtau;
+    of softmax dq alone.
     """
+    terms: tl.constexpr = F.h != "softmax"
     blocks = tl.cdiv(T, F.m)
     tile = tl.program_id(0)
     first = (blocks - 1 - tile % blocks) * F.m
@@ -166,9 +178,9 @@ def pointwise_queries(
                     product, t, s, by, bias_at, bias_st, keep_at, keep_st, T, limit, window, F
                 )
                 p, dp, ds = _gradients(x, dp, kept, row_offset, row_gain, which != 1, F)
-                if F.offset:
+                if terms and F.offset:
                     sum_ds += tl.sum(ds, axis=1)
-                if F.gain:
+                if terms and F.gain:
                     sum_p += tl.sum(p * dp, axis=1)
                 if F.tau:
                     sum_x += tl.sum(ds * x, axis=1)
@@ -178,9 +190,9 @@ def pointwise_queries(
     by_scale, added, far = by
     _store(at, dq_st, first, T, F.d, F.block_d, F.m, total * (by_scale / F.unit))
     rows = tl.cast(b * HEADS + head, tl.int64) * T + i
-    if F.offset:
+    if terms and F.offset:
         tl.store(doffset + rows, sum_ds, mask=i < T)
-    if F.gain:
+    if terms and F.gain:
         tl.store(dgain + rows, sum_p, mask=i < T)
     if F.tau:
         # x is unit times tau times the raw logit
@@ -303,8 +315,9 @@ def pointwise_keys(
                         )
                         check: tl.constexpr = which != 1 or F.lengths
                         p, dp, ds = _gradients(x, dp, kept, row_offset, row_gain, check, F)
-                        p = (p * row_gain).to(g_block.dtype)
-                        v_total = _dot(p, g_block, v_total, F)
+                        if F.h != "softmax":
+                            p *= row_gain
+                        v_total = _dot(p.to(g_block.dtype), g_block, v_total, F)
                         ds = (ds * (by[0] / F.unit)).to(q_block.dtype)
                         k_total = _dot(ds, q_block, k_total, F)
     _store(_head(dk, dk_st, b, g), dk_st, first, S, F.d, F.block_d, F.n, k_total)

@@ -5,9 +5,13 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from attnpass.kernels.activations import SOFTMAX
 from attnpass.kernels.call import PointwiseCall, PointwiseGradients
 from attnpass.kernels.gpu.launch import Strides, block_count, constant, programs
 from attnpass.kernels.gpu.pointwise_backward_triton import (
@@ -28,6 +32,19 @@ def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> P
         *(q, k, v, _like(bias, call.bias), _like(tau, call.tau)),
         *(_like(offset, call.offset), _like(gain, call.gain)),
     )
+
+
+def softmax_backward(
+    grad: Tensor, call: PointwiseCall, lse: Tensor, delta: Tensor, needs_bias: bool
+) -> PointwiseGradients:
+    """The gradients of exact softmax for ``grad [B, H, T, dv]``; those of the terms are None.
+
+    ``lse [B, H, T]`` is the log-sum-exp, ``delta [B, H, T]`` what the weights of a row times their
+    gradients sum up to. A log-sum-exp of 2^11 is rounded by as much as changes weights by 1e-4.
+    """
+    shift = (-lse).masked_fill(lse == -math.inf, 0.0)  # a row without a kept key
+    given = replace(call, h=SOFTMAX, offset=shift.unsqueeze(-1), gain=delta.unsqueeze(-1))
+    return pointwise_backward(grad, given, needs_bias)._replace(offset=None, gain=None)
 
 
 def _like(x: Tensor | None, given: Tensor | None) -> Tensor | None:
@@ -55,7 +72,9 @@ def _queries(
     blocks = block_count(t, call.tile.block_m)
 
     def sums(term: Tensor | None, *shape: int) -> Tensor | None:
-        return None if term is None else call.q.new_empty(shape, dtype=torch.float32)
+        if term is None or call.h == SOFTMAX:
+            return None
+        return call.q.new_empty(shape, dtype=torch.float32)
 
     dtau, doffset = sums(call.tau, b, h, blocks), sums(call.offset, b, h, t, 1)
     dgain = sums(call.gain, b, h, t, 1)

@@ -35,6 +35,7 @@ class Form(NamedTuple):
         warps: warps of a program.
         descriptors: whether the blocks of a loop come by the tensor memory accelerator.
         persistent: whether a program takes every num_programs-th tile instead of one.
+        split: whether the programs of the second axis share the keys of a tile.
     """
 
     h: str
@@ -60,6 +61,7 @@ class Form(NamedTuple):
     warps: int
     descriptors: bool
     persistent: bool
+    split: bool = False
 
 
 # Two sigmoids of x = -log2(e) * logit by three special functions instead of four: 1/a and 1/b are
@@ -113,6 +115,8 @@ def activation(x, F: tl.constexpr):
         p = tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
     elif F.h == "relu6":
         p = tl.minimum(tl.maximum(x, 0.0), 6.0)
+    elif F.h == "softmax":
+        p = tl.exp2(x)
     else:
         p = x
     return p
@@ -343,13 +347,22 @@ def pointwise_forward(
     scale,
     window,
     tiles,
+    chunk,
+    out_step,
+    lse_step,
     F: tl.constexpr,
 ):
     """``out[b, h, t] = gain sum_s keep h(tau (scale q.k + bias) + offset) v`` (2409.04431).
 
     A tile is a block of query rows of one head. Of softmax the rows are rescaled while their
-    maximum grows (1805.02867), and ``lse [B, H, T]`` gets their log-sum-exp.
+    maximum grows (1805.02867), and ``lse [B, H, T]`` gets their log-sum-exp. Split, program i of
+    the second axis takes the i-th ``chunk`` keys, a multiple of a block, and writes results of its
+    own ``i * out_step`` and ``i * lse_step`` entries on.
     """
+    if F.split:
+        out += tl.cast(tl.program_id(1), tl.int64) * out_step
+        if F.h == "softmax":
+            lse += tl.cast(tl.program_id(1), tl.int64) * lse_step
     blocks = tl.cdiv(T, F.m)
     begin = tl.program_id(0)
     end, step = begin + 1, 1
@@ -380,6 +393,9 @@ def pointwise_forward(
             sums = tl.zeros([F.m], dtype=tl.float32)
         for which in tl.static_range(3):
             lo, hi = _part(which, parts)
+            if F.split:
+                mine = tl.program_id(1) * chunk
+                lo, hi = tl.maximum(lo, mine), tl.minimum(hi, mine + chunk)
             # only a window hides the first keys
             if which > 0 or F.windowed:
                 for start in tl.range(lo, hi, F.n):
@@ -398,7 +414,7 @@ def pointwise_forward(
                         most = tl.maximum(top, tl.max(x, 1))
                         # a row without a kept key yet: its weights are 0, not NaN
                         base = tl.where(most == float("-inf"), 0.0, most)
-                        p = tl.exp2(x - base[:, None])
+                        p = activation(x - base[:, None], F)
                         shrink = tl.exp2(top - base)
                         sums = sums * shrink + tl.sum(p, 1)
                         total *= shrink[:, None]
@@ -423,3 +439,41 @@ def pointwise_forward(
         elif F.gain:
             total *= _term(gain, gain_st, b, head, first, T, F.gain, F.m, 0)
         _store(_head(out, out_st, b, head), out_st, first, T, F.dv, F.block_dv, F.m, total)
+
+
+@triton.jit
+def joined(
+    parts,
+    parts_lse,
+    out,
+    lse,
+    out_st,
+    T,
+    HEADS,
+    splits,
+    out_step,
+    lse_step,
+    BLOCK: tl.constexpr,
+    F: tl.constexpr,
+):
+    """One row of a split call: the sum of its parts, of softmax weighted by their log-sum-exp."""
+    row = tl.program_id(0)
+    t, head, b = row % T, row // T % HEADS, row // T // HEADS
+    i, d = tl.arange(0, BLOCK), tl.arange(0, F.block_dv)
+    at = parts + i.to(tl.int64)[:, None] * out_step + tl.cast(row, tl.int64) * F.dv + d[None, :]
+    x = tl.load(at, mask=(i < splits)[:, None] & (d < F.dv)[None, :], other=0.0)
+    if F.h == "softmax":
+        each = tl.load(
+            parts_lse + i.to(tl.int64) * lse_step + row, mask=i < splits, other=float("-inf")
+        )
+        most = tl.max(each, 0)
+        most = tl.where(most == float("-inf"), 0.0, most)
+        share = tl.exp(each - most)
+        whole = tl.sum(share, 0)
+        none = whole == 0.0
+        whole = tl.where(none, 1.0, whole)
+        tl.store(lse + row, tl.where(none, float("-inf"), most + tl.log(whole)))
+        x *= (share / whole)[:, None]
+    total = tl.sum(x, 0)
+    at = _head(out, out_st, b, head) + tl.cast(t, tl.int64) * out_st[2] + d * out_st[3]
+    tl.store(at, total.to(out.dtype.element_ty), mask=d < F.dv)

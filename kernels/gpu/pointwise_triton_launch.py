@@ -20,7 +20,7 @@ from attnpass.kernels.activations import SOFTMAX
 from attnpass.kernels.call import Normalised, PointwiseCall, Sizes
 from attnpass.kernels.gpu.launch import Strides, block_count, constant, programs, spread
 from attnpass.kernels.gpu.limits import MIN_CAPABILITY, check_powers, power
-from attnpass.kernels.gpu.pointwise_triton import Form, pointwise_forward
+from attnpass.kernels.gpu.pointwise_triton import Form, joined, pointwise_forward
 from attnpass.kernels.shapes import heads_last
 
 UNIT = {"sigmoid": -1.4426950408889634, "sigmoid_tanh": 0.5, SOFTMAX: 1.4426950408889634}
@@ -195,20 +195,74 @@ def softmax(call: PointwiseCall) -> Normalised:
     return Normalised(_forward(replace(call, h=SOFTMAX), lse), lse)
 
 
+LEAST_CHUNK, MOST_PARTS = 256, 128
+"""Keys that a program takes at least where several share a tile, and how many share it at most."""
+
+
 def _forward(call: PointwiseCall, lse: Tensor | None) -> Tensor:
     out = heads_last(call.q, call.v.shape[3])
-    if out.numel() == 0:
-        return out
-    prepared, (b, h, g, t, s, _, _) = prepare(call), call.sizes
+    if out.numel() > 0:
+        _run(*_rows(call, out, lse))
+    return out
+
+
+def _rows(
+    call: PointwiseCall, out: Tensor, lse: Tensor | None
+) -> tuple[PointwiseCall, Tensor, Tensor | None]:
+    """The query heads of a group as rows of one head, where there is one query, without copies.
+
+    So a block reads the keys of the group once for all of them.
+    """
+    b, h, g, t, s, _, _ = call.sizes
+    by_head = call.tau is not None or call.slopes is not None
+    if t != 1 or h == g or by_head or call.causal or call.window > 0:
+        return call, out, lse
+
+    def rows(x: Tensor | None, last: int) -> Tensor | None:
+        return None if x is None else x.expand(b, h, 1, last).unflatten(1, (g, h // g)).squeeze(3)
+
+    packed = replace(
+        call,
+        q=call.q.unflatten(1, (g, h // g)).squeeze(3),
+        bias=rows(call.bias, s),
+        keep=rows(call.keep, s),
+        offset=rows(call.offset, 1),
+        gain=rows(call.gain, 1),
+    )
+    out = out.unflatten(1, (g, h // g)).squeeze(3)
+    return packed, out, None if lse is None else lse.view(b, g, h // g)
+
+
+def _run(call: PointwiseCall, out: Tensor, lse: Tensor | None) -> None:
+    """Fill ``out [B, H, T, dv]`` and, of softmax, ``lse [B, H, T]``.
+
+    Where there are fewer tiles than multiprocessors, as in decoding, programs share the keys of a
+    tile, and a second kernel joins what they leave.
+    """
+    prepared, (b, h, g, t, s, _, dv) = prepare(call), call.sizes
     form, descriptors = described(prepared, call.k, call.v)
-    tiles = block_count(t, call.tile.block_m) * b * h
+    tiles, most = block_count(t, call.tile.block_m) * b * h, programs(call.q)
+    parts = min(s // LEAST_CHUNK, 2 * most // tiles, MOST_PARTS) if tiles < most else 1
+    blocks = max(1, block_count(block_count(s, max(1, parts)), call.tile.block_n))
+    chunk = blocks * call.tile.block_n
+    parts = max(1, block_count(s, chunk))
+    each, each_lse = out, lse
+    if parts > 1:
+        form = form._replace(split=True)
+        each = out.new_empty(parts, b, h, t, dv, dtype=torch.float32)
+        each_lse = None if lse is None else lse.new_empty(parts, b, h, t)
+    steps = (b * h * t * dv, b * h * t)
     start(
         pointwise_forward,
-        (min(tiles, programs(call.q)) if call.tile.persistent else tiles,),
+        (min(tiles, most) if call.tile.persistent else tiles, parts),
         prepared,
-        *(call.q, call.k, call.v, *prepared.terms, *descriptors, out, lse),
-        *(*prepared.strides, out.stride()),
-        *(t, s, h, h // g, call.scale, prepared.call.window, tiles),
+        *(call.q, call.k, call.v, *prepared.terms, *descriptors, each, each_lse),
+        *(*prepared.strides, each.stride()[-4:]),
+        *(t, s, h, h // g, call.scale, prepared.call.window, tiles, chunk, *steps),
         constant(form),
     )
-    return out
+    if parts > 1:
+        joined[b * h * t,](
+            *(each, each_lse, out, lse, out.stride(), t, h, parts, *steps),
+            *(1 << (parts - 1).bit_length(), constant(form)),
+        )

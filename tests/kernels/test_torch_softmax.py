@@ -5,6 +5,7 @@ from __future__ import annotations
 import problems
 import pytest
 import torch
+import torch.nn.functional as F
 from kernel_checks import LOW, SCALE, check_softmax
 from problems import CASES
 from tolerance import assert_near
@@ -77,3 +78,37 @@ def test_arguments_of_the_backward_are_checked():
             call(q, q, k, v, None, None, wrong, lse, *rest)
         with pytest.raises(ArgumentError, match="expected (lse|delta)"):
             call(q, q, k, v, None, None, lse, wrong, *rest)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.5, 0.999, 1.001, 2.0])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+def test_logits_as_large_as_the_lengths_of_queries_and_keys_allow(size, sign, dtype, path):
+    """Up to 32 / log2(e) no row looks for its maximum; all logits of some rows are at that end."""
+    q, k = (torch.randn(1, 2, n, 16) for n in (40, 150))
+    v = torch.randn(1, 2, 150, 24)
+    along = F.normalize(torch.randn(16), dim=0)
+    q[:, :, ::3], k[:, 0], k[:, 1, ::2] = along, sign * along, -sign * along
+    compute = None if dtype == torch.float32 else dtype
+    lengths = q.norm(dim=-1).amax() * k.norm(dim=-1).amax()
+    q, k, v = (x.to(dtype) for x in (q, k, v))
+    scale = size * 32 / 1.4427 / float(lengths) + 1e-6
+    for causal in (False, True):
+        out, lse = ops.softmax(q, k, v, None, None, scale, causal, [16, 32], [16, 32])
+        given = (q.double(), k.double(), v.double(), None, None)
+        want = reference.softmax(*given, scale=scale, causal=causal, fill=-torch.inf)
+        assert_near(out, want, terms=8, compute=compute)
+        s = given[0] @ given[1].transpose(-1, -2) * scale
+        s = s.masked_fill(torch.ones(40, 150).triu(1) > 0, -torch.inf) if causal else s
+        assert_near(lse, s.logsumexp(-1), terms=8, compute=compute)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_key_that_is_no_number_is_seen_by_the_rows_that_read_it(bad, dtype, path):
+    q, k, v = (torch.randn(1, 2, 60, 16).to(dtype) for _ in range(3))
+    k[0, 1, 30, 5] = bad
+    out, lse = ops.softmax(q, k, v, None, None, 0.25, True, [16, 32], [16, 32])
+    want = reference.softmax(q, k, v, None, None, scale=0.25, causal=True, fill=-torch.inf)
+    assert bool(torch.equal(out.isnan(), want.isnan()))
+    assert bool(lse[0, 0].isfinite().all() and lse[0, 1, :30].isfinite().all())

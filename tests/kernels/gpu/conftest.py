@@ -44,3 +44,17 @@ def described(monkeypatch):
         at = 10 if name == "pointwise_forward" else 11
         monkeypatch.setattr(module, name, Spy(getattr(module, name), at))
     return used
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """Per forward, how many programs share the keys of a tile."""
+    parts, right = [], pointwise_triton_launch.pointwise_forward
+
+    class Spy:
+        def __getitem__(self, grid):
+            parts.append(grid[1])
+            return right[grid]
+
+    monkeypatch.setattr(pointwise_triton_launch, "pointwise_forward", Spy())
+    return parts

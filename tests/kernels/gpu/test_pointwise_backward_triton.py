@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from problems import Case
+from problems import CASES, Case, problem
 from tolerance import GRADIENT, assert_near
-from triton_checks import DEVICE, TILE, H, check
+from triton_checks import DEVICE, LOW, SCALE, TILE, H, check, padded
 
-from attnpass.kernels import reference
+from attnpass.kernels import reference, torch_softmax
 from attnpass.kernels.call import PointwiseCall
 from attnpass.kernels.gpu import (
     pointwise_backward_triton_launch,
+    pointwise_triton_launch,
 )
 from attnpass.kernels.tile import Tile
 
@@ -36,3 +39,29 @@ def test_slopes_far_from_zero(h):
     want = reference.pointwise(wide, one, one, *[None] * 4, scale=1.0, h=h, causal=False)
     (wanted,) = torch.autograd.grad(want.sum(), wide)
     assert_near(found.q.cpu(), wanted, terms=GRADIENT)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+def test_gradients_of_exact_softmax(name, dtype):
+    """Against plain torch operations in float64; a row without a kept key has none."""
+    p = problem(CASES[name], dtype)
+    terms = [padded(x) for x in p.inputs()[:5]]
+    tile = Tile.from_list(TILE)
+    call = PointwiseCall(*terms, None, None, None, SCALE, "softmax", p.case.causal, tile)
+    out, lse = pointwise_triton_launch.softmax(call)
+    grad = padded(p.grad)
+    delta = (grad.float() * out.float()).sum(-1) + 0.25  # a gradient of the log-sum-exp too
+    found = pointwise_backward_triton_launch.softmax_backward(grad, call, lse, delta, True)
+    wide = {n: getattr(call, n) for n in ("q", "k", "v", "bias")}
+    wide = {n: None if x is None else x.double() for n, x in wide.items()}
+    exact = replace(call, **wide)
+    delta = (grad.double() * torch_softmax.softmax(exact).out).sum(-1) + 0.25
+    want = torch_softmax.softmax_backward(grad.double(), exact, delta, True)
+    assert found.tau is found.offset is found.gain is None
+    for name in ("q", "k", "v", "bias"):
+        got, right = getattr(found, name), getattr(want, name)
+        assert (got is None) == (right is None)
+        if got is not None:
+            compute = dtype if dtype in LOW else None
+            assert_near(got, right, terms=4 * GRADIENT, compute=compute, name=f"d{name}")

@@ -168,19 +168,29 @@ def exact(call: PointwiseCall) -> Normalised:
     return torch_softmax.softmax(replace(call, **wide))
 
 
+def softmax_call(case: Case, dtype: torch.dtype) -> PointwiseCall:
+    """A call of softmax with the inputs, masks and the tile of a case."""
+    terms = [padded(x) for x in problem(case, dtype).inputs()[:5]]
+    return PointwiseCall(
+        *terms, None, None, None, SCALE, "softmax", case.causal, Tile.from_list(case.tile)
+    )
+
+
+def check_softmax(call: PointwiseCall) -> Normalised:
+    """Output and log-sum-exp against float64; 0 and -inf in a row without a kept key."""
+    dtype = call.q.dtype
+    found, want = pointwise_triton_launch.softmax(call), exact(call)
+    assert_near(found.out, want.out, terms=8, compute=dtype if dtype in LOW else None)
+    kept = want.lse > -math.inf
+    assert bool((found.lse[~kept] == -math.inf).all())
+    assert_near(found.lse[kept], want.lse[kept], terms=8)
+    return found
+
+
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 def test_exact_softmax(name, dtype):
-    """Rows without a kept key are 0, and their log-sum-exp is -inf."""
-    p = problem(CASES[name], dtype)
-    terms = [padded(x) for x in p.inputs()[:5]]
-    call = PointwiseCall(*terms, None, None, None, SCALE, "identity", p.case.causal, TILES)
-    out, lse = pointwise_triton_launch.softmax(call)
-    want = exact(call)
-    assert_near(out, want.out, terms=8, compute=dtype if dtype in LOW else None)
-    kept = want.lse > -math.inf
-    assert bool((lse[~kept] == -math.inf).all())
-    assert_near(lse[kept], want.lse[kept], terms=8)
+    check_softmax(softmax_call(CASES[name].but(tile=TILE), dtype))
 
 
 def test_exact_softmax_of_many_blocks_and_what_is_no_number():
@@ -193,3 +203,31 @@ def test_exact_softmax_of_many_blocks_and_what_is_no_number():
     assert out.isnan().any(-1).nonzero().tolist() == [[0, 1, 5]]
     assert lse.isnan().nonzero().tolist() == [[0, 1, 5]]
     assert_near(out.nan_to_num(), want.out.nan_to_num(), terms=8)
+
+
+FEW = {
+    "one query": Case(b=1, h=2, g=2, t=1, s=1100, d=16, dv=8),
+    "grouped": Case(b=1, h=4, g=2, t=1, s=1100, d=8, dv=16, keep=(1, 1, 1, 1100)),
+    "per head": Case(b=1, h=4, g=2, t=1, s=800, d=5, dv=7, bias=(1, 4, 1, 800)),
+    "more queries": Case(b=1, h=2, g=1, t=5, s=1030, d=16, dv=16, keep=(1, 1, 5, 1030)),
+    "causal": Case(b=1, h=1, g=1, t=600, s=600, d=8, dv=8, causal=True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", FEW)
+def test_few_queries_share_the_keys_of_a_tile(name, dtype, split):
+    """Softmax and a pointwise function; a row without a kept key is 0."""
+    case = FEW[name].but(empty_row=FEW[name].keep is not None, transposed=True)
+    case = case.but(tile=tuple(Tile(block_m=512 if case.causal else 16, block_n=16).as_list()))
+    check(case.but(offset=(1, case.h, 1, 1)), "gelu", dtype, compute=dtype)
+    check_softmax(softmax_call(case, dtype))
+    assert min(split) > 1
+
+
+def test_windows_and_lengths_of_keys_that_programs_share(split):
+    tile = tuple(Tile(block_m=16, block_n=32).as_list())
+    case = Case(b=2, h=1, g=1, t=3, s=1500, lengths=(700, 0), offset=(1, 1, 1, 1), tile=tile)
+    check(case, "gelu")
+    check(case.but(b=1, t=1000, s=1000, lengths=None, window=300, tile=TILE), "relu")
+    assert split[0] > 1
