@@ -13,6 +13,9 @@ from typing import Any
 FORMS = ("softmax", "sigmoid", "relu", "hydra", "skipat")
 """The names of all forms, in the order in which they are shown."""
 
+DEGREES = ("logits", "fused", "block")
+"""How much is known of an attention, from little to all."""
+
 ALLOW = ("other_weights", "drop_dropout")
 """Deviations that a user may accept: the model returns other attention weights; attention dropout
 is dropped."""
@@ -53,6 +56,10 @@ class AttentionSite:
     Attributes:
         name: module path; ``path#2`` for the second attention in one module.
         kind: ``self``, ``cross`` or ``class`` (one query from the key tokens).
+        degree: what is proven: ``logits`` (a softmax of products that is summed with values: it
+            alone can be exchanged; heads, sizes and masks are shown as far as they are known),
+            ``fused`` (queries, keys, values, scale, biases and masks) or ``block`` (that, and the
+            output of the attention's block).
         heads: H, query heads.
         kv_heads: G, key/value heads; G < H is grouped-query attention.
         head_dim: d, features per head of queries and keys.
@@ -105,6 +112,7 @@ class AttentionSite:
     weights: tuple[tuple[int, ...], ...] = ()
     legal: Mapping[str, Decline | None] = field(default_factory=lambda: MappingProxyType({}))
     source: str = ""
+    degree: str = "fused"
 
     def fits(self) -> dict[str, Any]:
         """The fields by which a plan recognises this site again, as plain JSON types."""

@@ -484,3 +484,44 @@ def custom_ops() -> dict[str, CustomOpDef]:
     Public API: none.
     """
     return dict(sorted(OPDEFS.items()))
+
+
+def graph_breaks() -> list[tuple[str, list[str]]]:
+    """Every graph break of this process: its reason in one line, its stack as ``file:line``."""
+    from torch._dynamo.utils import graph_break_reasons
+
+    return [
+        (x.reason.strip().splitlines()[0], [f"{f.filename}:{f.lineno}" for f in x.user_stack])
+        for x in graph_break_reasons
+        if x.reason.strip()
+    ]
+
+
+def is_wrapper_subclass(x: object) -> bool:
+    """Whether a tensor wraps others (quantised, sharded): a graph may hold it, no trace does."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    return is_traceable_wrapper_subclass(x)
+
+
+ENTER_AUTOCAST, EXIT_AUTOCAST = (
+    torch.amp.autocast_mode._enter_autocast,
+    torch.amp.autocast_mode._exit_autocast,
+)
+"""The calls that mark an autocast region in a graph; a trace records and does not run them."""
+
+Autocast = tuple[bool, torch.dtype, bool]
+"""Whether a device casts, to which dtype, and whether casts of weights are kept."""
+
+
+def autocast_state(device: str) -> Autocast:
+    """What autocast does now on a kind of device."""
+    on, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return on, dtype, torch.is_autocast_cache_enabled()
+
+
+def set_autocast(device: str, state: Autocast) -> None:
+    """Switch autocast as ``autocast_state`` said."""
+    torch.set_autocast_enabled(device, state[0])
+    torch.set_autocast_dtype(device, state[1])
+    torch.set_autocast_cache_enabled(state[2])

@@ -402,7 +402,8 @@ def part_growth() -> list[dict[str, Any]]:
     """Time and peak memory from 64 to 16 384 tokens, 2 heads of 64; each in a fresh process."""
     rows = []
     for n in (64, 256, 1024, 4096, 16384):
-        for which in ("sdpa", "eager", "sigmoid", "sigmoid, causal", "hydra", "sigmoid, backward"):
+        ours = [f"{h}{x}" for h in ("softmax", "sigmoid") for x in ("", ", causal", ", backward")]
+        for which in ("sdpa", "eager", "hydra", *ours):
             if which == "eager" and n > 4096:
                 continue
             done = subprocess.run(
@@ -430,7 +431,7 @@ def one(which: str, n: int) -> dict[str, float]:
         if name == "hydra":
             call = HydraCall(q, k, v, None, None, False, 1e-6, default_tile("cpu", 64))
             return hydra_launch.hydra(call)
-        out = fused(q, k, v, "sigmoid", causal="causal" in which)
+        out = fused(q, k, v, name, causal="causal" in which)
         return torch.autograd.grad(out.sum(), (q, k, v)) if grad else out
 
     def peak() -> int:
@@ -439,7 +440,7 @@ def one(which: str, n: int) -> dict[str, float]:
 
     with torch.set_grad_enabled(grad):
         small = (x[:, :, :64] for x in (q, k, v))
-        fused(*small, "sigmoid")  # compiles, and loads what is loaded once
+        fused(*small, name if name in FORMS else "sigmoid")  # compiles, and loads what is loaded once
         Path("/proc/self/clear_refs").write_text("5")
         before = peak()
         run()

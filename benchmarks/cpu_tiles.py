@@ -2,7 +2,8 @@
 
 For every shape all tiles of a grid run interleaved with the default. `best_over_default` is the
 default's time over that of the tile with the least median, measured again, in pairs, so that the
-luckiest of many is not taken for the best; 1 where the default itself is the quickest.
+luckiest of many is not taken for the best; 1 where the default itself is the quickest. Other
+instructions: `ATTNPASS_INSTRUCTIONS=avx2 python benchmarks/cpu_tiles.py OUT`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ ROWS, COLUMNS = (32, 64, 128, 256), (64, 128, 256, 512)
 SHAPES = {64: (16, 6), 197: (8, 6), 512: (2, 6), 1024: (1, 12), 2048: (1, 6), 4096: (1, 4)}
 """Tokens to batch and heads."""
 
+QUERIES, KEYS = (1, 16), (2048, 8192)
+"""Few queries against many keys, as in decoding."""
+
 
 def shapes() -> list[dict[str, Any]]:
     """Tokens, head dims, dtypes and directions; softmax, and sigmoid where nothing is causal."""
@@ -36,13 +40,20 @@ def shapes() -> list[dict[str, Any]]:
         {"n": n, "d": 64, "dtype": dtype, "h": "sigmoid", "causal": False}
         for n, dtype in itertools.product(SHAPES, ("float32", "bfloat16"))
     ]
-    return usual + others
+    few = [
+        {"n": n, "d": 64, "dtype": dtype, "h": "softmax", "causal": False, "queries": queries}
+        for n, queries, dtype in itertools.product(KEYS, QUERIES, ("float32", "bfloat16"))
+    ]
+    return usual + others + few
 
 
-def measure(n: int, d: int, dtype: str, h: str, causal: bool) -> dict[str, Any]:
-    """One shape."""
-    b, count = SHAPES[n]
+def measure(
+    n: int, d: int, dtype: str, h: str, causal: bool, queries: int | None = None
+) -> dict[str, Any]:
+    """One shape; as many queries as keys if not said."""
+    b, count = SHAPES[n] if queries is None else (1, 12)
     q, k, v = heads(b, n, count, d, dtype)
+    q = q[:, :, :queries]
     default = default_tile("cpu", d, causal=causal * n)
     grid = [(m, c) for m, c in itertools.product(ROWS, COLUMNS) if m <= max(64, n)]
 
@@ -64,6 +75,7 @@ def measure(n: int, d: int, dtype: str, h: str, causal: bool) -> dict[str, Any]:
     )
     found = ratio(*again)
     row = {"n": n, "batch": b, "heads": count, "d": d, "dtype": dtype, "h": h, "causal": causal}
+    row |= {} if queries is None else {"queries": queries}
     row |= {"best": best, "default": (default.block_m, default.block_n)}
     row |= {"best_over_default": found.as_dict()}
     print({k: row[k] for k in ("n", "d", "dtype", "h", "causal", "best")}, found, flush=True)

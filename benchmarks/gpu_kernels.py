@@ -1,9 +1,10 @@
 """Triton kernels against every SDPA backend: `python benchmarks/gpu_kernels.py OUT PART`.
 
-Parts: kernels (forward), backward, hydra, phi, models, tiles. Ratios are medians of interleaved
+Parts: kernels (forward), backward, decode, hydra, phi, models, tiles. Ratios are medians of interleaved
 pairs in one run, timed by the GPU's own events with cold caches, after a check against float64; an
 A/A pair gives what cannot be told apart. The ceilings, copy bandwidth and a large product, are of
-the same run. `--tiny` on any device: the script itself, at sizes that show nothing about speed.
+the same run. `ATTNPASS_SECONDS` ends a part after the row in which so many have passed, and the
+result says so. `--tiny` on any device: the script itself, at sizes that show nothing about speed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import statistics
 import sys
 import time
@@ -27,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnpass import environment, fingerprint, forms
 from attnpass.kernels import ops, reference
+from attnpass.kernels.activations import SOFTMAX
 from attnpass.kernels.call import HydraCall, PointwiseCall
 from attnpass.kernels.gpu import hydra_triton_launch, pointwise_triton_launch
 from attnpass.kernels.select import default_tile
@@ -85,24 +88,40 @@ def terms(q: Tensor, n: int, h: str) -> tuple[Tensor, Tensor]:
     return offset, gain
 
 
-def tiles(d: int) -> list[Tile]:
+def tiles(d: int, queries: int = 0) -> list[Tile]:
     """The default tiles of both directions; small ones where there is no GPU."""
     if DEVICE == "cpu":
         return [Tile(block_m=16, block_n=16)] * 2
-    return [default_tile(DEVICE, d, x, DTYPE) for x in ("forward", "backward")]
+    return [default_tile(DEVICE, d, x, DTYPE, queries=queries) for x in ("forward", "backward")]
 
 
 def ours(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Callable[[], Tensor]:
     """The kernel with the terms that a form has."""
-    given = (q, k, v, None, None, None, *terms(q, k.shape[2], h), q.shape[3] ** -0.5, h, causal)
-    call = PointwiseCall(*given, tiles(q.shape[3])[0])
-    return functools.partial(pointwise_triton_launch.pointwise, call)
+    scale, tile = q.shape[3] ** -0.5, tiles(q.shape[3], q.shape[2])[0]
+    if h == SOFTMAX:
+        call = PointwiseCall(q, k, v, *(None,) * 5, scale, h, causal, tile)
+        return lambda: pointwise_triton_launch.softmax(call).out
+    given = (q, k, v, None, None, None, *terms(q, k.shape[2], h), scale, h, causal)
+    return functools.partial(pointwise_triton_launch.pointwise, PointwiseCall(*given, tile))
 
 
 def trained(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> Callable[[], Tensor]:
     """The same as the operator with its backward."""
-    given = (q, k, v, None, None, None, *terms(q, k.shape[2], h), q.shape[3] ** -0.5, h, causal)
-    return functools.partial(ops.pointwise, *given, *(t.as_list() for t in tiles(q.shape[3])))
+    scale, both = q.shape[3] ** -0.5, [t.as_list() for t in tiles(q.shape[3])]
+    if h == SOFTMAX:
+        return lambda: ops.softmax(q, k, v, None, None, scale, causal, *both)[0]
+    given = (q, k, v, None, None, None, *terms(q, k.shape[2], h), scale, h, causal)
+    return functools.partial(ops.pointwise, *given, *both)
+
+
+def exact(q: Tensor, k: Tensor, v: Tensor, keep: Tensor | None, h: str, causal: bool) -> Tensor:
+    """The same in float64."""
+    scale, n = q.shape[3] ** -0.5, k.shape[2]
+    if h == SOFTMAX:
+        given = (q, k, v, None, keep)
+        return reference.softmax(*given, scale=scale, causal=causal, fill=-math.inf)
+    given = (q, k, v, None, keep, None, *terms(q, n, h))
+    return reference.pointwise(*given, scale=scale, h=h, causal=causal)
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> float:
@@ -118,24 +137,24 @@ def check(q: Tensor, k: Tensor, v: Tensor, h: str, causal: bool) -> float:
     rows = torch.linspace(0, n - 1, 64, device=DEVICE).round().long().unique()
     at = torch.arange(n, device=DEVICE)
     keep = at <= rows[:, None] if causal else at[None] >= 0
-    given = (q[:, :, rows], k, v, None, keep, None, *terms(q, n, h))
-    exact = h.removesuffix("_tanh")
-    want = reference.pointwise(*given, scale=q.shape[3] ** -0.5, h=exact, causal=False)
+    same = h.removesuffix("_tanh")
+    want = exact(q[:, :, rows], k, v, keep, same, False)
     error = float((got[:, :, rows].double() - want).norm() / want.norm())
     # the hardware's tanh is coarse by design: its error is a result
-    if h == exact and not error <= ALLOWED["bfloat16"]:
+    if h == same and not error <= ALLOWED["bfloat16"]:
         raise SystemExit(f"{h} {tuple(q.shape)} causal={causal}: relative error {error:.2g}")
     return error
 
 
 def cells() -> list[tuple[int, int, int, int, bool]]:
     """Batch, tokens, heads, head dim, causal."""
-    sizes = (32, 64) if TINY else (512, 1024, 2048, 4096, 8192, 16384, 32768)
+    # what says most comes first: a part may end early
+    sizes = (32, 64) if TINY else (4096, 1024, 16384, 512, 8192, 2048, 32768)
     return [
         (max(1, TOKENS // n), n, WIDTH // d, d, causal)
+        for n in sizes
         for d in ((16,) if TINY else (64, 128))
         for causal in (False, True)
-        for n in sizes
     ]
 
 
@@ -175,7 +194,7 @@ def part_kernels() -> Iterator[dict[str, Any]]:
         b, n, h, d, causal = cell
         q, k, v = heads(b, n, h, d)
         runs, errors = rivals(q, k, v, causal), {}
-        for name in ("sigmoid", "sigmoid_tanh", "relu"):
+        for name in ("sigmoid", "sigmoid_tanh", "relu", SOFTMAX):
             errors[name] = check(q, k, v, name, causal)
             runs[name] = ours(q, k, v, name, causal)
         yield row(cell, timed(runs), 2, errors=errors, tile=tiles(d)[0].as_dict())
@@ -189,23 +208,21 @@ def gradients(run: Callable[[], Tensor], inputs: list[Tensor], grad: Tensor) -> 
     )
 
 
-def check_gradients(causal: bool, d: int) -> float:
+def check_gradients(causal: bool, d: int, h: str) -> float:
     """The largest relative error of q, k, v gradients at a small size, against float64.
 
     Raises:
         SystemExit: the kernels are wrong.
     """
     inputs = heads(1, 48 if TINY else 300, 2, d, grad=True)
-    grad, n = torch.randn_like(inputs[0]), inputs[0].shape[2]
-    found = torch.autograd.grad(trained(*inputs, "sigmoid", causal)(), inputs, grad)
-    q, k, v = wide = [x.detach().double().requires_grad_() for x in inputs]
-    given = (q, k, v, None, None, None, *terms(q, n, "sigmoid"))
-    want = reference.pointwise(*given, scale=d**-0.5, h="sigmoid", causal=causal)
-    wanted = torch.autograd.grad(want, wide, grad.double())
+    grad = torch.randn_like(inputs[0])
+    found = torch.autograd.grad(trained(*inputs, h, causal)(), inputs, grad)
+    wide = [x.detach().double().requires_grad_() for x in inputs]
+    wanted = torch.autograd.grad(exact(*wide, None, h, causal), wide, grad.double())
     pairs = zip(found, wanted, strict=True)
     error = max(float((g.double() - w).norm() / w.norm()) for g, w in pairs)
     if not error <= ALLOWED["bfloat16"]:
-        raise SystemExit(f"gradients, head dim {d}, causal={causal}: relative error {error:.2g}")
+        raise SystemExit(f"gradients of {h}, head dim {d}, causal={causal}: relative error {error:.2g}")
     return error
 
 
@@ -215,11 +232,44 @@ def part_backward() -> Iterator[dict[str, Any]]:
         b, n, h, d, causal = cell
         q, k, v = inputs = heads(b, n, h, d, grad=True)
         grad, runs = heads(b, n, h, d)[0], rivals(q, k, v, causal)
-        error = check_gradients(causal, d)
-        for name in ("sigmoid", "relu"):
+        errors = {}
+        for name in ("sigmoid", "relu", SOFTMAX):
+            errors[name] = check_gradients(causal, d, name)
             runs[name] = trained(q, k, v, name, causal)
         both = {k: functools.partial(gradients, run, inputs, grad) for k, run in runs.items()}
-        yield row(cell, timed(both, 20), 7, error=error, tile=tiles(d)[1].as_dict())
+        yield row(cell, timed(both, 20), 7, errors=errors, tile=tiles(d)[1].as_dict())
+
+
+def part_decode() -> Iterator[dict[str, Any]]:
+    """Few queries against a cache of fewer heads; ``share``: of the bandwidth of a copy."""
+    heads_of = (4, 2, 16) if TINY else (32, 8, 128)
+    count, groups, d = heads_of
+    found = ceilings()
+    for batch in (1, 8):
+        for n in (300,) if TINY else (8192, 2048, 32768):
+            for queries in (1, 4, 16):
+                q = heads(batch, queries, count, d)[0]
+                k, v = heads(batch, n, groups, d)[1:]
+                runs: Runs = {
+                    name: functools.partial(sdpa, backend, q, k, v, enable_gqa=True)
+                    for name, backend in (BACKENDS | {"math": SDPBackend.MATH}).items()
+                }
+                errors = {}
+                for name in (SOFTMAX, "sigmoid", "relu"):
+                    runs[name] = ours(q, k, v, name, False)
+                    want = exact(q, k, v, None, name, False)
+                    errors[name] = float((runs[name]().double() - want).norm() / want.norm())
+                    if not errors[name] <= ALLOWED["bfloat16"]:
+                        raise SystemExit(f"decode {name} {n}: relative error {errors[name]:.2g}")
+                cell = {"batch": batch, "n": n, "queries": queries, "heads": heads_of}
+                times = timed(runs)
+                moved = (k.numel() + v.numel()) * k.element_size() / 1e6
+                for x in times.values():
+                    if isinstance(x, dict) and "ms" in x:
+                        x["share"] = moved / x["ms"] / found["copy_gb_per_s"]
+                told = {k: round(x["share"], 2) for k, x in times.items() if k in runs}
+                print(batch, n, queries, told, times["fails"] or "", flush=True)
+                yield {**cell, "errors": errors, **times}
 
 
 def row(cell: Any, found: dict[str, Any], products: int, **more: Any) -> dict[str, Any]:
@@ -382,7 +432,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             k for r in mine for k, x in r.items() if isinstance(x, dict) and "tflops" in x
         )
         for name in names:
-            points = [(r["n"], r[name]["tflops"]) for r in mine if name in r]
+            points = sorted((r["n"], r[name]["tflops"]) for r in mine if name in r)
             axis.semilogx(*zip(*points, strict=True), "o-", label=name)
         axis.set_title(f"head dim {d}{', causal' if causal else ''}"), axis.set_xlabel("tokens")
     axes[0][0].set_ylabel("TFLOP/s"), axes[0][-1].legend(fontsize=7)
@@ -402,10 +452,14 @@ def main() -> None:
         "ceilings": ceilings(),
         "rows": rows,
     }
+    seconds, begun = float(os.environ.get("ATTNPASS_SECONDS", "inf")), time.monotonic()
     with torch.set_grad_enabled(part in ("backward", "tiles")):
         for one in globals()[f"part_{part}"]():
             rows.append(one)
+            found["ended_early"] = time.monotonic() - begun > seconds
             out.write_text(json.dumps(found, indent=1) + "\n")
+            if found["ended_early"]:
+                break
     if part in ("kernels", "backward") and not TINY:
         plot(rows, out.with_suffix(".png"))
 

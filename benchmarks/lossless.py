@@ -4,8 +4,9 @@
 author wrote it, in one process per model and dtype: interleaved calls, medians of the pairwise
 ratios, the same compiled model twice as the floor. First every output is compared with the model
 in float64, eager: `errors` are relative (norms). `sigmoid` is that form in every layer, a
-conversion that needs training; it is here for its speed alone. `cold`: the first compile of a
-process of its own, from empty caches, and the share of it that the pass takes.
+conversion that needs training; it is here for its speed alone. `openvino`: MiniLM converted by
+OpenVINO, where that is installed. `cold`: the first compile of a process of its own, from empty
+caches, and the share of it that the pass takes. The model `minilm_torchao` needs torchao.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +157,23 @@ def minilm_int8() -> Built:
     return model, inputs
 
 
+def minilm_dynamic_int8() -> Built:
+    """MiniLM at 512 tokens, linear layers in 8 bits by torch's own dynamic quantisation."""
+    model, inputs = minilm()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.ao.quantization.quantize_dynamic(model.eval(), {nn.Linear}), inputs
+
+
+def minilm_torchao() -> Built:
+    """MiniLM at 512 tokens, linear layers in 8 bits by torchao's dynamic quantisation."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    model, inputs = minilm()
+    quantize_(model.eval(), Int8DynamicActivationInt8WeightConfig())
+    return model, inputs
+
+
 MODELS: dict[str, Callable[[], Built]] = {
     "digits": digits,
     "minilm": minilm,
@@ -162,7 +182,13 @@ MODELS: dict[str, Callable[[], Built]] = {
     "prefill": prefill,
     "decode": decode,
     "minilm_int8": minilm_int8,
+    "minilm_dynamic_int8": minilm_dynamic_int8,
+    "minilm_torchao": minilm_torchao,
 }
+
+QUANTISED = {"minilm_int8": ["bfloat16"], "minilm_dynamic_int8": ["float32"]}
+QUANTISED |= {"minilm_torchao": ["float32", "bfloat16"]}
+"""The models whose linear layers have no float64, and the dtypes in which they run."""
 
 
 def compiled(model: nn.Module, inputs: Any, backend: Any, **options: Any) -> Any:
@@ -185,10 +211,27 @@ def made(name: str, dtype: str) -> tuple[nn.Module, list[Any], Tensor]:
 
     kind = getattr(torch, dtype)
     with torch.no_grad():
-        if name.endswith("int8"):  # its product has no float64
+        if name in QUANTISED:
+            if name == "minilm_torchao":
+                model = model.to(kind)
             return model, cast(kind), plain(model(*cast(kind))).double()
         exact = plain(copy.deepcopy(model).double()(*cast(torch.float64)))
         return model.to(kind), cast(kind), exact
+
+
+def openvino(model: nn.Module, inputs: Any, dtype: str) -> Callable[..., Tensor]:
+    """The model in OpenVINO, computing in ``dtype``."""
+    import openvino
+
+    converted = openvino.convert_model(copy.deepcopy(model).float(), example_input=tuple(inputs))
+    hint = {"INFERENCE_PRECISION_HINT": "f32" if dtype == "float32" else "bf16"}
+    run = openvino.compile_model(converted, "CPU", hint)
+    given = [x.numpy() for x in inputs]
+
+    def call(*_: Any) -> Tensor:
+        return torch.from_numpy(run(given)[0])
+
+    return call
 
 
 def plain(out: Any) -> Tensor:
@@ -209,6 +252,8 @@ def one(name: str, dtype: str) -> dict[str, Any]:
     assert set(rewritten.values()) <= {"softmax"}
     if name in ("digits", "minilm"):
         runs["sigmoid"] = compiled(model, inputs, "attnpass", form="sigmoid")
+    if name == "minilm" and util.find_spec("openvino"):
+        runs["openvino"] = openvino(model, inputs, dtype)
     row: dict[str, Any] = {"model": name, "dtype": dtype, "rewritten": len(rewritten)}
     with torch.no_grad():
         row["errors"] = {
@@ -226,7 +271,7 @@ def cold(name: str) -> dict[str, float]:
     from attnpass import backend
     from attnpass.compiled import graph
 
-    model, inputs, _ = made(name, "bfloat16" if name.endswith("int8") else "float32")
+    model, inputs, _ = made(name, QUANTISED.get(name, ["float32"])[0])
     spent = {"backend": 0.0, "inner": 0.0}
 
     def watched(which: str, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -273,10 +318,10 @@ def main() -> None:
     rows = []
     for name in given.models:
         compile_time = fresh("--cold", name)
-        for dtype in ("float32", "bfloat16")[name.endswith("int8") :]:
+        for dtype in QUANTISED.get(name, ["float32", "bfloat16"]):
             rows.append({**fresh("--one", name, dtype), "cold": compile_time})
             print(name, rows[-1]["errors"], f"pass {compile_time['share']:.1%}")
-            say(rows[-1], *[n for n in ("lossless", "sigmoid") if n in rows[-1]])
+            say(rows[-1], *[n for n in ("lossless", "sigmoid", "openvino") if n in rows[-1]])
             found = {
                 "command": "python benchmarks/lossless.py",
                 "date": time.strftime("%Y-%m-%d"),

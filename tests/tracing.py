@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from attnpass.matching.axes import AxisTracer
 from attnpass.matching.factors import Axes
 from attnpass.matching.verdicts import Matches, match
 from attnpass.rewrite import rewrite
-from attnpass.site import AttentionSite
+from attnpass.site import AttentionSite, Decline
 
 
 def traced(function: Callable[..., Any], *inputs: Any, mode: str = "fake") -> fx.GraphModule:
@@ -97,12 +97,21 @@ def site_of(function: Callable[..., Any], *inputs: Tensor, weights: int = 0) -> 
 
 
 def code_of(function: Callable[..., Any], *inputs: Tensor, weights: int = 0) -> str:
-    """The code of the one decline of ``function``, which has no site."""
+    """The code of the one decline of ``function``, or why its one softmax is all that is known."""
     found = proven(function, *inputs, weights=weights)
-    assert found.regions == []
-    (decline,) = found.declined
+    (decline,) = [*found.declined, *unread(r.site for r in found.regions)]
+    assert len(found.declined) + len(found.regions) == 1
     assert decline.hint and decline.node
     return decline.code
+
+
+def unread(sites: Iterable[AttentionSite]) -> list[Decline]:
+    """Why more than the softmax is not known of sites; every other site fails."""
+    found = list(sites)
+    assert all(site.degree == "logits" for site in found)
+    reasons = [site.legal["hydra"] for site in found]
+    assert None not in reasons
+    return [reason for reason in reasons if reason is not None]
 
 
 def projected(core: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,9 +9,11 @@ from typing import Any
 from torch import nn
 
 from attnpass.capture.capture import Capture
-from attnpass.capture.uncaptured import uncaptured
+from attnpass.capture.uncaptured import uncaptured, with_break
+from attnpass.errors import CaptureError
 from attnpass.plan import Plan, assign
 from attnpass.report import Report
+from attnpass.torch_internals import graph_breaks
 
 log = logging.getLogger("attnpass")
 
@@ -24,8 +26,16 @@ def find_sites(model: nn.Module, *args: Any, allow: Sequence[str] = (), **kwargs
     Raises:
         CaptureError: the model cannot be captured.
     """
-    capture = Capture(model, allow=allow).trace(*args, **kwargs)
+    capture, before = Capture(model, allow=allow), len(graph_breaks())
+    try:
+        capture.trace(*args, **kwargs)
+    except CaptureError:
+        # attention that no graph holds is a verdict; a model without any is none
+        if capture.graphs or not uncaptured(capture, args, kwargs):
+            raise
     declined = capture.declined + uncaptured(capture, args, kwargs)
+    breaks = graph_breaks()[before:]
+    declined = [with_break(d, breaks) for d in declined]
     if not capture.sites:
         log.warning(
             "no attention found in %s; %d look-alikes declined",

@@ -1,11 +1,13 @@
-"""Attention that no graph holds: it runs between graphs, or in functions that Dynamo skips."""
+"""Attention that no graph holds, or not in one piece, and the graph breaks that are to blame."""
 
 from __future__ import annotations
 
+import math
 import os
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -90,3 +92,26 @@ def uncaptured(
             own = [x for x in lines if not x.startswith((_TORCH, __file__))]
             found[path, own[-1] if own else ""] = None
     return [Decline("NOT_CAPTURED", path, source, HINT) for path, source in found]
+
+
+BROKEN = ("CROSS_GRAPH", "NOT_CAPTURED")
+"""The codes of attention that a graph break may have cut."""
+
+
+def with_break(decline: Decline, breaks: Sequence[tuple[str, list[str]]]) -> Decline:
+    """A decline that names the graph break nearest to it, where one may have caused it.
+
+    ``breaks``: reasons with the lines of their stacks, as ``torch_internals.graph_breaks``.
+    """
+    if decline.code not in BROKEN or not breaks:
+        return decline
+    file, _, line = decline.source.rpartition(":")
+
+    def distance(found: tuple[str, list[str]]) -> float:
+        lines = [x.rpartition(":") for x in found[1]]
+        near = [abs(int(n) - int(line)) for name, _, n in lines if name == file]
+        return min(near, default=math.inf)
+
+    reason, lines = min(breaks, key=distance)
+    where = lines[-1] if lines else "an unknown line"
+    return replace(decline, hint=f"{decline.hint}; the graph breaks at {where}: {reason}")

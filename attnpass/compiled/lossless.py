@@ -41,7 +41,8 @@ def _quicker(region: Region, trained: bool) -> nn.Module | None:
     form = forms.build("softmax", site)
     if not isinstance(form, forms.Softmax):
         return None
-    lengths = (value(x.node).shape[x.permutation[-2]] for x in (region.q, region.k))
-    q, masked = value(region.q.node), bool(site.mask)
+    queries, keys, _ = region.operands
+    lengths = (value(x.node).shape[x.permutation[-2]] for x in (queries, keys))
+    q, masked = value(queries.node), bool(site.mask)
     form.tile = form.choose(q, *lengths, masked=masked, trained=trained)
     return form if form.tile.implementation == "fused" else None

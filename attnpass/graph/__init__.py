@@ -9,7 +9,7 @@ imports ``errors`` alone.
 from __future__ import annotations
 
 from attnpass.graph import operators
-from attnpass.graph.aliasing import draws, is_impure, writes, written
+from attnpass.graph.aliasing import draws, is_impure, views_of, writes, written
 from attnpass.graph.check import check_normal_form
 from attnpass.graph.nodes import (
     attribute,
@@ -60,5 +60,6 @@ __all__ = [
     "value",
     "weight_inputs",
     "writes",
+    "views_of",
     "written",
 ]

@@ -93,9 +93,14 @@ def views_of(base: fx.Node) -> list[fx.Node]:
     return list(found)
 
 
-def written(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose storage an operator writes to, with everything that may share it."""
-    found: set[fx.Node] = set()
+def written(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """Nodes whose storage operators write to, with all that may share it, and these operators."""
+    found: dict[fx.Node, list[fx.Node]] = {}
+
+    def note(nodes: list[fx.Node], by: fx.Node) -> None:
+        for x in nodes:
+            found.setdefault(x, []).append(by)
+
     for node in graph.nodes:
         targets: list[Any] = []
         if getattr(node.target, "mutates", False):
@@ -106,10 +111,10 @@ def written(graph: fx.Graph) -> set[fx.Node]:
             while isinstance(root, fx.Node) and root.op == "call_function" and aliases(root):
                 if getattr(root.target, "mutates", None) is not None:
                     for given in root.all_input_nodes:
-                        found |= {given, *views_of(given)}
+                        note([given, *views_of(given)], node)
                 if not root.args or not isinstance(root.args[0], fx.Node):
                     break
                 root = root.args[0]
             if isinstance(root, fx.Node):
-                found |= {root, *views_of(root)}
+                note([root, *views_of(root)], node)
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx, nn
 
@@ -17,15 +18,20 @@ from attnpass.graph.inplace import functionalize
 from attnpass.graph.opaque import Opaque, enter, fold
 from attnpass.graph.softmax import fold_softmax
 from attnpass.torch_internals import (
+    ENTER_AUTOCAST,
+    EXIT_AUTOCAST,
+    Autocast,
     FakeTensor,
     HigherOrderOperator,
     TracingContext,
+    autocast_state,
     dynamo_exceptions,
     dynamo_source,
     encoder_layer_operator,
     hooks_set_aside,
     make_fx,
     set_added_input,
+    set_autocast,
     set_dynamo_source,
     weight_sources,
 )
@@ -137,13 +143,32 @@ def _describe_added(gm: fx.GraphModule, inputs: list[Any], context: TracingConte
 
 
 class Opened(fx.Interpreter):
-    """Runs Dynamo's graph with attention operators and plain calls of bodies opened."""
+    """Runs Dynamo's graph with attention operators and plain calls of bodies opened.
+
+    Autocast regions are entered while they are traced, so that dtypes are those of a call.
+    """
 
     def __init__(self, gm: fx.GraphModule) -> None:
         super().__init__(fold(gm))
+        self._outside: list[tuple[str, Autocast]] = []
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """The graph's results; autocast is afterwards as it was."""
+        try:
+            return super().run(*args, **kwargs)
+        finally:
+            while self._outside:
+                set_autocast(*self._outside.pop())
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Open what has a body or a known meaning."""
+        if target is ENTER_AUTOCAST:
+            device, dtype, on, _ = args
+            self._outside.append((device, autocast_state(device)))
+            # casts that are kept would be those of another trace
+            set_autocast(device, (on, dtype or torch.get_autocast_dtype(device), False))
+        elif target is EXIT_AUTOCAST and self._outside:
+            set_autocast(*self._outside.pop())
         if isinstance(target, Opaque):
             return target.traced(*args)
         if isinstance(target, HigherOrderOperator):

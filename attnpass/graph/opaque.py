@@ -1,8 +1,9 @@
 """Parts of a graph that cannot be re-traced are carried through as they are.
 
-A functorch region (``vmap``) or a higher-order operator is folded into one call before
-tracing, stays one node while the graph is matched and rewritten, and is unfolded again for the
-inner compiler. Checkpointed and nested regions are plain calls and are opened instead.
+A functorch region (``vmap``), a higher-order operator or a call that reads or makes a tensor
+subclass (quantised or sharded weights) is folded into one call before tracing, stays one node
+while the graph is matched and rewritten, and is unfolded again for the inner compiler.
+Checkpointed and nested regions are plain calls and are opened instead.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 from attnpass.torch_internals import (
     HigherOrderOperator,
     disable_proxy_modes_tracing,
+    is_wrapper_subclass,
     next_checkpoint_id,
     proxy_mode,
     pytree,
@@ -26,6 +28,8 @@ from attnpass.torch_internals import (
 )
 
 _number = itertools.count()
+
+_CALLS = ("call_function", "call_method", "call_module")
 
 _IN_PLACE = {
     *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "setitem"),
@@ -62,6 +66,19 @@ class Opaque:
                 yield from module.graph.nodes
 
     @property
+    def projected(self) -> int | None:
+        """The argument to which a linear layer inside is applied; None where there is none."""
+        for node in self.nodes():
+            if getattr(node.target, "__name__", node.target) != "linear":
+                continue
+            given: Any = node
+            while given.op in _CALLS and given.all_input_nodes:
+                given = given.all_input_nodes[0]
+            inputs = list(node.graph.find_nodes(op="placeholder"))
+            return inputs.index(given) if given in inputs else None
+        return None
+
+    @property
     def mutates(self) -> bool:
         """Whether something inside writes to a tensor."""
         names = (getattr(n.target, "__name__", str(n.target)) for n in self.nodes())
@@ -93,7 +110,7 @@ def enter(target: Any, args: tuple[Any, ...]) -> tuple[fx.GraphModule, tuple[Any
         return body, args[2:]
     number = next_checkpoint_id()
     for node in body.graph.nodes:
-        if node.op in ("call_function", "call_method", "call_module"):
+        if node.op in _CALLS:
             node.meta["ac_graph_id"] = number
             node.meta["recompute"] = CheckpointPolicy.PREFER_RECOMPUTE
     return body, args[1:]
@@ -130,6 +147,35 @@ def _pieces(graph: fx.Graph) -> Iterable[list[fx.Node]]:
             if not depth:
                 yield inside
                 inside = []
+    yield from _of_subclasses(graph)
+
+
+def _of_subclasses(graph: fx.Graph) -> list[list[fx.Node]]:
+    """Calls on tensor subclasses, those joined between which one passes, in program order."""
+    pieces: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op not in _CALLS or isinstance(node.target, HigherOrderOperator):
+            continue
+        wrapped = [x for x in node.all_input_nodes if _is_subclass(x)]
+        if not wrapped and not _is_subclass(node):
+            continue
+        piece = [node]
+        for other in {id(pieces[x]): pieces[x] for x in wrapped if x in pieces}.values():
+            piece = [*other, *piece]
+        pieces |= dict.fromkeys(piece, piece)
+    found = {id(piece): sorted(piece) for piece in pieces.values()}.values()
+    return [piece for piece in found if not _read_inside(piece)]
+
+
+def _read_inside(piece: list[fx.Node]) -> bool:
+    """Whether a node between those of a piece reads one of them: it cannot become one call."""
+    own = set(piece)
+    return any(u not in own and u < piece[-1] for n in piece for u in n.users)
+
+
+def _is_subclass(node: fx.Node) -> bool:
+    """Whether a node holds a tensor that wraps others, as quantised and sharded weights do."""
+    return is_wrapper_subclass(node.meta.get("example_value"))
 
 
 def _fold(gm: fx.GraphModule, piece: list[fx.Node]) -> None:

@@ -16,7 +16,7 @@ aten = torch.ops.aten
 def fold_softmax(graph: fx.Graph) -> None:
     """Replace ``exp(x) / sum(exp(x))``, ``exp(log_softmax(x))``, ``exp(x - logsumexp(x))``."""
     found_at = {node: found for node in graph.nodes if (found := _spelled(node)) is not None}
-    unsafe = written(graph) if found_at else set()
+    unsafe = set(written(graph)) if found_at else set()
     for node, found in found_at.items():
         if unsafe & {node, found[0], *node.all_input_nodes}:
             continue

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from attnpass.graph import number, op_name, operand, operators
+from attnpass.graph import Opaque, number, op_name, operand, operators
 from attnpass.matching.axis_rules import RULES, SAME_SHAPE, cut_axis, dimension, reduced
-from attnpass.matching.factors import Axes, Axis, Provenance, fits, rank_of
+from attnpass.matching.factors import Axes, Axis, Provenance, fits, kinds, rank_of
 from attnpass.torch_internals import expression
 
 
@@ -53,6 +53,9 @@ class AxisTracer(Provenance):
                 self.axes[node] = parts[number(node, 1)]
                 return
         name = op_name(node)
+        if isinstance(node.target, Opaque):
+            self.many[node] = [self._carried(node, v) for v in value]
+            return
         if isinstance(value, (list, tuple)):
             if name in operators.SPLITS and isinstance(node.args[0], fx.Node):
                 self.many[node] = [self._split(node, v, i) for i, v in enumerate(value)]
@@ -67,6 +70,26 @@ class AxisTracer(Provenance):
             plain = name in SAME_SHAPE or torch.Tag.pointwise in getattr(node.target, "tags", ())
             found = self._elementwise(node, value) if plain else self.fresh(node, value, "unknown")
         self.axes[node] = found
+
+    def _carried(self, node: fx.Node, value: Any) -> Axes:
+        """Axes of what a piece that is not opened gives: leading ones of its activation.
+
+        A linear layer inside makes features; without one, only a single operand tells.
+        """
+        given = [x for x in node.all_input_nodes if x in self.axes]
+        at = node.target.projected if isinstance(node.target, Opaque) else None
+        moving = [x for x in given if not all(kinds(axis) <= {"param"} for axis in self.axes[x])]
+        source = self.axes.get(operand(node, at), ()) if at is not None else ()
+        if at is None and len(moving) == 1:
+            source = self.axes[moving[0]]
+        if not isinstance(value, Tensor):
+            return ()
+        made = self.fresh(node, value, "unknown" if at is None else "feature")
+        if not source or len(source) != value.dim():
+            return made
+        last = source[-1] if at is None and fits(source[-1], value.shape[-1]) else made[-1]
+        lead = zip(source[:-1], made[:-1], value.shape[:-1], strict=True)
+        return (*(old if fits(old, size) else new for old, new, size in lead), last)
 
     def _elementwise(self, node: fx.Node, value: Tensor) -> Axes:
         """Axes of the operands, aligned at the right, the surer kind first, else fresh."""

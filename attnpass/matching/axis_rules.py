@@ -25,6 +25,7 @@ from attnpass.matching.factors import (
     regroup,
     size_of,
 )
+from attnpass.matching.products import letters_of
 from attnpass.torch_internals import expression
 
 
@@ -224,21 +225,22 @@ def _baddbmm(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
 
 
 def _einsum(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
-    equation, operands = str(node.args[0]).replace(" ", ""), nodes(node.args[1])
-    if "." in equation or "->" not in equation:
+    operands = nodes(node.args[1])
+    spelled = letters_of(str(node.args[0]), [len(t.axes[x]) for x in operands])
+    if spelled is None:
         return None
+    inputs, out = spelled
     known: dict[str, Axis] = {}
     weights = False
-    for letters, x in zip(equation.split("->")[0].split(","), operands, strict=True):
+    for letters, x in zip(inputs, operands, strict=True):
         for letter, axis in zip(letters, t.axes[x], strict=True):
             if axis and (letter not in known or rank_of(axis) < rank_of(known[letter])):
                 known[letter] = axis
         weights |= all(kinds(a) <= {"param"} for a in t.axes[x])
     fresh = t.fresh(node, value, "feature")
-    letters = equation.split("->")[1]
     return tuple(
         fresh[i] if weights and kinds(known.get(c, ())) <= {"param"} else known.get(c, ())
-        for i, c in enumerate(letters)
+        for i, c in enumerate(out)
     )
 
 

@@ -11,9 +11,9 @@ that stands for the whole chain computes all that the chain did. Conditions:
 4. Gradients are not switched on or off between the two products.
 5. Neither the product nor a step is written in place.
 
-Other readers of the logits or the weights do not refuse the anchor: the chain records them as
-``escapes``, and fewer forms are then legal. Not covered: steps in another graph (a graph break
-between them).
+Other readers of the weights do not refuse the anchor: the chain records them as ``escapes``, and
+fewer forms are then legal. Other readers of the logits get what they got before. Not covered:
+steps in another graph (a graph break between them).
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from attnpass.matching.steps import (
     is_row_maximum,
     mixed_map,
     read_step,
-    reduction_behind,
 )
 
 DEPTH = 8
@@ -52,7 +51,7 @@ class Chain:
         after: nodes from softmax to the second product, in order.
         output: the product of weights and values.
         dropout: drop probability on the weights (0 when inactive).
-        escapes: nodes that read the weights or the logits elsewhere.
+        escapes: nodes that read the weights elsewhere.
     """
 
     scores: Contraction
@@ -99,8 +98,7 @@ def reached(anchor: fx.Node) -> list[Way | Refuse]:
 
 
 def _check(out: Chain) -> None:
-    """Refuse what reads or writes the map on its way; note who else reads it."""
-    inside = {step.at for step in out.steps} | {out.scores.node, out.softmax, *out.after}
+    """Refuse what reads or writes the map on its way."""
     for step in out.steps:
         if isinstance(step, MaximumSubtracted) and not is_row_maximum(step.maximum, out.dim):
             hint = "a maximum over another axis"
@@ -113,9 +111,6 @@ def _check(out: Chain) -> None:
         if any(writes(user) and user.args[0] is node for user in node.users):
             hint = "the logits are written in place through a view"
             raise Refuse("chain 5", "MUTATED_ALIAS", hint, node)
-        for user in node.users:
-            if user not in inside and not is_metadata(user) and reduction_behind(user) is None:
-                out.escapes.append(user)
 
 
 def _up(node: fx.Node, below: fx.Node, seen: set[fx.Node]) -> Iterator[Way | Refuse]:
@@ -134,8 +129,8 @@ def _up(node: fx.Node, below: fx.Node, seen: set[fx.Node]) -> Iterator[Way | Ref
                 yield found if isinstance(found, Refuse) else (found[0], [*found[1], step])
 
 
-_TRANSPARENT = operators.VIEWS | operators.TRANSPOSES | operators.SPLITS | operators.PIECES
-_TRANSPARENT |= {"", "topk", "relu", "gelu", "silu", "tanh"}
+_TRANSPARENT = operators.CASTS | operators.VIEWS | operators.TRANSPOSES | operators.SPLITS
+_TRANSPARENT |= operators.PIECES | {"", "topk", "relu", "gelu", "silu", "tanh"}
 """Operators that are looked through to say where logits come from that are no product."""
 
 
@@ -181,6 +176,9 @@ def _down(out: Chain) -> None:
             else:
                 out.escapes.append(user)
         if not onward:
+            if any(x.op == "output" for x in out.escapes):
+                hint = "the weights leave this graph before they meet values"
+                raise Refuse("chain 2", "CROSS_GRAPH", hint, node)
             code = "NOT_ATTENTION:gate" if node is out.softmax else "NOT_ATTENTION:weights"
             hint = "the softmax weights never meet values in a product"
             raise Refuse("chain 2", code, hint, node)
@@ -212,3 +210,17 @@ def _leads_to_product(node: fx.Node, before: fx.Node, depth: int) -> bool:
         and depth < DEPTH
         and any(_leads_to_product(u, node, depth + 1) for u in node.users)
     )
+
+
+def made_from(node: fx.Node, source: fx.Node) -> bool:
+    """Whether ``node`` is computed from ``source``; only nodes behind it are looked at."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node is source:
+            return True
+        if node not in seen and node > source:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return False

@@ -23,8 +23,9 @@ def check_regions(graph: fx.Graph, regions: list[Region]) -> None:
     for region in regions:
         for node in (region.anchor, *region.parameters, *region.output):
             require(node in there, STAGE, "a region's nodes are in the graph", node)
-        for operand in (region.q, region.k, region.v, region.out):
-            _check_layout(operand, there)
+        for operand in (region.q, region.k, region.v, region.out, region.weights):
+            if operand is not None:
+                _check_layout(operand, there)
         if region.block_out is not None:
             _check_block(region, there)
 
@@ -51,7 +52,8 @@ def marks(regions: list[Region]) -> dict[fx.Node, str]:
     """The nodes of each region, from its operands to its block's output, with its site's name."""
     found: dict[fx.Node, str] = {}
     for region in reversed(regions):
-        ends = {region.q.node, region.k.node, region.v.node}
+        operands = [x.node for x in (region.q, region.k, region.v) if x is not None]
+        ends = set(operands or region.anchor.all_input_nodes)
         first, inside = min(ends), set[fx.Node]()
         stack = [region.anchor, region.out.node, region.block_out or region.out.node]
         while stack:

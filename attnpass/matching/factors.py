@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,10 @@ from torch import Tensor, fx
 from attnpass.graph import operand
 from attnpass.torch_internals import expression
 
-PRIORITY = ("token", "feature", "input", "repeat", "unknown", "param")
+MARKS = ("columns", "a", "b")
+"""Kinds that follow an axis of one node through its users (``normaliser``)."""
+
+PRIORITY = (*MARKS, "token", "feature", "input", "repeat", "unknown", "param")
 """Kinds, surest first: where two operands meet in one axis, the surer one names it."""
 
 
@@ -123,7 +126,7 @@ def fits(axis: Axis, size: Any) -> bool:
 class Provenance:
     """The axes of a graph's tensors known so far; ``many``: of operators with several results."""
 
-    axes: dict[fx.Node, Axes] = field(default_factory=dict)
+    axes: MutableMapping[fx.Node, Axes] = field(default_factory=dict)
     many: dict[fx.Node, list[Axes]] = field(default_factory=dict)
 
     def source(self, node: fx.Node, i: int = 0) -> Axes:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass
 
 from torch import fx
 
-from attnpass.graph import value, written
+from attnpass.graph import value, views_of, written
 from attnpass.matching.axes import AxisTracer
 from attnpass.matching.factors import Axes
 from attnpass.matching.layout import Lead, lead_of
@@ -20,12 +20,13 @@ class GraphFacts:
 
     Attributes:
         axes: where the axes of every tensor come from.
-        written: tensors whose storage some operator writes to, with all that may share it.
+        written: tensors whose storage is written to, with all that may share it, and the operators
+            that write.
         parameters: the placeholders that hold weights.
     """
 
-    axes: dict[fx.Node, Axes]
-    written: set[fx.Node]
+    axes: MutableMapping[fx.Node, Axes]
+    written: dict[fx.Node, list[fx.Node]]
     parameters: set[fx.Node]
 
     @classmethod
@@ -53,3 +54,32 @@ class GraphFacts:
             if deep and node not in seen:
                 seen.add(node)
                 stack.extend(node.all_input_nodes)
+
+    def refuse_changed(self, node: fx.Node, until: fx.Node, condition: str) -> None:
+        """Refuse a tensor that is written after it was first read on the way to ``until``.
+
+        Read at ``until`` it would not be what it was: writes before the first reader, as those of
+        a cache that is filled, and after ``until`` do not matter.
+
+        Raises:
+            Refuse: with the caller's ``condition``.
+        """
+        writers = self.written.get(node)
+        if not writers:
+            return
+        first = min(self._readers(node, until), default=until)
+        for by in writers:
+            if first < by < until:
+                raise Refuse(condition, "MUTATED_ALIAS", "an operand is written in place", by)
+
+    def _readers(self, node: fx.Node, until: fx.Node) -> set[fx.Node]:
+        """The nodes that read a tensor's values, itself or a view of it, on the way to another."""
+        on_the_way: set[fx.Node] = set()
+        stack = [until]
+        while stack:
+            at = stack.pop()
+            if at not in on_the_way and at > node:
+                on_the_way.add(at)
+                stack.extend(at.all_input_nodes)
+        views = {node, *views_of(node)}
+        return {x for view in views for x in view.users if x in on_the_way and x not in views}

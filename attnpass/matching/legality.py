@@ -7,7 +7,7 @@ declined with a reason that names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from attnpass.site import FORMS, Decline
 
@@ -34,6 +34,7 @@ class Traits:
         same_len: T and S are provably equal.
         value_dim_differs: dv != d.
         previous: a source for skipat exists: same width and length, earlier in this graph.
+        unread: why queries, keys, values or masks are not known (degree ``logits``), else None.
     """
 
     kind: str = "self"
@@ -50,6 +51,7 @@ class Traits:
     same_len: bool = True
     value_dim_differs: bool = False
     previous: bool = False
+    unread: Decline | None = None
 
 
 SWAPPED = ("sigmoid", "relu")
@@ -160,6 +162,8 @@ def legality(
 ) -> dict[str, Decline | None]:
     """Per form ``None`` (legal) or the Decline, located where ``at`` is."""
     found: dict[str, Decline | None] = dict.fromkeys(FORMS)
+    if traits.unread is not None:
+        found["hydra"] = replace(traits.unread, path=at.path, source=at.source)
     for forms, code, applies, hint in RULES:
         if not applies(traits):
             continue

@@ -24,7 +24,7 @@ The presence of a mask proves nothing about it. A factor of which nothing is pro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -238,7 +238,7 @@ def conjuncts(recipe: Recipe) -> Iterator[Recipe]:
 
 
 def classify(
-    mask: Mask, recipes: list[Recipe], sizes: Sizes, axes: dict[fx.Node, Axes], lead: Lead
+    mask: Mask, recipes: list[Recipe], sizes: Sizes, axes: Mapping[fx.Node, Axes], lead: Lead
 ) -> None:
     """Sort kept positions into ``mask``, each factor under the name of what is proven of it.
 
@@ -259,7 +259,7 @@ def classify(
         mask.factors.add(pattern)
 
 
-def _key_padding(recipe: Recipe, axes: dict[fx.Node, Axes], lead: Lead) -> Recipe | None:
+def _key_padding(recipe: Recipe, axes: Mapping[fx.Node, Axes], lead: Lead) -> Recipe | None:
     """The recipe as ``[B|1, 1, 1, S]`` where it is one for all heads and queries (condition 4)."""
     shape = recipe_shape(recipe)
     if shape is None or (len(shape) >= 2 and expression(shape[-2]) != 1):

@@ -7,7 +7,7 @@ Soundness: the letters say which axes are multiplied, summed and kept. Condition
 
 1. Both operands are tensors of the graph with at least two axes.
 2. ``baddbmm`` adds its first operand as it is, or not at all, and scales by a number.
-3. An einsum has two operands and an explicit result, and no letter twice in one of them.
+3. An einsum has two operands, and no letter twice in one of them.
 
 Not covered: a letter whose size is 1 in one operand, which einsum repeats; ``reader`` compares
 the lengths of keys and values.
@@ -15,7 +15,9 @@ the lengths of keys and values.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from string import ascii_letters
 
 from torch import fx
 
@@ -99,14 +101,41 @@ def _matmul(
 
 
 def _einsum(node: fx.Node) -> Contraction | None:
-    equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
-    if "." in equation or "->" not in equation or not isinstance(operands, (list, tuple)):
-        return None
-    inputs, _, out = equation.partition("->")
-    letters = inputs.split(",")
-    if len(letters) != 2 or any(len(set(x)) != len(x) for x in (*letters, out)):
+    operands = node.args[1]
+    if not isinstance(operands, (list, tuple)) or len(operands) != 2:
         return None
     a, b = operands
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return None
-    return Contraction(node, a, b, letters[0], letters[1], out)
+    spelled = letters_of(str(node.args[0]), [value(a).dim(), value(b).dim()])
+    if spelled is None:
+        return None
+    (a_letters, b_letters), out = spelled
+    if any(len(set(x)) != len(x) for x in (a_letters, b_letters, out)):
+        return None
+    return Contraction(node, a, b, a_letters, b_letters, out)
+
+
+def letters_of(equation: str, ranks: Sequence[int]) -> tuple[list[str], str] | None:
+    """The letters of an einsum's operands, which have ``ranks`` axes, and those of its result.
+
+    An ellipsis and a result that is not written are spelled out; None where they do not fit.
+    """
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    if len(inputs) != len(ranks):
+        return None
+    free = [c for c in ascii_letters if c not in equation]
+    count = max(rank - len(x.replace("...", "")) for x, rank in zip(inputs, ranks, strict=True))
+    if count > len(free):
+        return None
+    lead, spelled = "".join(free[: max(0, count)]), []
+    for x, rank in zip(inputs, ranks, strict=True):
+        own = rank - len(x.replace("...", ""))
+        if own < 0 or (own > 0 and "..." not in x):
+            return None
+        spelled.append(x.replace("...", lead[len(lead) - own :]))
+    if not arrow:
+        once = sorted(c for c in set(left) - set(".,") if left.count(c) == 1)
+        out = ("..." if "..." in left else "") + "".join(once)
+    return spelled, out.replace("...", lead)

@@ -1,18 +1,22 @@
 """One anchor read into a region: the public site and the nodes that a rewrite needs.
 
+What cannot be read in full is read as far as ``normaliser`` goes: its softmax alone is known.
+
 Soundness: the region's keys and values have their own heads, and its sizes are those of every call
 that the guards allow. Conditions, beside those of ``reading``:
 
 1. The head dims of queries and values are known numbers.
 2. Keys and values have the same heads.
 3. Keys and values have the same length; where two symbols stand for it, a guard says so.
-4. No operand and no factor on the queries is written in place.
+4. No operand and no factor on the queries is written in place between its first reader and the
+   attention's result, where the rewritten attention reads it.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +27,16 @@ from attnpass.graph import op_name, operand, value
 from attnpass.matching.chain import chains
 from attnpass.matching.factors import kinds
 from attnpass.matching.facts import GraphFacts
-from attnpass.matching.layout import SHARED, Operand, ungrouped
+from attnpass.matching.layout import SHARED, Lead, Operand, ungrouped
 from attnpass.matching.legality import Traits
+from attnpass.matching.logits import Logits
+from attnpass.matching.map_axes import side_of
+from attnpass.matching.normaliser import Normaliser, read_normaliser
 from attnpass.matching.reading import Reading, eager_reading, fused_reading
 from attnpass.matching.refuse import Refuse
 from attnpass.matching.region import SDPA, Region
 from attnpass.matching.surroundings import block_output, patch_grid, projection_weights
-from attnpass.site import AttentionSite
+from attnpass.site import AttentionSite, Decline
 from attnpass.torch_internals import expression
 
 
@@ -41,6 +48,28 @@ def read_region(facts: GraphFacts, anchor: fx.Node, name: str, source: str) -> R
     """
     if op_name(anchor) == SDPA:
         return _region(facts, fused_reading(facts, anchor), anchor, name, source)
+    try:
+        return _whole(facts, anchor, name, source)
+    except Refuse as no:
+        if no.code in FINAL:
+            raise
+        try:
+            found = read_normaliser(facts, anchor)
+        except Refuse:
+            raise no from None
+        return _normaliser(facts, found, no, name, source)
+
+
+FINAL = ("CROSS_GRAPH", "HOP_UNSUPPORTED", "NOT_ATTENTION:channel")
+"""Reasons against an attention that no lesser degree answers."""
+
+
+def _whole(facts: GraphFacts, anchor: fx.Node, name: str, source: str) -> Region:
+    """The region of an attention of which all is proven.
+
+    Raises:
+        Refuse: something is not.
+    """
     first: Refuse | None = None
     for candidate in chains(anchor):
         try:
@@ -87,7 +116,7 @@ def _grouped(r: Reading, anchor: fx.Node) -> _Grouped:
 def _region(facts: GraphFacts, r: Reading, anchor: fx.Node, name: str, source: str) -> Region:
     """The record and the region from an attention that was read."""
     for node in (r.q.node, r.k.node, r.v.node, *(p.recipe.base for p, _ in r.logits.tempers)):
-        facts.refuse_written(node, "reader 4")
+        facts.refuse_changed(node, r.out.node, "reader 4")
     sizes = _grouped(r, anchor)
     cached = _cached(r)
     own = r.rows == r.columns or cached
@@ -121,6 +150,7 @@ def _region(facts: GraphFacts, r: Reading, anchor: fx.Node, name: str, source: s
         prefix=prefix,
         weights=tuple(tuple(value(n).shape) for n in weights),
         source=source,
+        degree="fused" if block is None else "block",
     )
     return Region(
         site=site,
@@ -134,6 +164,66 @@ def _region(facts: GraphFacts, r: Reading, anchor: fx.Node, name: str, source: s
         weights=r.softmax,
         block_out=block,
         tokens=r.rows,
+        parameters=weights,
+        output=output,
+    )
+
+
+def _normaliser(facts: GraphFacts, n: Normaliser, why: Refuse, name: str, source: str) -> Region:
+    """The record and the region of a softmax that alone may be exchanged; ``why`` no more."""
+    anchor = n.weights.node
+    block, output = block_output(facts, n.output.node, n.rows)
+    weights = projection_weights(facts, [n.scores.a, n.scores.b, n.values])
+    (_, letters), shape = (
+        side_of(n.scores, n.queries),
+        value(side_of(n.scores, n.queries)[0]).shape,
+    )
+    summed = [
+        shape[letters.index(c)]
+        for c in n.scores.summed
+        if isinstance(shape[letters.index(c)], int)
+    ]
+    t, s = (value(anchor).shape[i] for i in n.weights.permutation[-2:])
+    heads = n.weights.lead.heads
+    same = bool(n.rows) and n.rows == n.columns
+    site = AttentionSite(
+        name=name,
+        kind="self" if same else "class" if t == 1 else "cross",
+        heads=heads,
+        kv_heads=heads,
+        head_dim=math.prod(summed),
+        value_dim=0,
+        query_len=_length(t),
+        key_len=_length(s),
+        scale=None,
+        mask=frozenset({"arbitrary"}),
+        swapped=True,
+        width=None if block is None else int(value(block).shape[-1]),
+        weights=tuple(tuple(value(x).shape) for x in weights),
+        source=source,
+        degree="logits",
+    )
+    unread = Decline(why.code, hint=why.hint, node=why.node.name, condition=why.condition)
+    traits = Traits(
+        kind=site.kind,
+        mask=site.mask,
+        escapes=n.escapes[0].name if n.escapes else "",
+        unread=unread,
+    )
+    rank = value(n.output.node).dim()
+    lead = Lead(rank - 2, tuple(range(rank - 2)), 1, False)
+    return Region(
+        site=site,
+        traits=traits,
+        anchor=anchor,
+        q=None,
+        k=None,
+        v=None,
+        out=Operand(n.output.node, tuple(range(rank)), lead),
+        logits=Logits(),
+        weights=n.weights,
+        block_out=block,
+        tokens=n.rows,
         parameters=weights,
         output=output,
     )

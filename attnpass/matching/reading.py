@@ -26,7 +26,7 @@ from torch import fx
 
 from attnpass.graph import op_name, value
 from attnpass.matching import map_axes
-from attnpass.matching.chain import Chain
+from attnpass.matching.chain import Chain, made_from
 from attnpass.matching.factors import Axis, kinds, surer
 from attnpass.matching.facts import GraphFacts
 from attnpass.matching.layout import SHARED, Lead, Operand, absorb, lead_of
@@ -179,7 +179,7 @@ def _values(facts: GraphFacts, c: Chain, at: Positions, shared: bool) -> tuple[O
     assert product is not None
     last = map_axes.last_of(c)
     side, other = ("a", "b") if product.a is last else ("b", "a")
-    if _made_from(side_of(product, other)[0], c.softmax):
+    if made_from(side_of(product, other)[0], c.softmax):
         hint = "the weights are multiplied by themselves"
         raise Refuse("reading 3", "NOT_ATTENTION:product", hint, last)
     _, weights = side_of(product, side)
@@ -238,17 +238,3 @@ def _operand(node: fx.Node, letters: str, want: list[str], lead: Lead, until: fx
         raise Refuse("reading 8", "AXIS_UNPROVEN", hint, node)
     at = tuple(SHARED if x in missing else letters.index(x) for x in want)
     return Operand(*absorb(node, at, until), lead)
-
-
-def _made_from(node: fx.Node, source: fx.Node) -> bool:
-    """Whether ``node`` is computed from ``source``; only nodes behind it are looked at."""
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        if node is source:
-            return True
-        if node not in seen and node > source:
-            seen.add(node)
-            stack.extend(node.all_input_nodes)
-    return False

@@ -21,8 +21,9 @@ class Region:
 
     Attributes:
         site: the public record. traits: what decides its legality. anchor: the softmax node.
-        q, k, v: the operands, before any grouping was repeated.
-        out: the node whose value is replaced, with its layout.
+        q, k, v: the operands, before any grouping was repeated; None of a site of degree
+            ``logits``.
+        out: the product of weights and values, the node whose value is replaced, with its layout.
         logits: scale, kept positions, biases, factors on q.
         weights: the softmax node with its layout, where it stands alone.
         block_out: output of the projection ``[B, T, D]``, before residual and scaling.
@@ -35,9 +36,9 @@ class Region:
     site: AttentionSite
     traits: Traits
     anchor: fx.Node
-    q: Operand
-    k: Operand
-    v: Operand
+    q: Operand | None
+    k: Operand | None
+    v: Operand | None
     out: Operand
     logits: Logits
     weights: Operand | None = None
@@ -46,3 +47,9 @@ class Region:
     previous: Region | None = None
     parameters: tuple[fx.Node, ...] = ()
     output: tuple[fx.Node, ...] = ()
+
+    @property
+    def operands(self) -> tuple[Operand, Operand, Operand]:
+        """Queries, keys and values, of a site whose degree is more than ``logits``."""
+        assert self.q is not None and self.k is not None and self.v is not None
+        return self.q, self.k, self.v

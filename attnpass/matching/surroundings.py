@@ -9,7 +9,7 @@ import math
 
 from torch import fx
 
-from attnpass.graph import op_name, operators, value
+from attnpass.graph import Opaque, op_name, operators, value
 from attnpass.matching.factors import Axis, kinds
 from attnpass.matching.facts import GraphFacts
 
@@ -29,10 +29,11 @@ def block_output(
     while len(node.users) == 1:
         before, node = node, next(iter(node.users))
         name = op_name(node)
-        if name in ("linear", "addmm") and not projection:
+        linear = name in ("linear", "addmm") or isinstance(node.target, Opaque)
+        if linear and projected(node) is not None and not projection:
             others = [n for n in node.all_input_nodes if n is not before]
             projection = projection_weights(facts, others) or tuple(others)
-        elif name not in _TO_BLOCK_OUTPUT:
+        elif name not in _TO_BLOCK_OUTPUT and not isinstance(before.target, Opaque):
             break
         axes = facts.axes.get(node, ())
         if projection and len(axes) == 3 and axes[1] == rows and kinds(axes[2]) == {"feature"}:
@@ -54,14 +55,22 @@ def projection_weights(facts: GraphFacts, roots: list[fx.Node]) -> tuple[fx.Node
         seen.add(node)
         if node in facts.parameters:
             found[node] = None
-        elif op_name(node) in operators.PROJECTIONS:
-            at = 1 if op_name(node) in ("addmm", "embedding") else 0
+        elif (at := projected(node)) is not None:
             weights = [n for n in node.all_input_nodes if n is not node.args[at]]
             found.update(dict.fromkeys(n for n in weights if n in facts.parameters))
             stack.extend(n for n in reversed(weights) if n not in facts.parameters)
         else:
             stack.extend(reversed(node.all_input_nodes))
     return tuple(found)
+
+
+def projected(node: fx.Node) -> int | None:
+    """The argument of a projection that is no weight; None where a node is no projection."""
+    if isinstance(node.target, Opaque):
+        return node.target.projected
+    if op_name(node) not in operators.PROJECTIONS:
+        return None
+    return 1 if op_name(node) in ("addmm", "embedding") else 0
 
 
 def patch_grid(tokens: Axis) -> tuple[tuple[int, int] | None, int]:

@@ -68,7 +68,7 @@ def _replace(w: Writer, region: Region, target: str) -> None:
     logits = region.logits
     with w.graph.inserting_before(old):
         q, k, v = _operands(w, region)
-        dtypes = {value(x.node).dtype for x in (region.q, region.k, region.v)}
+        dtypes = {value(x.node).dtype for x in region.operands}
         wide = functools.reduce(torch.promote_types, dtypes)
         if len(dtypes) > 1:
             q, k, v = (w.call(aten.to.dtype, x, wide) for x in (q, k, v))
@@ -89,7 +89,7 @@ def _operands(w: Writer, region: Region) -> list[fx.Node]:
     Keys and values may keep fewer heads than the queries, which the forms repeat, but they have
     the same ones.
     """
-    q, k, v = region.q, region.k, region.v
+    q, k, v = region.operands
     return [
         canonical_operand(w, q, (k, v)),
         canonical_operand(w, k, (v, _without_heads(q))),
@@ -112,7 +112,7 @@ def _whole(region: Region) -> Operand:
         shape = value(x.node).shape
         return sum(i != SHARED and shape[i] == 1 for i in x.permutation[: x.lead.count])
 
-    return min((region.v, region.k, region.q), key=ones)
+    return min(reversed(region.operands), key=ones)
 
 
 def _swap(w: Writer, region: Region, target: str) -> None:
@@ -125,7 +125,7 @@ def _swap(w: Writer, region: Region, target: str) -> None:
     with w.graph.inserting_before(old):
         x = canonical_operand(w, operand)
         keep = None  # softmax in its own place needs none
-        if region.site.mixed:
+        if region.site.mixed or region.site.degree == "logits":
             keep = w.call(aten.gt.Scalar, x, FILL)
         elif not region.site.sink:
             keep = combined(w, region.logits.keeps, aten.bitwise_and.Tensor)

@@ -21,8 +21,9 @@ SCRIPT = house.ROOT / "benchmarks" / "gpu_kernels.py"
 @pytest.mark.parametrize(
     ("part", "names"),
     [
-        ("kernels", {"flash", "sigmoid", "sigmoid_tanh", "relu"}),
-        ("backward", {"flash", "sigmoid", "relu"}),
+        ("kernels", {"flash", "sigmoid", "sigmoid_tanh", "relu", "softmax"}),
+        ("backward", {"flash", "sigmoid", "relu", "softmax"}),
+        ("decode", {"math", "sigmoid", "relu", "softmax"}),
         ("hydra", {"copy", "hydra", "hydra backward"}),
         ("phi", {"phi", "copy"}),
         ("models", {"inductor", "sigmoid", "relu", "hydra"}),

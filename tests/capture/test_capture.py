@@ -48,8 +48,11 @@ def test_zero_graphs_are_said():
     x = torch.randn(2, 5, 16)
     report = attnpass.find_sites(model, x, x, tgt_mask=mask, tgt_is_causal=True)
     assert len(report.sites) == 3
+    report = attnpass.find_sites(model, x, x, tgt_mask=mask)
+    assert report.graphs == 0 and report.sites == []
+    assert {d.code for d in report.declined} == {"NOT_CAPTURED"}
     with pytest.raises(attnpass.CaptureError, match="got no graph"):
-        attnpass.find_sites(model, x, x, tgt_mask=mask)
+        attnpass.Capture(model).trace(x, x, tgt_mask=mask)
 
 
 def test_same_site_with_another_mask_in_a_second_graph():

@@ -71,7 +71,7 @@ def test_a_write_through_a_view_reaches_everything_that_shares():
 
 
 def test_a_graph_without_writes_has_nothing_written():
-    assert written(raw(lambda x: x.t() + x.view(6, 4)).graph) == set()
+    assert written(raw(lambda x: x.t() + x.view(6, 4)).graph) == {}
 
 
 def test_inputs_outputs_and_writes_must_stay():

@@ -244,7 +244,9 @@ def test_a_product_with_an_activation_makes_no_features():
     assert found == (x[0], x[1], y[1])
 
 
-@pytest.mark.parametrize("equation", ["...td,ed->...te", "btd,ed"])
-def test_an_einsum_without_letters_for_all_axes_is_unknown(equation):
-    found, _, _ = axes_of(lambda x, w: torch.einsum(equation, x, w), X, W, weights=1)
-    assert all(kinds(a) <= {"unknown"} for a in found)
+@pytest.mark.parametrize("equation", ["...td,du->...tu", "btd,du", "btd,du->btu"])
+def test_an_einsum_is_read_with_an_ellipsis_and_without_a_result(equation):
+    found, (x, _), _ = axes_of(
+        lambda x, w: torch.einsum(equation, x, w), X, W.mT.clone(), weights=1
+    )
+    assert found[:2] == x[:2] and kinds(found[2]) == {"feature"}

@@ -61,3 +61,36 @@ def test_the_lead_is_read_from_the_axes_that_are_named():
     node = only(gm, "transpose")
     lead = facts.lead(node, range(2))
     assert (lead.count, lead.heads, lead.paired) == (2, 3, True)
+
+
+def test_a_write_before_the_first_reader_does_not_matter():
+    def filled(cache, new, q):
+        cache[:, :2].copy_(new)
+        return q @ cache[:, :3].mT
+
+    gm, facts = facts_of(filled, torch.zeros(2, 4, 5), torch.ones(2, 2, 5), torch.ones(2, 3, 5))
+    product = only(gm, "matmul")
+    facts.refuse_changed(holders(gm)[0], product, "reader 4")
+
+
+def test_a_write_between_the_reader_and_the_result_is_refused():
+    def late(cache, q):
+        keys = cache[:, :3] * 2.0
+        cache.add_(1.0)
+        return q @ keys.mT
+
+    gm, facts = facts_of(late, torch.zeros(2, 4, 5), torch.ones(2, 3, 5))
+    product = only(gm, "matmul")
+    with pytest.raises(Refuse) as refused:
+        facts.refuse_changed(holders(gm)[0], product, "reader 4")
+    assert refused.value.condition == "reader 4" and refused.value.node < product
+
+
+def test_a_write_behind_the_result_does_not_matter():
+    def after(cache, q):
+        out = q @ cache.mT
+        cache.add_(1.0)
+        return out
+
+    gm, facts = facts_of(after, torch.zeros(2, 4, 5), torch.ones(2, 3, 5))
+    facts.refuse_changed(holders(gm)[0], only(gm, "matmul"), "reader 4")

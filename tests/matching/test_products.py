@@ -79,8 +79,6 @@ def test_a_scaled_addition_is_no_product(beta):
 @pytest.mark.parametrize(
     ("equation", "inputs"),
     [
-        ("bhid,bhjd", (Q, K)),
-        ("...id,...jd->...ij", (Q, K)),
         ("bhid->bhi", (Q,)),
         ("bhid,bhjd,bhkd->bhijk", (Q, K, K)),
         ("bii,bij->bij", (randn(2, 5, 5), randn(2, 5, 4))),

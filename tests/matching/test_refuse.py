@@ -1,7 +1,7 @@
 """A prover's no becomes one decline: stable code, hint, and the node that decided."""
 
 import pytest
-from tracing import shapes, traced
+from tracing import shapes, traced, unread
 
 from attnpass.matching.verdicts import match
 
@@ -23,8 +23,8 @@ def gated(q, k, v):
 def test_a_refusal_is_one_decline_at_the_node_that_decided(function, code, operator):
     gm = traced(function, Q, K, V)
     found = match(gm.graph, set())
-    (decline,) = found.declined
-    assert found.regions == [] and decline.code == code and decline.hint
+    (decline,) = unread(r.site for r in found.regions)
+    assert found.declined == [] and decline.code == code and decline.hint
     (node,) = (n for n in gm.graph.nodes if n.name == decline.node)
     assert operator in str(node.target)
 
@@ -34,6 +34,6 @@ def test_one_refusal_leaves_other_sites_alone():
         return (q @ k.mT).softmax(-1) @ v + sinh(q, k, v)
 
     found = match(traced(both, Q, K, V).graph, set())
-    assert len(found.regions) == 1 and [d.code for d in found.declined] == [
-        "UNKNOWN_SCORE_OP:sinh"
-    ]
+    whole, part = (r.site for r in found.regions)
+    assert whole.degree == "fused" and found.declined == []
+    assert [d.code for d in unread([part])] == ["UNKNOWN_SCORE_OP:sinh"]

@@ -155,12 +155,12 @@ def positions_first(q, k, v, m, mod):
 
 
 def piece_written(q, k, v, m, mod):
-    """A piece of the values is written, through a list of pieces."""
-    v = v * 1.0
-    pieces = v.split(3, dim=2)
-    out = weighted(scores_of(q, k), v)
+    """A piece of the queries is written behind their product, through a list of pieces."""
+    q = q * 1.0
+    pieces = q.split(3, dim=2)
+    scores = scores_of(q, k)
     pieces[0].add_(mod.plane[:3, :6].double())
-    return out + v.mean()
+    return weighted(scores, v)
 
 
 EQUAL = "torch.equal(plane, torch"
@@ -194,7 +194,7 @@ MUTATIONS = {
     "products 3": (
         diagonal_weights,
         "products",
-        "any(len(set(x)) != len(x) for x in (*letters, out))",
+        "any(len(set(x)) != len(x) for x in (a_letters, b_letters, out))",
         "False",
     ),
     "layout 1": (heads_in_front, "layout", "made[-1] if made else count - 1", "count - 1"),

@@ -150,7 +150,6 @@ DECOYS = [
     (_case(head_axis), "AXIS_NOT_TOKEN"),
     (_case(None, name="channel", build=lambda z: XCA(z)), "AXIS_NOT_TOKEN"),
     (_case(channel_fused), "AXIS_NOT_TOKEN"),
-    (_case(soft_sum), "NOT_ATTENTION:gate"),
     (_case(None, name="router", build=Router), "NOT_ATTENTION:router"),
     (_case(None, name="pooling", build=Pooling), "NOT_ATTENTION:router"),
     (_case(None, name="pooling-product", build=PoolingProduct), "NOT_ATTENTION:router"),

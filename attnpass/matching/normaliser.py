@@ -1,0 +1,334 @@
+"""A softmax whose logits are not all understood: it is attention, and it alone may be exchanged.
+
+This is the least that is known of a site (degree ``logits``). What the model does to the logits
+and to the weights stays as it wrote it, so nothing has to be proven of these operators.
+
+Soundness: softmax's weights are summed with values along the softmax's own axis, and the logits
+are made from a product of two activations over features. Conditions:
+
+1. A product of two activations reaches the logits without a projection or norm on the way.
+2. Every value that is made from the weights along their axis ends in a product that sums over it,
+   else it is a reader (``escapes``); there is at least one such product.
+3. The values of that product are activations that are not made from the same softmax.
+4. The product behind the logits sums over features. Where its rows or columns are made by a
+   projection as well, the features that it sums over were made later than the queries' rows: else
+   it is channel attention.
+5. The softmax runs over an axis that only one operand of the product has, or over one whose
+   origin is not known; never over the queries' own.
+
+Not covered: which positions are masked. A form takes a logit at or below ``FILL`` for a mask when
+it runs.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import ChainMap
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx
+
+from attnpass.graph import is_metadata, number, op_name, operators, value
+from attnpass.matching.axes import AxisTracer
+from attnpass.matching.axis_rules import RULES
+from attnpass.matching.chain import made_from
+from attnpass.matching.factors import Axes, Axis, Factor, kinds
+from attnpass.matching.facts import GraphFacts
+from attnpass.matching.layout import Operand
+from attnpass.matching.map_axes import side_of
+from attnpass.matching.products import Contraction, contraction
+from attnpass.matching.refuse import Refuse
+from attnpass.matching.surroundings import projected
+
+MOST = 256
+"""So many nodes are looked at on each side of a softmax."""
+
+_NORMS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm"})
+
+_ENDS = operators.SOFTMAX | {"scaled_dot_product_attention"}
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """A softmax with the products around it.
+
+    Attributes:
+        scores: the product that its logits come from. queries: its operand with the rows (a, b).
+        weights: the softmax node with its layout. output: the first product with values.
+        values: the operand of ``output`` that holds them.
+        rows, columns: provenance of both axes. escapes: nodes that read the weights elsewhere.
+    """
+
+    scores: Contraction
+    queries: str
+    weights: Operand
+    output: Contraction
+    values: fx.Node
+    rows: Axis
+    columns: Axis
+    escapes: tuple[fx.Node, ...] = ()
+
+
+def read_normaliser(facts: GraphFacts, softmax: fx.Node) -> Normaliser:
+    """The softmax as the normaliser of an attention.
+
+    Raises:
+        Refuse: a condition does not hold.
+    """
+    rank = value(softmax).dim()
+    if rank < 2:
+        raise Refuse("normaliser 2", "NOT_ATTENTION:pooling", "softmax of one row", softmax)
+    dim = number(softmax, 1) % rank
+    found = _Down.of(facts, softmax, dim)
+    if not found.products:
+        hint = "the softmax weights never meet values in a product over their axis"
+        raise Refuse("normaliser 2", "NOT_ATTENTION:weights", hint, softmax)
+    output, values = found.products[0]
+    first: Refuse | None = None
+    for scores, between in _sources(facts, softmax):
+        try:
+            queries, at = _compared(facts, scores, between, softmax, dim)
+        except Refuse as no:
+            first = first or no
+            continue
+        break
+    else:
+        hint = "the logits are not made from a product of two activations"
+        raise first or Refuse("normaliser 1", "NOT_ATTENTION:pooling", hint, softmax)
+    own = scores.own(queries)
+    node, letters = side_of(scores, queries)
+    others = [i for i in range(rank) if i != dim]
+    row = at if at is not None else others[-1]
+    leading = [i for i in others if i != row]
+    lead = facts.lead(softmax, leading)
+    order = (*(leading[i] for i in lead.order), row, dim)
+    return Normaliser(
+        scores,
+        queries,
+        Operand(softmax, order, lead),
+        output,
+        values,
+        rows=facts.axes[node][letters.index(own)] if len(own) == 1 else (),
+        columns=facts.axes[softmax][dim],
+        escapes=tuple(found.escapes),
+    )
+
+
+class _Followed(AxisTracer):
+    """The axes of one node followed through its users, by marks of their own."""
+
+    def __init__(self, facts: GraphFacts, start: fx.Node, marks: dict[int, str]) -> None:
+        super().__init__(fx.Graph(), set())
+        self.axes = ChainMap({}, facts.axes)
+        found = list(facts.axes[start])
+        for i, kind in marks.items():
+            size = value(start).shape[i]
+            found[i] = (Factor((start.name, i, kind), size, kind),)
+        self.axes[start] = tuple(found)
+
+    def step(self, node: fx.Node, kind: Collection[str]) -> bool:
+        """Whether a node's result has an axis with one of these marks."""
+        result: Any = node.meta.get("val")
+        self._call(node, result)
+        if isinstance(result, Tensor) and op_name(node) not in RULES:
+            # what is not understood keeps the places of an operand of its shape
+            for x in node.all_input_nodes:
+                same = isinstance(x.meta.get("val"), Tensor) and value(x).shape == result.shape
+                if same and self.marked(x, kind) and not self.marked(node, kind):
+                    self.axes[node] = self.axes[x]
+        return self.marked(node, kind)
+
+    def marked(self, node: fx.Node, kind: Collection[str]) -> bool:
+        every = (*self.many.get(node, ()), self.axes.get(node, ()))
+        return any(not kinds(axis).isdisjoint(kind) for axes in every for axis in axes)
+
+
+@dataclass
+class _Down:
+    """The way from the weights to the values (conditions 2 and 3)."""
+
+    products: list[tuple[Contraction, fx.Node]] = field(default_factory=list)
+    escapes: list[fx.Node] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, facts: GraphFacts, softmax: fx.Node, dim: int) -> _Down:
+        found, walk = cls(), _Followed(facts, softmax, {dim: "columns"})
+        live, queue, queued = {softmax}, list(softmax.users), set(softmax.users)
+        heapq.heapify(queue)
+        while queue:
+            node = heapq.heappop(queue)
+            if is_metadata(node):
+                continue
+            if node.op != "call_function" or len(queued) > MOST:
+                found.escapes.append(node)
+            elif not found._met(facts, walk, node, live, softmax):
+                live.add(node)
+                for user in node.users:
+                    if user not in queued:
+                        queued.add(user)
+                        heapq.heappush(queue, user)
+        return found
+
+    def _met(
+        self,
+        facts: GraphFacts,
+        walk: _Followed,
+        node: fx.Node,
+        live: set[fx.Node],
+        softmax: fx.Node,
+    ) -> bool:
+        """Whether the way ends at a node: in a product with values, or with another reader."""
+        product = contraction(node)
+        if product is not None:
+            for side, other in (("a", "b"), ("b", "a")):
+                x, letters = side_of(product, side)
+                axes = walk.axes.get(x, ())
+                if x not in live or len(axes) != len(letters):
+                    continue
+                own = [
+                    c for c, axis in zip(letters, axes, strict=True) if "columns" in kinds(axis)
+                ]
+                if own and all(c in product.summed for c in own):
+                    values = side_of(product, other)[0]
+                    if made_from(values, softmax) or is_parameter(facts, values):
+                        self.escapes.append(node)
+                    else:
+                        self.products.append((product, values))
+                    return True
+        if walk.step(node, {"columns"}):
+            return False
+        self.escapes.append(node)
+        return True
+
+
+def _makes(node: fx.Node) -> bool:
+    """Whether an operator makes values of its own: what stands before it is another thing."""
+    return op_name(node) in _NORMS or projected(node) is not None
+
+
+def is_parameter(facts: GraphFacts, node: fx.Node) -> bool:
+    """Whether a tensor is made of parameters and constants alone, without a projection or norm."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if _makes(node) or (node.op == "placeholder" and node not in facts.parameters):
+            return False
+        if node.op == "call_function":
+            stack.extend(node.all_input_nodes)
+    return True
+
+
+def _sources(facts: GraphFacts, softmax: fx.Node) -> Iterator[tuple[Contraction, set[fx.Node]]]:
+    """Products of two activations that logits are made from, nearest first (condition 1).
+
+    With each the nodes that stand between some product and the softmax.
+    """
+    between: set[fx.Node] = set()
+    ends: list[Contraction] = []
+    row = list(softmax.all_input_nodes)
+    while row and len(between) < MOST:
+        behind: list[fx.Node] = []
+        for node in row:
+            if node in between or node.op != "call_function":
+                continue
+            if op_name(node) in _ENDS or _makes(node):
+                continue
+            product = contraction(node)
+            if product is None:
+                between.add(node)
+                behind.extend(node.all_input_nodes)
+            elif not any(is_parameter(facts, x) for x in (product.a, product.b)):
+                ends.append(product)
+        row = behind
+    for product in ends:
+        yield product, between
+
+
+def _compared(
+    facts: GraphFacts,
+    scores: Contraction,
+    between: set[fx.Node],
+    softmax: fx.Node,
+    dim: int,
+) -> tuple[str, int | None]:
+    """Which operand holds the queries, and the softmax's axis of rows where that is known.
+
+    Raises:
+        Refuse: condition 4 or 5.
+    """
+    _check_summed(facts, scores)
+    owns = {side: scores.own(side) for side in "ab"}
+    marks = {scores.out.index(c): side for side in "ab" for c in owns[side]}
+    walk, at = _Followed(facts, scores.node, marks), softmax.all_input_nodes[0]
+    live = {scores.node}
+    for node in sorted(between):
+        reads = node > scores.node and not live.isdisjoint(node.all_input_nodes)
+        if reads and walk.step(node, {"a", "b"}):
+            live.add(node)
+    axes: Axes = walk.axes[at] if at in live else ()
+    known = kinds(axes[dim]) & {"a", "b"} if axes else set()
+    if len(known) == 1:
+        (keys,) = known
+        queries = "b" if keys == "a" else "a"
+        rows = [i for i, axis in enumerate(axes) if queries in kinds(axis) and i != dim]
+        _check_rows(facts, scores, queries, softmax)
+        return queries, rows[-1] if rows else None
+    column = facts.axes[softmax][dim]
+    if "feature" in kinds(column):
+        hint = "softmax compares features, not tokens"
+        raise Refuse("normaliser 5", "AXIS_NOT_TOKEN", hint, softmax)
+    return "a", None
+
+
+def _check_summed(facts: GraphFacts, scores: Contraction) -> None:
+    """Condition 4, its first half: one of the summed axes holds features."""
+    summed = [
+        {kind for side in "ab" for axis in _axes(facts, scores, side, c) for kind in kinds(axis)}
+        for c in scores.summed
+    ]
+    if not summed:
+        hint = "the product sums over nothing"
+        raise Refuse("normaliser 4", "NOT_ATTENTION:product", hint, scores.node)
+    if any("feature" in x and "token" not in x for x in summed):
+        return
+    if any("token" in x for x in summed):
+        hint = "the product runs over tokens"
+        raise Refuse("normaliser 4", "NOT_ATTENTION:channel", hint, scores.node)
+
+
+def _check_rows(facts: GraphFacts, scores: Contraction, queries: str, softmax: fx.Node) -> None:
+    """Condition 4, its second half: the features were made after the rows."""
+    keys = "b" if queries == "a" else "a"
+    if not any("feature" in kinds(axis) for axis in _axes(facts, scores, keys, scores.own(keys))):
+        return
+    age = {node.name: i for i, node in enumerate(softmax.graph.nodes)}
+    rows, summed = (
+        max(
+            (_made(f, age) for axis in _axes(facts, scores, queries, which) for f in axis),
+            default=-1,
+        )
+        for which in (scores.own(queries), scores.summed)
+    )
+    if rows >= max(0, summed):
+        hint = "softmax compares features, not tokens"
+        raise Refuse("normaliser 4", "AXIS_NOT_TOKEN", hint, softmax)
+
+
+def _axes(facts: GraphFacts, scores: Contraction, side: str, which: str) -> list[Axis]:
+    """The axes of some letters of an operand."""
+    node, letters = side_of(scores, side)
+    return [facts.axes[node][letters.index(c)] for c in which if c in letters]
+
+
+def _made(factor: Factor, age: dict[str, int]) -> int:
+    """When a feature was made, by the place of the node that made it; -1 if it is none."""
+    origin: Any = factor.id
+    while isinstance(origin, (tuple, Factor)) and origin:
+        origin = origin.id if isinstance(origin, Factor) else origin[0]
+    return age.get(origin, -1) if factor.kind == "feature" else -1
