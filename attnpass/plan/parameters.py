@@ -45,11 +45,12 @@ def share(
 ) -> None:
     """Replace the parameters of a site's module by ``values``.
 
-    Where ``values`` is empty it gets the module's own; a parameter that the module lacks is
-    ignored with a warning.
+    Where ``values`` is empty it gets the module's own; a parameter that the module lacks and that
+    is 0 throughout is ignored with a warning.
 
     Raises:
-        PlanError: a parameter is missing, or of another shape.
+        PlanError: a parameter is missing, of another shape, or one that the module lacks and that
+            is not 0, as the shift of keys where a graph shows the logits alone.
     """
     own = dict(module.named_parameters())
     missing = sorted(set(own) - set(values))
@@ -58,6 +59,10 @@ def share(
     extra = sorted(set(values) - set(own))
     if extra:
         names = ", ".join(extra)
+        if any(bool(values[name].detach().count_nonzero()) for name in extra):
+            raise PlanError(
+                f"expected parameters of {site} that its form has here, got also {names}, not 0"
+            )
         log.warning("%s: parameters %s are not of this form and are ignored", site, names)
     for name, start in own.items():
         if name not in values:

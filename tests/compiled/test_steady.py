@@ -18,7 +18,7 @@ def raised(error) -> str:
 
 
 class Sometimes(nn.Module):
-    """Attention whose logits go through an operator that no reader knows, if asked to."""
+    """Attention, or a softmax off by one over the same logits, if asked to."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +27,7 @@ class Sometimes(nn.Module):
     def forward(self, x, odd=False):
         q, k, v = self.qkv(x).chunk(3, -1)
         s = q @ k.mT * 0.2
-        return (s.cumsum(-1) if odd else s).softmax(-1) @ v
+        return (s.softmax(-1) if not odd else s.exp() / (1 + s.exp().sum(-1, True))) @ v
 
 
 def run(strict):
@@ -42,7 +42,7 @@ def run(strict):
 def test_a_form_that_comes_and_goes_is_said_once(caplog):
     run(strict=False)
     told = [r.getMessage() for r in caplog.records if "as in an earlier call" in r.getMessage()]
-    assert len(told) == 1 and "run as sigmoid" in told[0] and "UNKNOWN_SCORE_OP" in told[0]
+    assert len(told) == 1 and "run as sigmoid" in told[0] and "UNKNOWN_SOFTMAX" in told[0]
 
 
 def test_strict_raises_it():
@@ -55,7 +55,8 @@ def test_strict_raises_it():
 class Cached(nn.Module):
     """Attention that at first reads what it computes, then a cache that it writes in place.
 
-    ``known``: the second kind of call reads keys of other tokens and has no use for their weights.
+    The softmax is then off by one, so that it stays as it is. ``known``: the second kind of call
+    reads keys of other tokens and has no use for their weights.
     """
 
     def __init__(self, known=False):
@@ -73,7 +74,8 @@ class Cached(nn.Module):
             k, v = self.keys.add_(0.0), self.values
         else:
             k, v = self.keys.copy_(self.k(x)), self.values.copy_(self.v(x))
-        return (q @ k.mT * 0.2).softmax(-1) @ v
+        s = q @ k.mT * 0.2
+        return (s.softmax(-1) if not cached else s.exp() / (1 + s.exp().sum(-1, True))) @ v
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -165,12 +165,14 @@ class Form(nn.Module):
 
 def test_share_puts_the_very_parameters_into_the_module(caplog):
     form, gain, weight = Form(), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(3, 2))
-    values = {"gain": gain, "part.weight": weight, "typo": nn.Parameter(torch.ones(1))}
+    values = {"gain": gain, "part.weight": weight, "typo": nn.Parameter(torch.zeros(1))}
     with caplog.at_level(logging.WARNING, "attnpass"):
         share(values, form, "a", trainable=False)
     assert form.gain is gain and form.part.weight is weight
     assert gain.requires_grad
     assert "a: parameters typo are not of this form and are ignored" in caplog.text
+    with pytest.raises(PlanError, match="of a that its form has here, got also typo, not 0"):
+        share({**values, "typo": nn.Parameter(torch.ones(1))}, form, "a", trainable=False)
     with pytest.raises(PlanError, match=r"expected a.gain of shape \(2,\), got \(3,\)"):
         wrong = {"gain": nn.Parameter(torch.ones(3)), "part.weight": weight}
         share(wrong, Form(), "a", trainable=True)
