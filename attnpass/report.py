@@ -69,7 +69,7 @@ class Report:
         from rich.table import Table
 
         table = Table(title=self.summary, title_justify="left")
-        for column in ("site", "kind", "heads", "T x S", "mask", *FORMS):
+        for column in ("site", "kind", "known", "heads", "T x S", "mask", *FORMS):
             table.add_column(column, no_wrap=column == "site")
         for site in self.sites:
             table.add_row(*self._row(site))
@@ -81,6 +81,7 @@ class Report:
 
         heads = f"{site.heads}" if site.heads == site.kv_heads else f"{site.heads}/{site.kv_heads}"
         mask = ",".join(sorted(site.mask)) + ("+bias" if site.bias else "") or "none"
+        mask = "unknown" if site.degree == "logits" else mask
         marks: list[str | Text] = []
         for form in FORMS:
             decline = site.legal.get(form)
@@ -88,7 +89,8 @@ class Report:
             runs = self.rewritten.get(site.name) == form
             marks.append(Text("runs", "green") if runs else legal)
         lengths = f"{site.query_len}x{site.key_len}"
-        return [site.name, site.kind, f"{heads}x{site.head_dim}", lengths, mask, *marks]
+        about = [site.name, site.kind, site.degree, f"{heads}x{site.head_dim}", lengths, mask]
+        return [*about, *marks]
 
     def __str__(self) -> str:
         from attnpass.console import PlainConsole
@@ -96,10 +98,14 @@ class Report:
         out = io.StringIO()
         console = PlainConsole(file=out, width=160)
         console.print(self.table())
-        for verdict, declines in (("declined", self.declined), ("misread", self.misread)):
+        # why of an attention its softmax alone is known
+        partly = [d for s in self.sites if s.degree == "logits" and (d := s.legal.get("hydra"))]
+        verdicts = {"logits only": partly, "declined": self.declined, "misread": self.misread}
+        for verdict, declines in verdicts.items():
             for d in declines:
-                line = f"{verdict} {d.path}: {d} ({d.source})"
-                console.print(line)
+                console.print(
+                    f"{verdict} {d.path}: {d} ({', '.join(filter(None, (d.source, d.node)))})"
+                )
         return out.getvalue()
 
 

@@ -440,7 +440,9 @@ def one(which: str, n: int) -> dict[str, float]:
 
     with torch.set_grad_enabled(grad):
         small = (x[:, :, :64] for x in (q, k, v))
-        fused(*small, name if name in FORMS else "sigmoid")  # compiles, and loads what is loaded once
+        fused(
+            *small, name if name in FORMS else "sigmoid"
+        )  # compiles, and loads what is loaded once
         Path("/proc/self/clear_refs").write_text("5")
         before = peak()
         run()

@@ -222,7 +222,9 @@ def check_gradients(causal: bool, d: int, h: str) -> float:
     pairs = zip(found, wanted, strict=True)
     error = max(float((g.double() - w).norm() / w.norm()) for g, w in pairs)
     if not error <= ALLOWED["bfloat16"]:
-        raise SystemExit(f"gradients of {h}, head dim {d}, causal={causal}: relative error {error:.2g}")
+        raise SystemExit(
+            f"gradients of {h}, head dim {d}, causal={causal}: relative error {error:.2g}"
+        )
     return error
 
 

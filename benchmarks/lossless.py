@@ -1,5 +1,6 @@
 """Whole models under the lossless plan: `python benchmarks/lossless.py [OUT] [MODEL ...]`.
 
+The rows of models that are not named stay as they are.
 `torch.compile(model, backend="attnpass")` without options beside inductor on the model as its
 author wrote it, in one process per model and dtype: interleaved calls, medians of the pairwise
 ratios, the same compiled model twice as the floor. First every output is compared with the model
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
@@ -157,14 +157,6 @@ def minilm_int8() -> Built:
     return model, inputs
 
 
-def minilm_dynamic_int8() -> Built:
-    """MiniLM at 512 tokens, linear layers in 8 bits by torch's own dynamic quantisation."""
-    model, inputs = minilm()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.ao.quantization.quantize_dynamic(model.eval(), {nn.Linear}), inputs
-
-
 def minilm_torchao() -> Built:
     """MiniLM at 512 tokens, linear layers in 8 bits by torchao's dynamic quantisation."""
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
@@ -182,12 +174,10 @@ MODELS: dict[str, Callable[[], Built]] = {
     "prefill": prefill,
     "decode": decode,
     "minilm_int8": minilm_int8,
-    "minilm_dynamic_int8": minilm_dynamic_int8,
     "minilm_torchao": minilm_torchao,
 }
 
-QUANTISED = {"minilm_int8": ["bfloat16"], "minilm_dynamic_int8": ["float32"]}
-QUANTISED |= {"minilm_torchao": ["float32", "bfloat16"]}
+QUANTISED = {"minilm_int8": ["bfloat16"], "minilm_torchao": ["float32", "bfloat16"]}
 """The models whose linear layers have no float64, and the dtypes in which they run."""
 
 
@@ -315,11 +305,14 @@ def main() -> None:
     if given.one or given.cold:
         print(json.dumps(one(*given.one) if given.one else cold(given.cold)))
         return
-    rows = []
+    before = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
+    rows = [r for r in before if r["model"] not in given.models]
     for name in given.models:
         compile_time = fresh("--cold", name)
         for dtype in QUANTISED.get(name, ["float32", "bfloat16"]):
-            rows.append({**fresh("--one", name, dtype), "cold": compile_time})
+            about = {"cold": compile_time, "date": time.strftime("%Y-%m-%d")}
+            about |= {"kernels": fingerprint.kernels_digest(), "load": os.getloadavg()}
+            rows.append({**fresh("--one", name, dtype), **about})
             print(name, rows[-1]["errors"], f"pass {compile_time['share']:.1%}")
             say(rows[-1], *[n for n in ("lossless", "sigmoid", "openvino") if n in rows[-1]])
             found = {
@@ -327,8 +320,6 @@ def main() -> None:
                 "date": time.strftime("%Y-%m-%d"),
                 "device": environment.device(),
                 "versions": environment.versions(),
-                "kernels": fingerprint.kernels_digest(),
-                "load": os.getloadavg(),
                 "rows": rows,
             }
             given.out.write_text(json.dumps(found, indent=1) + "\n")

@@ -54,8 +54,8 @@ def test_the_table_says_what_runs_and_what_is_illegal():
     text = str(report("a.attn", misread=[NO]))
     (row,) = [line for line in text.splitlines() if "self" in line]
     cells = [cell.strip() for cell in row.strip("│┃|").split("│")]
-    assert cells[:5] == ["a.attn", "self", "4/2x8", "5xs1", "+bias"]
-    marks = dict(zip(FORMS, cells[5:], strict=True))
+    assert cells[:6] == ["a.attn", "self", "fused", "4/2x8", "5xs1", "+bias"]
+    marks = dict(zip(FORMS, cells[6:], strict=True))
     assert marks == {
         "softmax": "yes",
         "sigmoid": "yes",
@@ -70,7 +70,7 @@ def test_the_table_says_what_runs_and_what_is_illegal():
 
 def test_heads_without_groups_are_one_number():
     table = Report([site("a", kv_heads=4)]).table()
-    assert list(table.columns[2].cells) == ["4x8"]
+    assert list(table.columns[3].cells) == ["4x8"]
 
 
 def test_the_process_report_is_a_copy_and_can_be_reset():

@@ -1,55 +1,193 @@
-"""Softmax written by hand becomes one softmax node, so that there is one spelling to match."""
+"""Softmax written by hand becomes one softmax node, so that there is one spelling to match.
+
+Soundness: ``exp(x - m) / sum(exp(x - m))`` is softmax for every ``m`` that is the same along the
+axis; with ``exp(-m)`` added to the sum it is the softmax of x and one logit 0, a sink whose column
+is dropped. A small number added to the sum changes nothing where ``m`` is the maximum: the sum is
+then 1 at least.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
 from attnpass.graph.aliasing import written
-from attnpass.graph.nodes import numbers, op_name, operand
+from attnpass.graph.nodes import number, numbers, op_name, operand, value
 
 aten = torch.ops.aten
 
+SMALL = 1e-7
+"""Up to this much of 1 may be added to a sum."""
+
+
+@dataclass(frozen=True)
+class _Spelled:
+    """A softmax of ``logits`` over an axis; ``sink``: and over one logit 0."""
+
+    logits: fx.Node
+    dim: int
+    sink: bool = False
+
 
 def fold_softmax(graph: fx.Graph) -> None:
-    """Replace ``exp(x) / sum(exp(x))``, ``exp(log_softmax(x))``, ``exp(x - logsumexp(x))``."""
+    """Replace every spelling of softmax by one node, off by one included (``_quotient``)."""
     found_at = {node: found for node in graph.nodes if (found := _spelled(node)) is not None}
     unsafe = set(written(graph)) if found_at else set()
     for node, found in found_at.items():
-        if unsafe & {node, found[0], *node.all_input_nodes}:
+        if unsafe & {node, found.logits, *node.all_input_nodes}:
             continue
         with graph.inserting_before(node):
-            new = graph.call_function(aten.softmax.int, found)
+            new = _sunk(graph, found) if found.sink else _plain(graph, found)
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
 
 
-def _spelled(node: fx.Node) -> tuple[Any, int] | None:
-    """The operand and axis of the softmax that ``node`` computes, else None."""
-    name, args = op_name(node), node.args
-    if node.kwargs:
+def _plain(graph: fx.Graph, found: _Spelled) -> fx.Node:
+    return graph.call_function(aten.softmax.int, (found.logits, found.dim))
+
+
+def _sunk(graph: fx.Graph, found: _Spelled) -> fx.Node:
+    """The softmax of the logits and a zero behind them, without the zero's column."""
+    x, dim = found.logits, found.dim
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        node = graph.call_function(target, args)
+        values = fx.map_arg(args, lambda n: n.meta["val"])
+        node.meta = {**x.meta, "val": target(*values)}
+        return node
+
+    zero = call(aten.zeros_like.default, call(aten.slice.Tensor, x, dim, 0, 1))
+    weights = call(aten.softmax.int, call(aten.cat.default, [x, zero], dim), dim)
+    return call(aten.slice.Tensor, weights, dim, 0, -1)
+
+
+def _spelled(node: fx.Node) -> _Spelled | None:
+    """The softmax that ``node`` computes, else None."""
+    for top, bottom in _quotients(node):
+        found = _quotient(top, bottom)
+        if found is not None:
+            return found
+    if op_name(node) != "exp" or node.kwargs:
         return None
-    if name == "div" and op_name(args[0]) == "exp":
-        dim = _along(args[1], "sum", args[0])
-        return None if dim is None else (operand(operand(node)), dim)
-    if name != "exp":
-        return None
-    inner: Any = args[0]
+    inner: Any = node.args[0]
     if op_name(inner) == "log_softmax" and len(inner.args) == 2 and not inner.kwargs:
-        return inner.args[0], int(inner.args[1])
+        return _Spelled(inner.args[0], int(inner.args[1]))
     if op_name(inner) == "sub" and not inner.kwargs:
         dim = _along(inner.args[1], "logsumexp", inner.args[0])
-        return None if dim is None else (inner.args[0], dim)
+        return None if dim is None else _Spelled(inner.args[0], dim)
     return None
+
+
+def _quotients(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """What a node divides by what: a division, or a product with a reciprocal."""
+    if node.kwargs or len(node.args) < 2:
+        return
+    a, b = node.args[:2]
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+        return
+    if op_name(node) == "div":
+        yield a, b
+    if op_name(node) == "mul":
+        for x, y in ((a, b), (b, a)):
+            if op_name(y) == "reciprocal":
+                yield x, operand(y)
+
+
+def _quotient(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
+    """The softmax ``top / bottom``: an exponential by what it sums up to."""
+    if op_name(top) != "exp" or top.kwargs:
+        return None
+    x, extra = operand(top), 0.0
+    while op_name(bottom) in ("expand", "clamp_min", "clamp", "add"):
+        if op_name(bottom) == "expand":
+            bottom = operand(bottom)
+            continue
+        more = _floor(bottom)
+        if more is None:
+            break
+        extra = max(extra, more[1])
+        bottom = more[0]
+    sink = False
+    if op_name(bottom) == "add" and not bottom.kwargs:
+        total = _total(top, bottom)
+        if total is not None:
+            bottom, sink = total, True
+    dim = _along(bottom, "sum", top)
+    if dim is None or (extra and not _is_shifted(x, dim)):
+        return None
+    if not sink or op_name(x) != "sub":
+        return _Spelled(x, dim, sink)
+    return _Spelled(operand(x), dim, sink) if _one_along(operand(x, 1), x, dim) else None
+
+
+def _floor(node: fx.Node) -> tuple[fx.Node, float] | None:
+    """What a node keeps above a small number, or adds one to, and that number."""
+    more = node.args[1] if len(node.args) > 1 else node.kwargs.get("min")
+    known = isinstance(more, float) and 0 < more <= SMALL and len(node.args) <= 2
+    if not known or set(node.kwargs) - {"min"} or not isinstance(node.args[0], fx.Node):
+        return None
+    assert isinstance(more, float)
+    return node.args[0], more
+
+
+def _total(top: fx.Node, node: fx.Node) -> fx.Node | None:
+    """The sum in ``1 + sum(exp(x))``, or in ``exp(-m) + sum(exp(x - m))``."""
+    a, b = node.args
+    x = operand(top)
+    if b == 1 and op_name(x) != "sub":
+        return operand(node)
+    for total, other in ((a, b), (b, a)):
+        shift = operand(x, 1) if op_name(x) == "sub" and isinstance(x.args[1], fx.Node) else None
+        if isinstance(total, fx.Node) and op_name(other) == "exp" and shift is not None:
+            inner = operand(other)  # type: ignore[arg-type]
+            if op_name(inner) == "neg" and operand(inner) is shift:
+                return total
+    return None
+
+
+def _is_shifted(x: fx.Node, dim: int) -> bool:
+    """Whether the maximum along an axis was subtracted."""
+    if op_name(x) != "sub" or x.kwargs or not isinstance(x.args[1], fx.Node):
+        return False
+    most = operand(x, 1)
+    while op_name(most) in ("detach", "expand"):
+        most = operand(most)
+    if getattr(most.target, "__name__", "") == "getitem":
+        most = operand(most)  # of max over an axis: values and places
+    rank = value(x).dim()
+    if op_name(most) not in ("amax", "max") or most.args[0] is not x.args[0] or len(most.args) < 2:
+        return False
+    kept = len(most.args) > 2 and most.args[2] is True
+    return kept and [d % rank for d in numbers(most.args[1])] == [dim % rank]
+
+
+def _one_along(m: fx.Node, x: fx.Node, dim: int) -> bool:
+    """Whether ``m`` is the same along an axis of ``x``."""
+    missing = value(x).dim() - value(m).dim()
+    at = dim % value(x).dim() - missing
+    return at < 0 or value(m).shape[at] == 1
 
 
 def _along(node: Any, name: str, reduced: Any) -> int | None:
     """The one axis over which ``node`` reduces ``reduced``, kept with size 1; else None."""
-    if not isinstance(node, fx.Node) or op_name(node) != name or node.kwargs:
+    if not isinstance(node, fx.Node):
+        return None
+    put = number(node, 1) if op_name(node) == "unsqueeze" else None
+    if put is not None:
+        node = operand(node)
+    if op_name(node) != name or node.kwargs:
         return None
     source, dims, keepdim = (*node.args, None, None)[:3]
-    one = isinstance(dims, (list, tuple)) and len(dims) == 1 and keepdim is True
-    return numbers(dims)[0] if source is reduced and one else None
+    if source is not reduced or not isinstance(dims, (list, tuple)) or len(dims) != 1:
+        return None
+    (dim,) = numbers(dims)
+    if keepdim is True and put is None:
+        return dim
+    rank = value(reduced).dim()
+    dropped = put is not None and keepdim is not True
+    return dim if dropped and put is not None and put % rank == dim % rank else None

@@ -203,7 +203,8 @@ def _normaliser(facts: GraphFacts, n: Normaliser, why: Refuse, name: str, source
         source=source,
         degree="logits",
     )
-    unread = Decline(why.code, hint=why.hint, node=why.node.name, condition=why.condition)
+    hint = f"{why.hint}: the softmax alone can be exchanged"
+    unread = Decline(why.code, hint=hint, node=why.node.name, condition=why.condition)
     traits = Traits(
         kind=site.kind,
         mask=site.mask,

@@ -5,7 +5,7 @@ Every softmax-like anchor gets exactly one verdict: a region with its site, or a
 Soundness: a site is claimed only of an anchor that the readers proved. Two conditions are its own:
 
 1. The anchor's operator can be read; those of ``OPAQUE`` hide what they compute.
-2. The anchor is a softmax, not an exponential that is normalised in another way (off by one).
+2. The anchor is a softmax, not an exponential that is normalised in another way (off by two).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def raised(error) -> str:
 
 
 class Sometimes(nn.Module):
-    """Attention, or a softmax off by one over the same logits, if asked to."""
+    """Attention, or a softmax off by two over the same logits, if asked to."""
 
     def __init__(self):
         super().__init__()
@@ -27,7 +27,7 @@ class Sometimes(nn.Module):
     def forward(self, x, odd=False):
         q, k, v = self.qkv(x).chunk(3, -1)
         s = q @ k.mT * 0.2
-        return (s.softmax(-1) if not odd else s.exp() / (1 + s.exp().sum(-1, True))) @ v
+        return (s.softmax(-1) if not odd else s.exp() / (2 + s.exp().sum(-1, True))) @ v
 
 
 def run(strict):
@@ -55,7 +55,7 @@ def test_strict_raises_it():
 class Cached(nn.Module):
     """Attention that at first reads what it computes, then a cache that it writes in place.
 
-    The softmax is then off by one, so that it stays as it is. ``known``: the second kind of call
+    The softmax is then off by two, so that it stays as it is. ``known``: the second kind of call
     reads keys of other tokens and has no use for their weights.
     """
 
@@ -75,7 +75,7 @@ class Cached(nn.Module):
         else:
             k, v = self.keys.copy_(self.k(x)), self.values.copy_(self.v(x))
         s = q @ k.mT * 0.2
-        return (s.softmax(-1) if not cached else s.exp() / (1 + s.exp().sum(-1, True))) @ v
+        return (s.softmax(-1) if not cached else s.exp() / (2 + s.exp().sum(-1, True))) @ v
 
 
 @pytest.mark.parametrize("known", [False, True])

@@ -30,9 +30,31 @@ def logsumexp(x):
     return (x - x.logsumexp((-1,), keepdim=True)).exp()
 
 
-@pytest.mark.parametrize(
-    ("function", "dim"), [(exp_over_sum, -1), (shifted, -1), (log, 1), (logsumexp, -1)]
-)
+def reciprocal(x):
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    return e * e.sum(-1, keepdim=True).reciprocal()
+
+
+def unsqueezed(x):
+    e = (x - x.max(1, keepdim=True)[0]).exp()
+    return e / e.sum(1).unsqueeze(1)
+
+
+def floored(x):
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    return e / e.sum(-1, keepdim=True).clamp_min(1e-9)
+
+
+def with_a_little(x):
+    e = (x - x.max(-1, keepdim=True).values.detach()).exp()
+    return e / (e.sum(-1, keepdim=True) + 1e-15)
+
+
+HANDS = [(exp_over_sum, -1), (shifted, -1), (log, 1), (logsumexp, -1), (reciprocal, -1)]
+HANDS += [(unsqueezed, 1), (floored, -1), (with_a_little, -1)]
+
+
+@pytest.mark.parametrize(("function", "dim"), HANDS)
 def test_a_softmax_written_by_hand_is_one_node(function, dim):
     gm = traced(function, X)
     (node,) = softmaxes(gm)
@@ -55,9 +77,72 @@ def axis_dropped(x):
 
 
 def plus_one(x):
-    """Softmax with a sink: one more in the sum."""
     e = x.exp()
     return e / (1 + e.sum(-1, keepdim=True))
+
+
+def plus_one_shifted(x):
+    m = x.amax(-1, keepdim=True).clamp(min=0)
+    e = (x - m).exp()
+    return e / ((-m).exp() + e.sum(-1, keepdim=True))
+
+
+def plus_one_shifted_by_rows(x):
+    m = x.amax(1, keepdim=True)
+    e = (x - m).exp()
+    return e * (e.sum(1, True) + torch.exp(-m)).reciprocal()
+
+
+OFF_BY_ONE = [plus_one, plus_one_shifted, plus_one_shifted_by_rows]
+
+
+@pytest.mark.parametrize("function", OFF_BY_ONE)
+def test_a_softmax_off_by_one_is_one_of_a_zero_beside_the_logits(function):
+    gm = traced(function, X)
+    (node,) = softmaxes(gm)
+    assert op_name(node.args[0]) == "cat"
+    x, want = X.clone().requires_grad_(), X.clone().requires_grad_()
+    torch.testing.assert_close(gm(x), function(want), rtol=0, atol=1e-14)
+    grad = torch.randn_like(X)
+    found, wanted = (torch.autograd.grad(f(y), y, grad)[0] for f, y in ((gm, x), (function, want)))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
+
+
+def plus_two(x):
+    e = x.exp()
+    return e / (2 + e.sum(-1, keepdim=True))
+
+
+def plus_one_of_shifted(x):
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    return e / (1 + e.sum(-1, keepdim=True))
+
+
+def plus_another_shift(x):
+    m = x.amax(-1, keepdim=True)
+    e = (x - m).exp()
+    return e / ((-m * 2).exp() + e.sum(-1, keepdim=True))
+
+
+def shifted_by_each(x):
+    m = x.mean() + x * 0.5
+    e = (x - m).exp()
+    return e / ((-m).exp() + e.sum(-1, keepdim=True))
+
+
+def little_beside_unshifted(x):
+    e = x.exp()
+    return e / (e.sum(-1, keepdim=True) + 1e-9)
+
+
+def much_beside_shifted(x):
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    return e / (e.sum(-1, keepdim=True) + 1e-3)
+
+
+def another_maximum(x):
+    e = (x - x.amax(1, keepdim=True)).exp()
+    return e / (e.sum(-1, keepdim=True) + 1e-9)
 
 
 def rounded(x):
@@ -73,9 +158,12 @@ def written(x):
     return x.exp() / total
 
 
-@pytest.mark.parametrize(
-    "function", [other_tensor, two_axes, axis_dropped, plus_one, rounded, written]
-)
+OTHERS = [other_tensor, two_axes, axis_dropped, rounded, written, plus_two, plus_one_of_shifted]
+OTHERS += [plus_another_shift, shifted_by_each, little_beside_unshifted, much_beside_shifted]
+OTHERS += [another_maximum]
+
+
+@pytest.mark.parametrize("function", OTHERS)
 def test_near_misses_keep_their_numbers_and_are_not_folded(function):
     gm = traced(function, X)
     assert softmaxes(gm) == []
