@@ -552,3 +552,51 @@ def test_hooks_set_aside_are_those_of_a_checkpoint():
     assert saved, "others stay"
     checkpoint(twice, x, True, use_reentrant=False).sum().backward()
     assert torch.equal(x.grad, torch.full((2,), 2.0))
+
+
+def test_graph_breaks_tell_reason_and_lines():
+    def broken(x):
+        torch._dynamo.graph_break()
+        return x + 1
+
+    before = len(internals.graph_breaks())
+    torch.compile(broken, backend="eager")(torch.ones(2))
+    (reason, lines), *_ = internals.graph_breaks()[before:]
+    assert reason and any("test_torch_internals.py:" in line for line in lines)
+
+
+def test_is_wrapper_subclass_tells_tensors_that_hold_others():
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+    assert internals.is_wrapper_subclass(nested)
+    assert not internals.is_wrapper_subclass(torch.ones(2)) and not internals.is_wrapper_subclass(
+        3
+    )
+
+
+def test_ENTER_AUTOCAST_and_EXIT_AUTOCAST_are_what_a_graph_marks_a_region_with():
+    found = []
+
+    def backend(gm, inputs):
+        found.extend(n.target for n in gm.graph.nodes if n.op == "call_function")
+        return gm
+
+    def run(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return x @ x
+
+    torch._dynamo.reset()
+    torch.compile(run, backend=backend)(torch.ones(2, 2))
+    assert internals.ENTER_AUTOCAST in found and internals.EXIT_AUTOCAST in found
+
+
+def test_set_autocast_restores_an_autocast_state():
+    before: internals.Autocast = internals.autocast_state("cpu")
+    with torch.autocast("cpu", torch.float16):
+        inside = internals.autocast_state("cpu")
+    assert inside[:2] == (True, torch.float16) and before[0] is False
+    internals.set_autocast("cpu", inside)
+    try:
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float16
+    finally:
+        internals.set_autocast("cpu", before)
+    assert internals.autocast_state("cpu") == before

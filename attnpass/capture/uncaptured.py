@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import traceback
@@ -21,6 +22,8 @@ from attnpass.capture.capture import Capture, buffers_kept
 from attnpass.site import Decline
 from attnpass.torch_internals import TorchDispatchMode
 
+log = logging.getLogger("attnpass")
+
 _ATTENTION = ("softmax", "_scaled_dot_product", "_native_multi_head", "_transformer_encoder")
 """Parts of the names that attention has among the operators that run."""
 
@@ -31,6 +34,8 @@ HINT = "it runs outside every graph (a graph break, or a function that is not co
 
 class _Listener(TorchDispatchMode):
     """Notes where attention operators run: the module and the lines of the stack."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, paths: list[str]) -> None:
         super().__init__()
@@ -76,6 +81,7 @@ def uncaptured(
     """A Decline for every line at which attention runs that no graph of ``capture`` holds.
 
     The model runs once more, without compiler and gradients; buffers and random numbers are kept.
+    Where it cannot, what it did until then is told.
     """
     verdicts = [*((s.name.partition("#")[0], s.source) for s in capture.sites)]
     verdicts += [(d.path, d.source) for d in capture.declined]
@@ -84,8 +90,11 @@ def uncaptured(
     names = {module: name for name, module in capture.model.named_modules()}
     listener = _Listener(paths)
     quiet = torch.no_grad(), torch.random.fork_rng(devices=[]), buffers_kept(capture.model)
-    with quiet[0], quiet[1], quiet[2], _inside(names, paths), listener:
-        capture.model(*args, **kwargs)
+    try:
+        with quiet[0], quiet[1], quiet[2], _inside(names, paths), listener:
+            capture.model(*args, **kwargs)
+    except Exception as error:  # a model that compiles a part of itself may not be listened to
+        log.debug("what runs outside of graphs is not known: %s", error)
     found: dict[tuple[str, str], None] = {}
     for path, lines in listener.heard:
         if path not in known and not sources.intersection(lines) and not _opened(path, known):

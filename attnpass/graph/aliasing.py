@@ -106,7 +106,8 @@ def written(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
         if getattr(node.target, "mutates", False):
             targets = node.all_input_nodes
         elif node.op == "call_function" and writes(node):
-            targets = [node.args[0]]
+            given: Any = node.args[0]
+            targets = list(given) if isinstance(given, (list, tuple)) else [given]
         for root in targets:
             while isinstance(root, fx.Node) and root.op == "call_function" and aliases(root):
                 if getattr(root.target, "mutates", None) is not None:

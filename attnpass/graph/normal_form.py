@@ -63,6 +63,8 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
     if context is None or context.fake_mode is None:
         raise NormalizeError("no tracing context: not called from torch.compile")
     mode = context.fake_mode
+    if any(isinstance(x, Tensor) and x.is_nested for x in inputs):
+        raise NormalizeError("nested tensors are not read; pad them to one length, with a mask")
     try:
         fakes = [_fake(x, context) for x in inputs]
         # what is saved for a backward while tracing is no business of the user's hooks

@@ -81,11 +81,7 @@ class Opaque:
     @property
     def mutates(self) -> bool:
         """Whether something inside writes to a tensor."""
-        names = (getattr(n.target, "__name__", str(n.target)) for n in self.nodes())
-        return any(
-            "mutation" in x or x in _IN_PLACE or (x.endswith("_") and x[-2:] != "__")
-            for x in names
-        )
+        return any(map(_writes, self.nodes()))
 
 
 def _twin(value: Tensor) -> Tensor:
@@ -168,9 +164,29 @@ def _of_subclasses(graph: fx.Graph) -> list[list[fx.Node]]:
 
 
 def _read_inside(piece: list[fx.Node]) -> bool:
-    """Whether a node between those of a piece reads one of them: it cannot become one call."""
-    own = set(piece)
+    """Whether a piece cannot become one call.
+
+    A node between its own reads one of them, writes, or switches gradients or autocast.
+    """
+    own, node = set(piece), piece[0]
+    while node is not piece[-1]:
+        node = node.next
+        if node not in own and node.op in _CALLS and (_switches(node) or _writes(node)):
+            return True
     return any(u not in own and u < piece[-1] for n in piece for u in n.users)
+
+
+def _writes(node: fx.Node) -> bool:
+    """Whether a call of Dynamo's graph writes to a tensor, by its name."""
+    name = getattr(node.target, "__name__", str(node.target))
+    in_place = name in _IN_PLACE or (name.endswith("_") and name[-2:] != "__")
+    return "mutation" in name or in_place or "out" in node.kwargs
+
+
+def _switches(node: fx.Node) -> bool:
+    """Whether a call switches gradients, autocast or another state of torch."""
+    name = getattr(node.target, "__name__", str(node.target))
+    return any(part in name for part in ("autocast", "grad_enabled", "inference_mode", "nesting"))
 
 
 def _is_subclass(node: fx.Node) -> bool:

@@ -6,7 +6,7 @@ is made of smaller ones, so that none is written twice.
 
 from __future__ import annotations
 
-SOFTMAX = frozenset({"softmax", "_softmax", "special_softmax", "_safe_softmax"})
+SOFTMAX = frozenset({"softmax", "_softmax", "special_softmax"})
 """Softmax over one axis."""
 
 CASTS = frozenset({"to", "_to_copy", "type_as", "float", "half", "bfloat16", "lift_fresh_copy"})
@@ -14,6 +14,9 @@ CASTS = frozenset({"to", "_to_copy", "type_as", "float", "half", "bfloat16", "li
 
 COPIES = frozenset({"contiguous", "clone", "alias", "lift_fresh"})
 """The same values."""
+
+MAY_COPY = CASTS | COPIES | {"reshape", "flatten", "unflatten", "reshape_as", "expand_copy"}
+"""Operators that give a view of their operand or a copy, as strides and dtypes fall."""
 
 REGROUPS = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten"})
 """The same values in the same order, their axes split or merged."""

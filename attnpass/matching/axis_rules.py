@@ -202,6 +202,28 @@ def _conv(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     return (source[0], t.fresh(node, value, "feature")[1], *places)
 
 
+def _pooled(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """Pooled or resized images: batch and channels as they were, other positions."""
+    source, space = t.source(node), t.fresh(node, value, "token")
+    lead = value.dim() - int(op_name(node)[-2])
+    return (*source[:lead], *space[lead:]) if len(source) == value.dim() and lead > 0 else None
+
+
+def _shuffled(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """Positions moved into channels or back (pixel_shuffle): both are others."""
+    source, space = t.source(node), t.fresh(node, value, "token")
+    if len(source) != value.dim() or value.dim() < 3:
+        return None
+    return (*source[:-3], t.fresh(node, value, "feature")[-3], *space[-2:])
+
+
+def _halved(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
+    """``glu`` halves one axis."""
+    source = t.source(node)
+    dim = dimension(node, 1, -1) % len(source)
+    return cut_axis(source, dim, "glu", expression(value.shape[dim]))
+
+
 def _sdpa(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     return (*t.source(node)[:-1], t.source(node, 2)[-1])
 
@@ -244,6 +266,13 @@ def _einsum(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     )
 
 
+_RESIZED = (
+    *("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"),
+    *("upsample_nearest", "upsample_linear", "upsample_bilinear", "upsample_bicubic"),
+    *("upsample_trilinear", "_upsample_nearest_exact"),
+)
+"""Operators that make other positions, their names up to the number of axes (``2d``)."""
+
 RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(
         (
@@ -263,6 +292,10 @@ RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
     ),
     **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims", "mT", "numpy_T"), _transpose),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _conv),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv),
+    **dict.fromkeys((f"{x}{i}d" for x in _RESIZED for i in (1, 2, 3)), _pooled),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _shuffled),
+    "glu": _halved,
     **dict.fromkeys(("matmul", "bmm"), _matmul),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
@@ -293,7 +326,7 @@ SAME_SHAPE = frozenset(
         *("native_layer_norm", "native_group_norm", "cumsum", "tril", "triu", "fill", "copy"),
         *("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "detach", "alias"),
         *("type_as", "contiguous", "clone", "where", "slice_scatter", "select_scatter"),
-        *("lift_fresh", "lift_fresh_copy", "float", "half", "bfloat16", "glu"),
+        *("lift_fresh", "lift_fresh_copy", "float", "half", "bfloat16"),
         *("clamp", "softplus", "elu", "gelu", "silu", "relu", "prelu", "hardtanh", "hardswish"),
         *("rrelu", "bernoulli", "alpha_dropout", "index_put"),
     }

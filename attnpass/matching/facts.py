@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from attnpass.graph import value, views_of, written
+from attnpass.graph import op_name, operators, value, views_of, written
 from attnpass.matching.axes import AxisTracer
 from attnpass.matching.factors import Axes
 from attnpass.matching.layout import Lead, lead_of
@@ -82,4 +82,5 @@ class GraphFacts:
                 on_the_way.add(at)
                 stack.extend(at.all_input_nodes)
         views = {node, *views_of(node)}
-        return {x for view in views for x in view.users if x in on_the_way and x not in views}
+        users = {x for view in views for x in view.users if x in on_the_way}
+        return {x for x in users if x not in views or op_name(x) in operators.MAY_COPY}

@@ -214,14 +214,32 @@ def is_parameter(facts: GraphFacts, node: fx.Node) -> bool:
     stack = [node]
     while stack:
         node = stack.pop()
-        if node in seen:
+        if node in seen or is_metadata(node):
             continue
         seen.add(node)
+        if node in facts.written:
+            return False  # a cache
         if _makes(node) or (node.op == "placeholder" and node not in facts.parameters):
             return False
         if node.op == "call_function":
-            stack.extend(node.all_input_nodes)
+            behind = node.all_input_nodes
+            stack.extend(behind[:1] if op_name(node) in operators.CASTS else behind)
     return True
+
+
+def _is_no_operand(facts: GraphFacts, node: fx.Node) -> bool:
+    """Whether a tensor is nothing that is compared: parameters, or weights of an attention."""
+    seen: set[fx.Node] = set()
+    stack = [node]
+    while stack:
+        at = stack.pop()
+        if op_name(at) in operators.SOFTMAX:
+            return True
+        passes = at.op == "call_function" and contraction(at) is None and not _makes(at)
+        if at not in seen and passes:
+            seen.add(at)
+            stack.extend(at.all_input_nodes[:1])
+    return is_parameter(facts, node)
 
 
 def _sources(facts: GraphFacts, softmax: fx.Node) -> Iterator[tuple[Contraction, set[fx.Node]]]:
@@ -243,7 +261,7 @@ def _sources(facts: GraphFacts, softmax: fx.Node) -> Iterator[tuple[Contraction,
             if product is None:
                 between.add(node)
                 behind.extend(node.all_input_nodes)
-            elif not any(is_parameter(facts, x) for x in (product.a, product.b)):
+            elif not any(_is_no_operand(facts, x) for x in (product.a, product.b)):
                 ends.append(product)
         row = behind
     for product in ends:
@@ -307,6 +325,15 @@ def _check_rows(facts: GraphFacts, scores: Contraction, queries: str, softmax: f
     keys = "b" if queries == "a" else "a"
     if not any("feature" in kinds(axis) for axis in _axes(facts, scores, keys, scores.own(keys))):
         return
+    over = {
+        kind
+        for side in "ab"
+        for axis in _axes(facts, scores, side, scores.summed)
+        for kind in kinds(axis)
+    }
+    if "feature" not in over:
+        hint = "softmax compares features, and the product sums over what may be tokens"
+        raise Refuse("normaliser 4", "AXIS_NOT_TOKEN", hint, softmax)
     age = {node.name: i for i, node in enumerate(softmax.graph.nodes)}
     rows, summed = (
         max(

@@ -24,7 +24,7 @@ import torch
 from torch import fx
 
 from attnpass.graph import op_name, operand, value
-from attnpass.matching.chain import chains
+from attnpass.matching.chain import Chain, chains
 from attnpass.matching.factors import kinds
 from attnpass.matching.facts import GraphFacts
 from attnpass.matching.layout import SHARED, Lead, Operand, ungrouped
@@ -73,11 +73,24 @@ def _whole(facts: GraphFacts, anchor: fx.Node, name: str, source: str) -> Region
     first: Refuse | None = None
     for candidate in chains(anchor):
         try:
-            return _region(facts, eager_reading(facts, candidate), anchor, name, source)
+            found = _region(facts, eager_reading(facts, candidate), anchor, name, source)
+            if found.weights is None or not found.site.swapped:
+                _refuse_written_map(facts, candidate)
+            return found
         except Refuse as no:
             first = first or no
     assert first is not None
     raise first
+
+
+def _refuse_written_map(facts: GraphFacts, c: Chain) -> None:
+    """Refuse logits and weights that are written on their way, also through a view (chain 5)."""
+    assert c.output is not None
+    for node in (c.scores.node, *(step.at for step in c.steps), c.softmax, *c.after):
+        for by in facts.written.get(node, ()):
+            if node < by < c.output.node:
+                hint = "the logits or the weights are written in place through a view"
+                raise Refuse("chain 5", "MUTATED_ALIAS", hint, by)
 
 
 @dataclass(frozen=True)
@@ -115,9 +128,10 @@ def _grouped(r: Reading, anchor: fx.Node) -> _Grouped:
 
 def _region(facts: GraphFacts, r: Reading, anchor: fx.Node, name: str, source: str) -> Region:
     """The record and the region from an attention that was read."""
-    for node in (r.q.node, r.k.node, r.v.node, *(p.recipe.base for p, _ in r.logits.tempers)):
-        facts.refuse_changed(node, r.out.node, "reader 4")
     sizes = _grouped(r, anchor)
+    operands = (r.q.node, r.k.node, r.v.node, sizes.k.node, sizes.v.node)
+    for node in (*operands, *(p.recipe.base for p, _ in r.logits.tempers)):
+        facts.refuse_changed(node, r.out.node, "reader 4")
     cached = _cached(r)
     own = r.rows == r.columns or cached
     kind = "self" if own else "class" if sizes.queries == 1 else "cross"

@@ -31,6 +31,7 @@ OPAQUE = {
     "_native_multi_head_attention": _SWITCH_OFF,
     "_transformer_encoder_layer_fwd": _SWITCH_OFF,
     "_flash_attention_forward": "call scaled_dot_product_attention instead",
+    "_safe_softmax": "call softmax or scaled_dot_product_attention instead",
 }
 """Attention operators that cannot be opened, with the cure."""
 

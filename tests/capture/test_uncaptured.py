@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from models import Stack
 from torch import nn
 
 import attnpass
+from attnpass.capture.uncaptured import with_break
+from attnpass.site import Decline
 
 
 class Skipped(nn.Module):
@@ -69,3 +72,49 @@ def test_buffers_and_random_numbers_are_as_before():
     assert model.calls == 0
     torch.manual_seed(5)
     assert torch.equal(torch.rand(3), want)
+
+
+class Broken(nn.Module):
+    """The weights' columns are chosen by data: the graph breaks between weights and values."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(24, 72)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        w = (q @ k.mT).softmax(-1)
+        keep = torch.unique(w.sum((0, 1)).topk(2).indices)
+        return w[:, :, keep] @ v[:, keep]
+
+
+class Branches(nn.Module):
+    """An operator with bodies of its own: there is no rule for listening inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = Stack(1), Stack(1)
+
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda y: self.a(y), lambda y: self.b(y), (x,))
+
+
+def test_a_break_between_weights_and_values_is_named():
+    report = attnpass.find_sites(Broken().eval(), torch.randn(2, 5, 24))
+    (found,) = [d for d in report.declined if d.code == "CROSS_GRAPH"]
+    assert report.sites == [] and "the graph breaks at" in found.hint
+    assert "test_uncaptured.py:" in found.hint
+
+
+def test_attention_in_both_branches_is_declined_where_it_stands():
+    report = attnpass.find_sites(Branches().eval(), torch.randn(2, 5, 24))
+    assert {d.code for d in report.declined} == {"HOP_UNSUPPORTED"} and len(report.declined) == 2
+
+
+def test_the_nearest_break_of_the_same_file_is_the_one_that_is_named():
+    decline = Decline("CROSS_GRAPH", source="a.py:10", hint="left")
+    breaks = [("other", ["b.py:9"]), ("far", ["a.py:90"]), ("near", ["x.py:1", "a.py:12"])]
+    assert with_break(decline, breaks).hint == "left; the graph breaks at a.py:12: near"
+    assert with_break(decline, []) == decline
+    other = replace(decline, code="AXIS_UNPROVEN")
+    assert with_break(other, breaks) == other

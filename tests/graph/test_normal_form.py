@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from nested import (
     BOUND,
     Attention,
@@ -17,6 +18,7 @@ from nested import (
     recomputed,
     results,
 )
+from torch import nn
 
 import attnpass
 from attnpass.tuner.digits import DigitsViT
@@ -204,3 +206,53 @@ def test_one_tensor_given_twice_is_guarded():
         with torch.no_grad():
             for pair in order:
                 torch.testing.assert_close(run(*pair), model(*pair), rtol=0, atol=1e-12)
+
+
+class Mixed(nn.Module):
+    """Float32 logits between products that autocast narrows; a mask of another dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.o = nn.Linear(24, 72), nn.Linear(24, 24)
+
+    def forward(self, x, mask):
+        with torch.autocast("cpu", torch.bfloat16):
+            q, k, v = (y.unflatten(-1, (2, 12)).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+            s = (q.float() @ k.float().mT) * 0.3 + torch.ones(5, 5).triu(1) * -1e9
+            y = s.softmax(-1).to(v.dtype) @ v
+            y = y + F.scaled_dot_product_attention(q, k, v, mask.to(q.dtype))
+            with torch.autocast("cpu", enabled=False):
+                z = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+            return self.o((y + z).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_dtypes_under_autocast_are_those_of_a_call(inner):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, x, mask = Mixed(), torch.randn(2, 5, 24), torch.randn(5, 5)
+    report = attnpass.find_sites(model, x, mask)
+    assert len(report.sites) == 3 and report.declined == []
+    want = model(x, mask)
+    for form in ("softmax", "sigmoid"):
+        torch._dynamo.reset()
+        options = {"inner": inner, "form": form, "strict": True}
+        got = torch.compile(model, backend="attnpass", options=options)(x, mask)
+        assert got.dtype == want.dtype == torch.bfloat16
+        near = torch.allclose(got.float(), want.float(), atol=2e-2)
+        assert near == (form == "softmax")
+        got.float().sum().backward()
+    assert not torch.is_autocast_enabled("cpu")
+
+
+class Jagged(nn.Module):
+    def forward(self, x):
+        x = x.unsqueeze(-2).transpose(1, 2)
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_declined_with_their_cure():
+    x = torch.nested.nested_tensor([torch.randn(3, 16), torch.randn(5, 16)], layout=torch.jagged)
+    report = attnpass.find_sites(Jagged(), x)
+    assert report.sites == [] and "pad them to one length" in report.declined[0].hint

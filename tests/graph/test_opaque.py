@@ -64,3 +64,114 @@ def test_regions_that_are_kept_as_they_are(how, code):
             (declined,) = attnpass.compiled_report().declined
             assert declined.code == code and declined.hint
             assert "nested.py" in declined.source or "flex" in declined.source
+
+
+class Scaled(torch.Tensor):
+    """A weight of 8 bits and a factor, as quantisation libraries have them: opened by linear."""
+
+    @staticmethod
+    def __new__(cls, data, scale):
+        return torch.Tensor._make_wrapper_subclass(cls, data.shape, dtype=scale.dtype)
+
+    def __init__(self, data, scale):
+        self.data8, self.scale = data, scale
+
+    def __tensor_flatten__(self):
+        return ["data8", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts, meta, size, stride):
+        return cls(parts["data8"], parts["scale"])
+
+    @classmethod
+    def __torch_function__(cls, f, types, args=(), kwargs=None):
+        if f is nn.functional.linear:
+            x, w, *bias = args
+            return nn.functional.linear(x, w.data8.to(w.scale.dtype) * w.scale, *bias)
+        return super().__torch_function__(f, types, args, kwargs or {})
+
+    @classmethod
+    def __torch_dispatch__(cls, f, types, args, kwargs=None):
+        if f in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(args[0].data8, args[0].scale)
+        return f(args[0].data8 * args[0].scale, *args[1:], **(kwargs or {}))
+
+
+class Opened(Scaled):
+    """The same, opened by every operator."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, f, types, args, kwargs=None):
+        if f in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return cls(f(args[0].data8), f(args[0].scale))
+        given = [x.data8 * x.scale if isinstance(x, Opened) else x for x in args]
+        return f(*given, **(kwargs or {}))
+
+
+class Between(nn.Module):
+    """Two calls read one weight; between them something changes what the second one means."""
+
+    def __init__(self, how):
+        super().__init__()
+        data = torch.randint(-127, 128, (16, 16), dtype=torch.int8)
+        self.w = nn.Parameter(Opened(data, torch.full((16, 1), 0.01)), requires_grad=False)
+        self.how = how
+
+    def forward(self, x):
+        w = self.w.detach()
+        if self.how == "written":
+            y = nn.functional.linear(x, w)
+            x.add_(1.0)
+        elif self.how == "autocast":
+            with torch.autocast("cpu", torch.bfloat16):
+                y = nn.functional.linear(x, w)
+        else:
+            with torch.no_grad():
+                y = nn.functional.linear(x, w)
+        z = nn.functional.linear(x, w)
+        return y, (y.float() @ z.mT * 0.1).softmax(-1) @ z
+
+
+@pytest.mark.parametrize("how", ["written", "autocast", "no_grad"])
+def test_what_stands_between_two_calls_on_a_subclass_stays_there(how):
+    torch._dynamo.reset()
+    model, x = Between(how), torch.randn(2, 5, 16)
+    options = {"form": "softmax", "inner": "eager"}
+    run = torch.compile(model, backend="attnpass", options=options)
+    given = [x.clone().requires_grad_(how == "no_grad") for _ in range(2)]
+    got, want = run(given[0]), model(given[1])
+    assert [y.dtype for y in got] == [y.dtype for y in want]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    if how == "no_grad":
+        grads = [
+            torch.autograd.grad(y[1].sum(), a)[0] for y, a in zip((got, want), given, strict=True)
+        ]
+        torch.testing.assert_close(*grads, rtol=0, atol=1e-4)
+
+
+def quantised(weight):
+    scale = weight.detach().abs().amax() / 127
+    return nn.Parameter(Scaled((weight.detach() / scale).round().to(torch.int8), scale), False)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not implement _stable_hash_for_caching")
+@pytest.mark.parametrize("inner", ["eager", "aot_eager"])
+def test_attention_between_layers_whose_weights_are_tensor_subclasses(inner):
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(Attention(), Attention()).eval().double()
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    for layer in model:
+        layer.qkv.weight, layer.o.weight = quantised(layer.qkv.weight), quantised(layer.o.weight)
+    with torch.no_grad():
+        report = attnpass.find_sites(model, x)
+        assert [s.name for s in report.sites] == ["0", "1"] and report.declined == []
+        assert [s.kind for s in report.sites] == ["self", "self"]
+        want, found = model(x), {}
+        for form in ("softmax", "sigmoid"):
+            torch._dynamo.reset()
+            options = {"inner": inner, "form": form, "strict": True}
+            found[form] = torch.compile(model, backend="attnpass", options=options)(x)
+    assert error([found["softmax"]], [want]) < BOUND < error([found["sigmoid"]], [want])
