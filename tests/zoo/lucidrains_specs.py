@@ -682,7 +682,7 @@ model(
     "titans_pytorch.implicit_mlp_attention.ImplicitMLPAttention",
     {"dim": 32, "mlp_hiddens": (8, 16, 8), "heads": 4},
     features,
-    why={"NOT_ATTENTION:channel": "a miss: queries as wide as the sequence is long"},
+    why={"NOT_ATTENTION:channel": "a miss: convolution over heads"},
 )
 model(
     "titans-pytorch",
