@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models minilm lint types check tests test census fuzz faults paths examples demo bench wheel clean
+.PHONY: setup models minilm lint types check tests test census census-packages fuzz faults paths examples demo bench wheel clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -50,6 +50,12 @@ test: .venv/models .venv/minilm lint types tests
 # every attention of every model of the corpus, compared with the golden census
 census: .venv/models
 	cd tests && ../$(BIN)/python -m zoo.census
+
+# the same of a hundred small packages, in a folder of their own, without what they ask for
+census-packages: .venv/models
+	$(BIN)/pip install --quiet --no-deps --target .venv/packages -r tests/zoo/packages.txt
+	cd tests && PYTHONPATH=../.venv/packages ../$(BIN)/python -m zoo.census --quick \
+		lucidrains vision_more science tabular speech
 
 # ten thousand random spellings of attention and of near misses; random use of random models
 fuzz: .venv/ready

@@ -30,6 +30,12 @@ PACKAGES = (
     "handmade",
 )
 
+GROUPS = ("lucidrains", "vision_more", "science", "tabular", "speech")
+"""Files of many small packages (``packages.txt``), run by name: ``make census-packages``."""
+
+MORE = {"transformers": "transformers_more", "timm": "timm_more"}
+"""Packages whose architectures fill a second file."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -56,16 +62,32 @@ class Spec:
 
 _specs: list[Spec] = []
 
+_groups: dict[str, list[Spec]] = {}
+
 
 def add(*args: Any, **kwargs: Any) -> None:
     """Register one ``Spec``."""
     _specs.append(Spec(*args, **kwargs))
 
 
-def specs(package: str | None = None) -> Iterator[Spec]:
-    """All specs, or those of one package; imports no model code."""
-    for name in PACKAGES if package is None else (package,):
+def group(name: str) -> list[Spec]:
+    """The specs of a group."""
+    if name not in _groups:
+        before = len(_specs)
         import_module(f"zoo.{name}_specs")
+        _groups[name] = _specs[before:]
+        del _specs[before:]
+    return _groups[name]
+
+
+def specs(package: str | None = None) -> Iterator[Spec]:
+    """All specs, or those of one package or group; imports no model code."""
+    if package in GROUPS:
+        yield from group(package)
+        return
+    for name in PACKAGES if package is None else (package,):
+        for file in filter(None, (name, MORE.get(name))):
+            import_module(f"zoo.{file}_specs")
     yield from (s for s in _specs if package in (None, s.package))
 
 

@@ -2,7 +2,7 @@
 
 python -m zoo.census             run all, compare with the golden census, print and keep the table
 python -m zoo.census --write     the same, and make what was found the golden census
-python -m zoo.census timm hiera  one package, or models whose name holds a word
+python -m zoo.census timm hiera  one package or group, or models whose name holds a word
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import nn
 
 import attnpass
 from attnpass import forms
-from zoo import PACKAGES, Spec, specs
+from zoo import GROUPS, PACKAGES, Spec, specs
 from zoo.truth import Truth
 
 HERE = Path(__file__).parent
@@ -253,7 +253,7 @@ def package(name: str, words: list[str], full: bool) -> list[dict[str, Any]]:
 def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per package: models, true attentions, ours, inductor's (of the eager models)."""
     rows = []
-    for name in PACKAGES:
+    for name in dict.fromkeys((*PACKAGES, *(f["package"] for f in found))):
         mine = [f for f in found if f["package"] == name and "true" in f]
         eager = [f for f in mine if f["impl"] == "eager"]
         rows.append(
@@ -280,8 +280,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="float32 forward only")
     parser.add_argument("--worker", action="store_true")
     given = parser.parse_args()
-    names = [w for w in given.words if w in PACKAGES]
-    words = [w for w in given.words if w not in PACKAGES]
+    known = (*PACKAGES, *GROUPS)
+    names = [w for w in given.words if w in known]
+    words = [w for w in given.words if w not in known]
     if given.worker:
         _quiet()
         package(names[0], words, not given.quick)
@@ -289,11 +290,11 @@ def main() -> int:
     began = time.perf_counter()
     found = _all(names or list(PACKAGES), words, given.quick)
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
-    if given.write:
+    if given.write and not set(names) & set(GROUPS):
         golden |= {key(f): verdict(f) for f in found if "true" in f}
         GOLDEN.write_text(json.dumps(dict(sorted(golden.items())), indent=1) + "\n")
     for f in found:
-        if "true" in f and golden.get(key(f)) != verdict(f):
+        if "true" in f and not set(names) & set(GROUPS) and golden.get(key(f)) != verdict(f):
             f["problems"].append(f"golden census: {golden.get(key(f))}, got {verdict(f)}")
     rows = table(found)
     _show(rows, found, time.perf_counter() - began)

@@ -420,12 +420,6 @@ model(
     features,
     why={"UNKNOWN_SOFTMAX": KERNEL},
 )
-model(
-    "omninet-pytorch",
-    "omninet_pytorch.OmninetCausal",
-    {**DEEP, "pool_layer_tokens_every": 2},
-    features,
-)
 model("PaLM-pytorch", "palm_pytorch.PaLM", LM, words)
 model(
     "parti-pytorch",
