@@ -96,7 +96,7 @@ def _cat(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     parts = tuple(s[dim] or _single(x, s, dim) for x, s in zip(joins, sources, strict=True))
     kind = min((k for p in parts for k in kinds(p)), key=PRIORITY.index, default="unknown")
     sizes = tuple(str(size_of(p)) for p in parts)
-    joined = Factor(("cat", parts, sizes), expression(value.shape[dim]), kind, parts)
+    joined = Factor((parts, "cat", sizes), expression(value.shape[dim]), kind, parts)
     surest = min(sources, key=lambda s: sum(rank_of(a) for a in s))
     return (*surest[:dim], (joined,), *surest[dim + 1 :])
 
@@ -199,6 +199,13 @@ def _conv(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
         for a, s in zip(source[2:], value.shape[2:], strict=True)
     )
     places = source[2:] if kept else space[2:]
+    weight = node.args[1] if len(node.args) > 1 else None
+    if isinstance(weight, fx.Node) and set(weight.meta["val"].shape[2:]) == {1} and steps == {1}:
+        # applied to each place alone: features stay features
+        places = tuple(
+            old if "feature" in kinds(old) and fits(old, s) else new
+            for old, new, s in zip(source[2:], places, value.shape[2:], strict=True)
+        )
     return (source[0], t.fresh(node, value, "feature")[1], *places)
 
 
@@ -266,12 +273,11 @@ def _einsum(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
     )
 
 
-_RESIZED = (
-    *("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool"),
-    *("upsample_nearest", "upsample_linear", "upsample_bilinear", "upsample_bicubic"),
-    *("upsample_trilinear", "_upsample_nearest_exact"),
+_POOLS = tuple(f"{x}_pool{i}d" for x in ("max", "avg", "adaptive_avg") for i in (1, 2, 3))
+_RESIZES = (
+    *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d"),
+    *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d"),
 )
-"""Operators that make other positions, their names up to the number of axes (``2d``)."""
 
 RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(
@@ -293,8 +299,8 @@ RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(("transpose", "t", "swapaxes", "swapdims", "mT", "numpy_T"), _transpose),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d", "convolution"), _conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv),
-    **dict.fromkeys((f"{x}{i}d" for x in _RESIZED for i in (1, 2, 3)), _pooled),
-    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"), _shuffled),
+    **dict.fromkeys(_POOLS + _RESIZES, _pooled),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled),
     "glu": _halved,
     **dict.fromkeys(("matmul", "bmm"), _matmul),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
 from attnpass.graph import op_name, operators, value, views_of, written
 from attnpass.matching.axes import AxisTracer
-from attnpass.matching.factors import Axes
+from attnpass.matching.factors import Axes, Axis, Factor
 from attnpass.matching.layout import Lead, lead_of
 from attnpass.matching.refuse import Refuse
 
@@ -23,16 +24,30 @@ class GraphFacts:
         written: tensors whose storage is written to, with all that may share it, and the operators
             that write.
         parameters: the placeholders that hold weights.
+        order: the places of the nodes, by their names.
     """
 
     axes: MutableMapping[fx.Node, Axes]
     written: dict[fx.Node, list[fx.Node]]
     parameters: set[fx.Node]
+    order: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: fx.Graph, parameters: set[fx.Node]) -> GraphFacts:
         """The facts of a normalised graph."""
-        return cls(AxisTracer(graph, parameters).axes, written(graph), parameters)
+        order = {node.name: i for i, node in enumerate(graph.nodes)}
+        return cls(AxisTracer(graph, parameters).axes, written(graph), parameters, order)
+
+    def made(self, *axes: Axis) -> int:
+        """When the latest feature of some axes was made, by its node's place; -1 without any."""
+        return max((self._made(f) for axis in axes for f in axis), default=-1)
+
+    def _made(self, factor: Factor) -> int:
+        origin: Any = factor.id
+        while isinstance(origin, (tuple, Factor)) and origin:
+            origin = origin.id if isinstance(origin, Factor) else origin[0]
+        late = len(self.order)  # of unknown origin
+        return self.order.get(origin, late) if factor.kind == "feature" else -1
 
     def lead(self, node: fx.Node, at: Iterable[int]) -> Lead:
         """Batch and heads among the axes ``at`` of a node, taken as its leading axes."""

@@ -334,12 +334,8 @@ def _check_rows(facts: GraphFacts, scores: Contraction, queries: str, softmax: f
     if "feature" not in over:
         hint = "softmax compares features, and the product sums over what may be tokens"
         raise Refuse("normaliser 4", "AXIS_NOT_TOKEN", hint, softmax)
-    age = {node.name: i for i, node in enumerate(softmax.graph.nodes)}
     rows, summed = (
-        max(
-            (_made(f, age) for axis in _axes(facts, scores, queries, which) for f in axis),
-            default=-1,
-        )
+        facts.made(*_axes(facts, scores, queries, which))
         for which in (scores.own(queries), scores.summed)
     )
     if rows >= max(0, summed):
@@ -351,11 +347,3 @@ def _axes(facts: GraphFacts, scores: Contraction, side: str, which: str) -> list
     """The axes of some letters of an operand."""
     node, letters = side_of(scores, side)
     return [facts.axes[node][letters.index(c)] for c in which if c in letters]
-
-
-def _made(factor: Factor, age: dict[str, int]) -> int:
-    """When a feature was made, by the place of the node that made it; -1 if it is none."""
-    origin: Any = factor.id
-    while isinstance(origin, (tuple, Factor)) and origin:
-        origin = origin.id if isinstance(origin, Factor) else origin[0]
-    return age.get(origin, -1) if factor.kind == "feature" else -1

@@ -10,7 +10,7 @@ and ``logits``:
 4. The second product sums over the axis over which softmax ran.
 5. At most one sink is joined, and exactly its column is dropped before the values.
 6. The product of queries and keys runs over features, not over tokens (else: channel attention).
-7. Softmax compares tokens, not features.
+7. Softmax compares tokens, not features; or features that are older than those of condition 6.
 8. An operand has every leading axis of its product; keys and values may lack the heads.
 
 Shapes: B batch, H query heads, T queries, S keys, d head dim.
@@ -93,7 +93,7 @@ def fused_reading(facts: GraphFacts, anchor: fx.Node) -> Reading:
     if logits.fill == -math.inf:
         logits.fill = None  # the fused operator gives 0 where no key is kept
     q_axes, k_axes = facts.axes[q], facts.axes[k]
-    _check(anchor, q_axes[-1], k_axes[-1], q_axes[-2], k_axes[-2])
+    _check(facts, anchor, (q_axes[-1], k_axes[-1]), (q_axes[-2], k_axes[-2]))
     queries, keys, values = (Operand(*absorb(x, order, anchor), lead) for x in (q, k, v))
     return Reading(
         queries,
@@ -132,7 +132,7 @@ def eager_reading(facts: GraphFacts, c: Chain) -> Reading:
         [surer(q_axis(x), k_axis(x)) for x in together],
         [value(scores.node).shape[scores.out.index(x)] for x in together],
     )
-    _check(c.softmax, q_axis(d), k_axis(d), q_axis(t), k_axis(s))
+    _check(facts, c.softmax, (q_axis(d), k_axis(d)), (q_axis(t), k_axis(s)))
     batch = [together[i] for i in lead.order]
     queries = _operand(q, q_letters, [*batch, t, d], lead, scores.node)
     keys = _operand(k, k_letters, [*batch, s, d], lead, scores.node)
@@ -219,12 +219,17 @@ def _without_sink(c: Chain, node: fx.Node) -> None:
         raise Refuse("reading 5", "SINK", hint, node)
 
 
-def _check(anchor: fx.Node, q_sum: Axis, k_sum: Axis, rows: Axis, columns: Axis) -> None:
-    """Features are contracted and tokens compared; anything else is another thing."""
-    if "token" in kinds(q_sum) | kinds(k_sum):
+def _check(
+    facts: GraphFacts, anchor: fx.Node, summed: tuple[Axis, Axis], own: tuple[Axis, Axis]
+) -> None:
+    """Features are contracted and tokens compared; anything else is another thing.
+
+    Tokens that a linear layer made are features that are older than those that are contracted.
+    """
+    if "token" in kinds(summed[0]) | kinds(summed[1]):
         hint = "the product runs over tokens"
         raise Refuse("reading 6", "NOT_ATTENTION:channel", hint, anchor)
-    if "feature" in kinds(rows) | kinds(columns):
+    if facts.made(*own) >= max(0, facts.made(*summed)):
         hint = "softmax compares features, not tokens"
         raise Refuse("reading 7", "AXIS_NOT_TOKEN", hint, anchor)
 

@@ -140,7 +140,52 @@ PRODUCTS = [
         [*IMAGE, new("token")],
     ),
 ]
-CASES = [*VIEWS, *TRANSPOSES, *BROADCASTS, *MOVES, *REDUCTIONS, *COPIES, *PRODUCTS]
+IMAGES = {1: randn(2, 4, 8), 2: randn(2, 4, 8, 6), 3: randn(2, 4, 8, 6, 12)}
+CHANNELS = [same(0), same(1)]
+
+
+def resized(mode, i):
+    """Twice as many places along each axis."""
+    return lambda x: F.interpolate(x, scale_factor=2, mode=mode), [IMAGES[i]]
+
+
+def pooled(name):
+    """Half as many places along each axis, or two."""
+    return lambda x: getattr(F, name)(x, 2)
+
+
+PLACES = [
+    (name, pooled(name), [IMAGES[i]], 0, [*CHANNELS, *[new("token")] * i])
+    for i in (1, 2, 3)
+    for name in (f"{kind}_pool{i}d" for kind in ("max", "avg", "adaptive_avg"))
+]
+PLACES += [
+    (f"upsample_{name}", *resized(mode, i), 0, [*CHANNELS, *[new("token")] * i])
+    for name, mode, i in [
+        *((f"nearest{i}d", "nearest", i) for i in (1, 2, 3)),
+        ("linear1d", "linear", 1),
+        ("bilinear2d", "bilinear", 2),
+        ("bicubic2d", "bicubic", 2),
+        ("trilinear3d", "trilinear", 3),
+    ]
+]
+PLACES += [
+    (
+        f"conv_transpose{i}d",
+        getattr(F, f"conv_transpose{i}d"),
+        [IMAGES[i], randn(4, 5, *[3] * i)],
+        1,
+        [*IMAGE, *[new("token")] * i],
+    )
+    for i in (1, 2, 3)
+]
+SHUFFLED = [same(0), new("feature"), new("token"), new("token")]
+PLACES += [
+    ("pixel_shuffle", lambda x: F.pixel_shuffle(x, 2), [randn(2, 8, 3, 5)], 0, SHUFFLED),
+    ("pixel_unshuffle", lambda x: F.pixel_unshuffle(x, 2), [IMAGES[2]], 0, SHUFFLED),
+    ("glu", lambda x: F.glu(x, 1), [IMAGES[1]], 0, OTHER),
+]
+CASES = [*VIEWS, *TRANSPOSES, *BROADCASTS, *MOVES, *REDUCTIONS, *COPIES, *PRODUCTS, *PLACES]
 SPECIAL = {
     "repeat_interleave": [same(0), new("input"), same(2)],
     "addmm": [same(0), new("feature")],
