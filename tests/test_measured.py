@@ -68,7 +68,7 @@ def test_the_cpu_kernels_are_the_committed_result():
     assert f"{hydra['over_sdpa']['median']:.0f}x SDPA" in MEASURED
     assert f"{far['float32']:.0%} (float32) and {far['bfloat16']:.0%} (bfloat16)" in MEASURED
     used = {(r["which"], r["n"]): r["bytes"] / 2**20 for r in row["growth"]}
-    for which in ("sdpa", "sigmoid", "sigmoid, backward", "hydra"):
+    for which in ("sdpa", "softmax", "sigmoid", "softmax, backward", "sigmoid, backward", "hydra"):
         assert f"{which} {used[which, 16384]:.0f} MiB" in MEASURED
     assert f"eager at 4,096 tokens: {used['eager', 4096]:.0f} MiB" in MEASURED
     assert max(r["error"] for r in row["goals"] if r["dtype"] == "float32") < 1e-6
@@ -112,6 +112,8 @@ def test_the_lossless_plan_is_the_committed_result():
             assert f"{r['sigmoid']['median']:.2f}x" in line
         assert r["errors"]["lossless"] <= 1.5 * r["errors"]["inductor"] + 1e-6
         assert gain["low"] > 1 and r["rewritten"] > 0
+    beside = [r["openvino"]["median"] for r in rows if r["model"] == "minilm"]
+    assert "runs {:.2f}x (float32) and {:.2f}x (bfloat16) over inductor".format(*beside) in MEASURED
     for name in ("digits", "minilm", "decode"):
         both = [f"{r['lossless']['median']:.2f}x" for r in rows if r["model"] == name]
         assert f"| {'; '.join(both)} |" in readme
