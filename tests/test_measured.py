@@ -113,7 +113,9 @@ def test_the_lossless_plan_is_the_committed_result():
         assert r["errors"]["lossless"] <= 1.5 * r["errors"]["inductor"] + 1e-6
         assert gain["low"] > 1 and r["rewritten"] > 0
     beside = [r["openvino"]["median"] for r in rows if r["model"] == "minilm"]
-    assert "runs {:.2f}x (float32) and {:.2f}x (bfloat16) over inductor".format(*beside) in MEASURED
+    assert (
+        "runs {:.2f}x (float32) and {:.2f}x (bfloat16) over inductor".format(*beside) in MEASURED
+    )
     for name in ("digits", "minilm", "decode"):
         both = [f"{r['lossless']['median']:.2f}x" for r in rows if r["model"] == name]
         assert f"| {'; '.join(both)} |" in readme

@@ -221,10 +221,13 @@ def conjuncts(recipe: Recipe) -> Iterator[Recipe]:
         if recipe.negate
         else ("logical_and", "bitwise_and", "__and__")
     )
-    if name in both and len(node.all_input_nodes) == 2:
+    # a logical operator takes numbers, too, and only what is bool is a mask
+    found = [x.meta.get("val") for x in node.all_input_nodes]
+    logical = all(getattr(x, "dtype", None) == torch.bool for x in found)
+    if name in both and len(node.all_input_nodes) == 2 and logical:
         for x in node.all_input_nodes:
             yield from conjuncts(recipe.part(x, node))
-    elif name in ("logical_not", "bitwise_not"):
+    elif name in ("logical_not", "bitwise_not") and logical:
         yield from conjuncts(recipe.on(operand(node), flip=True))
     elif (
         name in operators.SHAPES | operators.CASTS

@@ -216,3 +216,21 @@ def test_a_mask_that_keeps_nothing_is_no_internal_error():
     report = attnpass.find_sites(Attention(strict).eval(), x)
     assert len(report.sites) == 1
     assert report.sites[0].mask
+
+
+@pytest.mark.parametrize("how", ["not", "and", "or"])
+def test_logical_operators_of_numbers_are_no_masks_themselves(how):
+    """1.0 and 0.0 stand for kept and not; a number is never taken for a flag."""
+
+    def core(q, k, v, m):
+        flags = {
+            "not": lambda: m.logical_not(),
+            "and": lambda: m.logical_and(m * 2).logical_not(),
+            "or": lambda: m.logical_or(m).logical_not(),
+        }[how]()
+        return (q @ k.mT).masked_fill(flags[:, None, None, :], -torch.inf).softmax(-1) @ v
+
+    keep = torch.ones(2, 7, dtype=torch.float64)
+    keep[1, 4:] = 0
+    site = site_of(core, Q, K, V, keep)
+    assert site.mask

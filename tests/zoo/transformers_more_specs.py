@@ -197,6 +197,7 @@ model(
     {**SIZES, "max_position_embeddings": 128},
     lambda: {"input_ids": tokens(2, 64)},
     impls=EAGER,
+    mixed=-5,  # one graph serves both layers
     extra={"attention_type": "block_sparse", "block_size": 4, "num_random_blocks": 1},
 )
 model(
@@ -740,6 +741,7 @@ model(
     PACKED,
     packed(96),
     module="glm4v_moe.modeling_glm4v_moe",
+    mixed=-2,  # one graph serves both layers
 )
 model(
     "qwen3-vl-moe-text",
@@ -760,6 +762,7 @@ model(
         "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 6]]),
     },
     module="paddleocr_vl.modeling_paddleocr_vl",
+    mixed=-2,  # one graph serves both layers
 )
 model(
     "video-llama-3-vision",
@@ -772,6 +775,7 @@ model(
         "merge_sizes": torch.tensor([2, 2]),
     },
     module="video_llama_3.modeling_video_llama_3",
+    mixed=-2,  # one graph serves both layers
 )
 model(
     "mllama-vision-model",
@@ -921,6 +925,7 @@ vlm(
     text_config=lambda: {**DECODER, "head_dim": 8, "model_type": "gemma"},
     image_token_index=3,
     projection_dim=32,
+    impls=EAGER,  # with sdpa the library masks otherwise under any compiler
 )
 vlm(
     "idefics3",
