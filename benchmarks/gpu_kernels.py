@@ -1,7 +1,7 @@
 """Triton kernels against every SDPA backend: `python benchmarks/gpu_kernels.py OUT PART`.
 
-Parts: kernels (forward), backward, decode, hydra, phi, models, tiles. Ratios are medians of interleaved
-pairs in one run, timed by the GPU's own events with cold caches, after a check against float64; an
+Parts: kernels (forward), backward, decode, hydra, phi, models, tiles. Ratios are medians of
+interleaved pairs in one run, timed by the GPU's own events with cold caches, after a check against float64; an
 A/A pair gives what cannot be told apart. The ceilings, copy bandwidth and a large product, are of
 the same run. `ATTNPASS_SECONDS` ends a part after the row in which so many have passed, and the
 result says so. `--tiny` on any device: the script itself, at sizes that show nothing about speed.
@@ -247,9 +247,9 @@ def part_decode() -> Iterator[dict[str, Any]]:
     heads_of = (4, 2, 16) if TINY else (32, 8, 128)
     count, groups, d = heads_of
     found = ceilings()
-    for batch in (1, 8):
+    for batch in (1,) if TINY else (1, 8):
         for n in (300,) if TINY else (8192, 2048, 32768):
-            for queries in (1, 4, 16):
+            for queries in (1, 4) if TINY else (1, 4, 16):
                 q = heads(batch, queries, count, d)[0]
                 k, v = heads(batch, n, groups, d)[1:]
                 runs: Runs = {
