@@ -1,10 +1,11 @@
 """Triton kernels against every SDPA backend: `python benchmarks/gpu_kernels.py OUT PART`.
 
 Parts: kernels (forward), backward, decode, hydra, phi, models, tiles. Ratios are medians of
-interleaved pairs in one run, timed by the GPU's own events with cold caches, after a check against
-float64; an A/A pair gives what cannot be told apart. The ceilings, copy bandwidth and a large
-product, are of the same run. `ATTNPASS_SECONDS` ends a part after the row in which so many have passed, and the
-result says so. `--tiny` on any device: the script itself, at sizes that show nothing about speed.
+interleaved pairs in one run, timed by the GPU's own events with cold caches, after a check
+against float64; an A/A pair gives what cannot be told apart. The ceilings, copy bandwidth and a
+large product, are of the same run. `ATTNPASS_SECONDS` ends a part after the row in which so many
+have passed, and the result says so. `--tiny` on any device: the script itself, at sizes that show
+nothing about speed.
 """
 
 from __future__ import annotations
