@@ -13,9 +13,6 @@ from typing import Any
 FORMS = ("softmax", "sigmoid", "relu", "hydra", "skipat")
 """The names of all forms, in the order in which they are shown."""
 
-DEGREES = ("logits", "fused", "block")
-"""How much is known of an attention, from little to all."""
-
 ALLOW = ("other_weights", "drop_dropout")
 """Deviations that a user may accept: the model returns other attention weights; attention dropout
 is dropped."""

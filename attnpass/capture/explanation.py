@@ -27,13 +27,17 @@ def find_sites(model: nn.Module, *args: Any, allow: Sequence[str] = (), **kwargs
         CaptureError: the model cannot be captured.
     """
     capture, before = Capture(model, allow=allow), len(graph_breaks())
+    failed: CaptureError | None = None
     try:
         capture.trace(*args, **kwargs)
-    except CaptureError:
-        # attention that no graph holds is a verdict; a model without any is none
-        if capture.graphs or not uncaptured(capture, args, kwargs):
+    except CaptureError as error:
+        if capture.graphs:
             raise
-    declined = capture.declined + uncaptured(capture, args, kwargs)
+        failed = error
+    outside = uncaptured(capture, args, kwargs)
+    if failed is not None and not outside:
+        raise failed  # attention that no graph holds is a verdict; a model without any is none
+    declined = capture.declined + outside
     breaks = graph_breaks()[before:]
     declined = [with_break(d, breaks) for d in declined]
     if not capture.sites:

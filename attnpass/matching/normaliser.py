@@ -192,7 +192,7 @@ class _Down:
                 ]
                 if own and all(c in product.summed for c in own):
                     values = side_of(product, other)[0]
-                    if made_from(values, softmax) or is_parameter(facts, values):
+                    if made_from(values, softmax) or _is_parameter(facts, values):
                         self.escapes.append(node)
                     else:
                         self.products.append((product, values))
@@ -208,7 +208,7 @@ def _makes(node: fx.Node) -> bool:
     return op_name(node) in _NORMS or projected(node) is not None
 
 
-def is_parameter(facts: GraphFacts, node: fx.Node) -> bool:
+def _is_parameter(facts: GraphFacts, node: fx.Node) -> bool:
     """Whether a tensor is made of parameters and constants alone, without a projection or norm."""
     seen: set[fx.Node] = set()
     stack = [node]
@@ -239,7 +239,7 @@ def _is_no_operand(facts: GraphFacts, node: fx.Node) -> bool:
         if at not in seen and passes:
             seen.add(at)
             stack.extend(at.all_input_nodes[:1])
-    return is_parameter(facts, node)
+    return _is_parameter(facts, node)
 
 
 def _sources(facts: GraphFacts, softmax: fx.Node) -> Iterator[tuple[Contraction, set[fx.Node]]]:

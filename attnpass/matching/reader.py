@@ -188,15 +188,8 @@ def _normaliser(facts: GraphFacts, n: Normaliser, why: Refuse, name: str, source
     anchor = n.weights.node
     block, output = block_output(facts, n.output.node, n.rows)
     weights = projection_weights(facts, [n.scores.a, n.scores.b, n.values])
-    (_, letters), shape = (
-        side_of(n.scores, n.queries),
-        value(side_of(n.scores, n.queries)[0]).shape,
-    )
-    summed = [
-        shape[letters.index(c)]
-        for c in n.scores.summed
-        if isinstance(shape[letters.index(c)], int)
-    ]
+    queries, letters = side_of(n.scores, n.queries)
+    summed = [value(queries).shape[letters.index(c)] for c in n.scores.summed]
     t, s = (value(anchor).shape[i] for i in n.weights.permutation[-2:])
     heads = n.weights.lead.heads
     same = bool(n.rows) and n.rows == n.columns
@@ -205,7 +198,7 @@ def _normaliser(facts: GraphFacts, n: Normaliser, why: Refuse, name: str, source
         kind="self" if same else "class" if t == 1 else "cross",
         heads=heads,
         kv_heads=heads,
-        head_dim=math.prod(summed),
+        head_dim=math.prod(x for x in summed if isinstance(x, int)),
         value_dim=0,
         query_len=_length(t),
         key_len=_length(s),

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
 import torch
 
-from zoo import EAGER, Built, add, noise, tokens
+from zoo import noise, packaged, tokens
+from zoo.packaged import LINEAR, Inputs, features, model, words
 
-Inputs = Callable[[], tuple[Any, ...]]
 KERNEL = "linear attention: exp of a random projection"
-LINEAR = "linear attention: softmax of queries or of keys alone"
 SLOTS = "slots compete: softmax over queries, renormalised over keys"
-
-
-def features() -> tuple[Any, ...]:
-    """Two sequences of 16 features of size 32."""
-    return (noise(2, 16, 32),)
 
 
 def two() -> tuple[Any, ...]:
@@ -26,29 +18,9 @@ def two() -> tuple[Any, ...]:
     return noise(2, 16, 32), noise(2, 12, 32)
 
 
-def words() -> tuple[Any, ...]:
-    """Two sequences of 16 tokens."""
-    return (tokens(2, 16),)
-
-
 def image(size: int = 32, channels: int = 3) -> Inputs:
     """Two square images."""
-    return lambda: (noise(2, channels, size, size),)
-
-
-def model(
-    package: str, path: str, options: dict[str, Any], inputs: Inputs, name: str = "", **more: Any
-) -> None:
-    module, _, cls = path.rpartition(".")
-
-    def build(impl: str) -> Built:
-        made = getattr(import_module(module), cls)(**options)
-        found = inputs()
-        if isinstance(found[-1], dict):
-            return made, found[:-1], found[-1]
-        return made, found, {}
-
-    add(package, name or cls, build, EAGER, **more)
+    return packaged.image(size, channels, batch=2)
 
 
 HEADS = {"dim": 32, "heads": 4, "dim_head": 8}
