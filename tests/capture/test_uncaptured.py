@@ -118,3 +118,17 @@ def test_the_nearest_break_of_the_same_file_is_the_one_that_is_named():
     assert with_break(decline, []) == decline
     other = replace(decline, code="AXIS_UNPROVEN")
     assert with_break(other, breaks) == other
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_layers_that_torch_itself_quantised_break_every_graph():
+    """Their packed weights are objects that Dynamo cannot hold; what stands alone is a site."""
+    quantise = torch.ao.quantization.quantize_dynamic
+    model, x = quantise(Stack(1).eval(), {nn.Linear}, dtype=torch.qint8), torch.randn(2, 5, 24)
+    report = attnpass.find_sites(model, x)
+    assert report.graphs > 1 and len(report.sites) == 1
+    torch._dynamo.reset()
+    options = {"form": "softmax", "inner": "eager"}
+    with torch.no_grad():
+        got = torch.compile(model, backend="attnpass", options=options)(x)
+        torch.testing.assert_close(got, model(x), rtol=0, atol=1e-5)
