@@ -18,7 +18,7 @@ from attnpass import report as reports
 from attnpass.compiled import Compiled, GraphCompiler, Options, compile_inner
 from attnpass.errors import AttnpassError
 from attnpass.graph import NormalizeError
-from attnpass.matching import marked
+from attnpass.matching import handing, marked, outgoing
 from attnpass.report import Report
 from attnpass.site import Decline
 from attnpass.torch_internals import dynamo_exceptions
@@ -41,10 +41,13 @@ def attnpass_backend(
     """
     chosen = Options.parse(options, mode)
     off = chosen.form == "none" or os.environ.get("ATTNPASS_DISABLE") == "1"
-    if off or not _has_anchor(gm):
+    if off:
         return compile_inner(gm, inputs, chosen)
+    axes = outgoing(gm, inputs)
+    if not _has_anchor(gm):
+        return handing(compile_inner(gm, inputs, chosen), axes)
     try:
-        return GraphCompiler(gm, inputs, chosen).compile()
+        return handing(GraphCompiler(gm, inputs, chosen).compile(), axes)
     except AttnpassError:
         raise
     except dynamo_exceptions():

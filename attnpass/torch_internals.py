@@ -497,6 +497,20 @@ def graph_breaks() -> list[tuple[str, list[str]]]:
     ]
 
 
+def ends_in_break(gm: fx.GraphModule) -> bool:
+    """Whether Dynamo's graph ends where the function it comes from goes on in another graph."""
+    return bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", False))
+
+
+def given_tensor(node: fx.Node) -> Tensor | None:
+    """The tensor that an input of Dynamo's graph stands for, while the graph is compiled."""
+    argument = node.meta.get("grapharg")
+    if argument is None or not argument.is_tensor or argument.pass_arg_as_tensor:
+        return None
+    found = argument.example
+    return found if isinstance(found, Tensor) else None
+
+
 def is_wrapper_subclass(x: object) -> bool:
     """Whether a tensor wraps others (quantised, sharded): a graph may hold it, no trace does."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass

@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from random_attention import cases as random_cases
 
 spellings = st.fixed_dictionaries({k: st.sampled_from(v) for k, v in random_cases.CHOICES.items()})
-cases = spellings.map(lambda chosen: random_cases.settle(dict(chosen), ""))
+cases = spellings.map(lambda chosen: random_cases.settle(dict(chosen)))
 misses = st.tuples(spellings, st.sampled_from(random_cases.MISSES)).map(
     lambda pair: random_cases.settle(dict(pair[0]), pair[1])
+)
+loose = st.tuples(spellings, st.sampled_from(random_cases.LOOSE)).map(
+    lambda pair: random_cases.settle(dict(pair[0]), loose=pair[1])
 )
 
 
@@ -41,8 +44,15 @@ def test_every_near_miss(case):
 
 
 @pytest.mark.slow
-@examples(12)
-@given(st.one_of(cases, misses))
+@examples(60)
+@given(loose)
+def test_every_step_that_no_reader_knows(case):
+    assert fuzz.check(case) == ""
+
+
+@pytest.mark.slow
+@examples(15)
+@given(st.one_of(cases, loose, misses))
 def test_through_dynamo(case):
     assert fuzz.check(case, dynamo=True) == ""
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from attnpass.capture.names import SiteNames
 from attnpass.graph import NormalizeError
-from attnpass.matching import MatchedGraph, Region
+from attnpass.matching import MatchedGraph, Region, hand, outgoing
 from attnpass.plan import Delta
 from attnpass.rewrite import rewrite
 from attnpass.site import AttentionSite, Decline
@@ -87,6 +87,7 @@ class CapturedGraph:
             self.matched = MatchedGraph.of(gm, inputs, allow)
         except NormalizeError as error:
             self.matched = MatchedGraph.unread(gm, Decline("HOP_UNSUPPORTED", hint=str(error)))
+        self.outgoing = outgoing(gm, inputs)
         self.names, self.choice = names, choice
         self.layers: dict[tuple[int, ...], Layer] = {}
         self.last: tuple[tuple[Any, ...], Any] | None = None
@@ -154,4 +155,6 @@ class CapturedGraph:
     def __call__(self, *inputs: Any) -> Any:
         """The outputs of what runs now."""
         layer = self.layer(inputs)
-        return layer.active(*(layer.with_deltas(inputs) if layer.deltas else inputs))
+        results = layer.active(*(layer.with_deltas(inputs) if layer.deltas else inputs))
+        hand(results, self.outgoing)
+        return results

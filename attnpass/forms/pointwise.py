@@ -146,21 +146,23 @@ class Pointwise(nn.Module):
         power = length.pow(-self.alpha)
         return tau, offset, power if gain is None else gain * power
 
-    def row_lengths(self, q: Tensor, k: Tensor, keep: Tensor | None) -> Tensor:
-        """L of every row: float32, broadcastable to ``[B, H, T, 1]``, at least 1 where counted."""
+    def row_lengths(
+        self, q: Tensor, k: Tensor, keep: Tensor | None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """L of every row, broadcastable to ``[B, H, T, 1]``, at least 1 where counted."""
         t, s = q.shape[2], k.shape[2]
         if isinstance(self.length, (int, float)):
             value = float(self.length)
-            return torch.full((1, 1, 1, 1), value, dtype=torch.float32, device=q.device)
+            return torch.full((1, 1, 1, 1), value, dtype=dtype, device=q.device)
         if self.length == "keys" or (keep is None and not self.causal):
-            one = torch.ones((1, 1, 1, 1), dtype=torch.float32, device=q.device)
+            one = torch.ones((1, 1, 1, 1), dtype=dtype, device=q.device)
             counted: Tensor = one * torch.sym_max(s, 1)
             return counted
         if keep is None:
-            rows = torch.arange(1, t + 1, device=q.device, dtype=torch.float32)
+            rows = torch.arange(1, t + 1, device=q.device, dtype=dtype)
             return rows.clamp_max(s).clamp_min(1.0).view(1, 1, -1, 1)
         count = (keep & causal_mask(q, k)) if self.causal else keep.expand(*keep.shape[:-1], s)
-        return count.sum(-1, keepdim=True, dtype=torch.float32).clamp_min(1.0)
+        return count.sum(-1, keepdim=True, dtype=dtype).clamp_min(1.0)
 
 
 class Weights(Pointwise):
@@ -176,11 +178,12 @@ class Weights(Pointwise):
 
         Masked logits are -inf, or a fill that ``keep`` tells apart.
         """
-        tau, offset, gain = self._terms(self.row_lengths(s, s.transpose(2, 3), keep))
+        wide = torch.promote_types(s.dtype, torch.float32)
+        tau, offset, gain = self._terms(self.row_lengths(s, s.transpose(2, 3), keep, wide))
         dead = s == -math.inf if keep is None else (s == -math.inf) | ~keep
         if self.causal:
             dead = dead | ~causal_mask(s, s.transpose(2, 3))
-        x = s.masked_fill(dead, 0.0).to(torch.promote_types(s.dtype, torch.float32))
+        x = s.masked_fill(dead, 0.0).to(wide)
         x = x if tau is None else x * tau.view(1, -1, 1, 1)
         p = H[self.h].value(x if offset is None else x + offset).masked_fill(dead, 0.0)
         return p if gain is None else p * gain

@@ -29,6 +29,7 @@ from attnpass.graph.nodes import (
 )
 from attnpass.graph.normal_form import NormalizeError, Opened, normalize, retrace
 from attnpass.graph.opaque import Opaque, unfold
+from attnpass.graph.products import broadcast
 from attnpass.graph.stages import checked, dump, require
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Opaque",
     "Opened",
     "attribute",
+    "broadcast",
     "check_normal_form",
     "checked",
     "draws",

@@ -143,3 +143,11 @@ def permuted(node: fx.Node) -> list[int]:
     a, b = numbers(node.args[1:3]) if len(node.args) > 2 else (-2, -1)
     own[a], own[b] = own[b], own[a]
     return own
+
+
+def call_like(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A call with the meta of ``like`` and a value of its own."""
+    node = graph.call_function(target, args)
+    values = fx.map_arg(args, lambda n: n.meta["val"])
+    node.meta = {**like.meta, "val": target(*values)}
+    return node

@@ -16,6 +16,7 @@ from attnpass.graph.aliasing import draws, is_impure
 from attnpass.graph.encoder_layer import _in_submodule, encoder_layer
 from attnpass.graph.inplace import functionalize
 from attnpass.graph.opaque import Opaque, enter, fold
+from attnpass.graph.products import fold_products
 from attnpass.graph.softmax import fold_softmax
 from attnpass.torch_internals import (
     ENTER_AUTOCAST,
@@ -93,6 +94,7 @@ def _refuse_lifted(gm: fx.GraphModule) -> None:
 def tidy(gm: fx.GraphModule) -> fx.GraphModule:
     """A traced graph with one spelling for everything, in place: functional, no dead code."""
     functionalize(gm.graph)
+    fold_products(gm.graph)
     fold_softmax(gm.graph)
     gm.graph.eliminate_dead_code(is_impure_node=lambda node: is_impure(node) or draws(node))
     gm.recompile()

@@ -1,22 +1,22 @@
 """Softmax written by hand becomes one softmax node, so that there is one spelling to match.
 
 Soundness: ``exp(x - m) / sum(exp(x - m))`` is softmax for every ``m`` that is the same along the
-axis; with ``exp(-m)`` added to the sum it is the softmax of x and one logit 0, a sink whose column
-is dropped. A small number added to the sum changes nothing where ``m`` is the maximum: the sum is
-then 1 at least.
+axis, and the values may be summed before the division. With ``exp(-m)`` added to the sum it is the
+softmax of x and one logit 0, a sink whose column is dropped. A small number added to the sum
+changes nothing where ``m`` is the maximum: the sum is then 1 at least.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from attnpass.graph.aliasing import written
-from attnpass.graph.nodes import number, numbers, op_name, operand, value
+from attnpass.graph.nodes import call_like, number, numbers, op_name, operand, value
 
 aten = torch.ops.aten
 
@@ -26,11 +26,15 @@ SMALL = 1e-7
 
 @dataclass(frozen=True)
 class _Spelled:
-    """A softmax of ``logits`` over an axis; ``sink``: and over one logit 0."""
+    """A softmax of ``logits`` over an axis; ``sink``: and over one logit 0.
+
+    ``weighed``: the product of its exponentials and values, which are then divided by their sum.
+    """
 
     logits: fx.Node
     dim: int
     sink: bool = False
+    weighed: fx.Node | None = None
 
 
 def fold_softmax(graph: fx.Graph) -> None:
@@ -42,6 +46,9 @@ def fold_softmax(graph: fx.Graph) -> None:
             continue
         with graph.inserting_before(node):
             new = _sunk(graph, found) if found.sink else _plain(graph, found)
+            if found.weighed is not None:
+                new.meta = {**found.logits.meta}
+                new = _weighed(graph, found.weighed, new)
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
@@ -54,22 +61,20 @@ def _plain(graph: fx.Graph, found: _Spelled) -> fx.Node:
 def _sunk(graph: fx.Graph, found: _Spelled) -> fx.Node:
     """The softmax of the logits and a zero behind them, without the zero's column."""
     x, dim = found.logits, found.dim
-
-    def call(target: Any, *args: Any) -> fx.Node:
-        node = graph.call_function(target, args)
-        values = fx.map_arg(args, lambda n: n.meta["val"])
-        node.meta = {**x.meta, "val": target(*values)}
-        return node
-
-    zero = call(aten.zeros_like.default, call(aten.slice.Tensor, x, dim, 0, 1))
-    weights = call(aten.softmax.int, call(aten.cat.default, [x, zero], dim), dim)
-    return call(aten.slice.Tensor, weights, dim, 0, -1)
+    first = call_like(graph, x, aten.slice.Tensor, x, dim, 0, 1)
+    zero = call_like(graph, x, aten.zeros_like.default, first)
+    logits = call_like(graph, x, aten.cat.default, [x, zero], dim)
+    weights = call_like(graph, x, aten.softmax.int, logits, dim)
+    return call_like(graph, x, aten.slice.Tensor, weights, dim, 0, -1)
 
 
 def _spelled(node: fx.Node) -> _Spelled | None:
     """The softmax that ``node`` computes, else None."""
     for top, bottom in _quotients(node):
         found = _quotient(top, bottom)
+        if found is not None:
+            return found
+        found = _late(top, bottom)
         if found is not None:
             return found
     if op_name(node) != "exp" or node.kwargs:
@@ -123,6 +128,22 @@ def _quotient(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
     if not sink or op_name(x) != "sub":
         return _Spelled(x, dim, sink)
     return _Spelled(operand(x), dim, sink) if _one_along(operand(x, 1), x, dim) else None
+
+
+def _late(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
+    """The softmax in ``(exp(x) @ v) / sum(exp(x))``: the division comes after the values."""
+    if op_name(top) not in ("matmul", "bmm") or value(top).dim() != value(operand(top)).dim():
+        return None
+    found = _quotient(operand(top), bottom)
+    last = -1 if found is None else found.dim % value(operand(top)).dim()
+    if found is None or last != value(operand(top)).dim() - 1:
+        return None
+    return replace(found, weighed=top)
+
+
+def _weighed(graph: fx.Graph, product: fx.Node, weights: fx.Node) -> fx.Node:
+    """A product of exponentials and values with weights in the exponentials' place."""
+    return graph.call_function(product.target, (weights, product.args[1]))  # type: ignore[arg-type]
 
 
 def _floor(node: fx.Node) -> tuple[fx.Node, float] | None:

@@ -8,6 +8,7 @@ knows no form, no plan and no kernel.
 from __future__ import annotations
 
 from attnpass.matching.chain import reached
+from attnpass.matching.handed import hand, handing, outgoing
 from attnpass.matching.layout import SHARED, Lead, Operand
 from attnpass.matching.logits import Placed
 from attnpass.matching.matched import MatchedGraph, Outline
@@ -34,7 +35,10 @@ __all__ = [
     "Region",
     "ScoreStep",
     "Tempered",
+    "hand",
+    "handing",
     "marked",
+    "outgoing",
     "reached",
     "recipe_shape",
     "replay",

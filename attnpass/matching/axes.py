@@ -20,6 +20,8 @@ permuted by values (sorted tokens).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,15 +34,25 @@ from attnpass.torch_internals import expression
 
 
 class AxisTracer(Provenance):
-    """Walks a graph once, forward; ``axes[node]`` for every tensor node afterwards."""
+    """Walks a graph once, forward; ``axes[node]`` for every tensor node afterwards.
 
-    def __init__(self, graph: fx.Graph, parameters: set[fx.Node]) -> None:
+    Args:
+        graph: in normal form. parameters: its weight placeholders.
+        given: axes of other placeholders that are known from an earlier graph.
+    """
+
+    def __init__(
+        self,
+        graph: fx.Graph,
+        parameters: set[fx.Node],
+        given: Mapping[fx.Node, Axes] = MappingProxyType({}),
+    ) -> None:
         super().__init__()
         for node in graph.nodes:
             value = node.meta.get("val")
             if node.op == "placeholder" and isinstance(value, Tensor):
                 kind = "param" if node in parameters else "input"
-                self.axes[node] = self.fresh(node, value, kind)
+                self.axes[node] = given.get(node) or self.fresh(node, value, kind)
             elif node.op == "get_attr" and isinstance(value, Tensor):
                 self.axes[node] = self.fresh(node, value, "param")
             elif node.op == "call_function":

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from attnpass.graph import nodes, number, numbers, op_name
 from attnpass.matching.factors import (
+    MARKS,
     PRIORITY,
     Axes,
     Axis,
@@ -204,6 +205,11 @@ def _conv(t: Provenance, node: fx.Node, value: Tensor) -> Axes | None:
         # applied to each place alone: features stay features
         places = tuple(
             old if "feature" in kinds(old) and fits(old, s) else new
+            for old, new, s in zip(source[2:], places, value.shape[2:], strict=True)
+        )
+    if steps == {1}:  # a followed axis stays where it is
+        places = tuple(
+            old if kinds(old) & {*MARKS} and fits(old, s) else new
             for old, new, s in zip(source[2:], places, value.shape[2:], strict=True)
         )
     return (source[0], t.fresh(node, value, "feature")[1], *places)

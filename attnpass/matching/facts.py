@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import fx
@@ -15,6 +16,14 @@ from attnpass.matching.layout import Lead, lead_of
 from attnpass.matching.refuse import Refuse
 
 
+def _origin(factor: Factor) -> str:
+    """The name of the node that a factor comes from, or of an earlier graph's."""
+    origin: Any = factor.id
+    while isinstance(origin, (tuple, Factor)) and origin:
+        origin = origin.id if isinstance(origin, Factor) else origin[0]
+    return str(origin)
+
+
 @dataclass(frozen=True)
 class GraphFacts:
     """What is proven of a graph before any anchor is read.
@@ -24,7 +33,7 @@ class GraphFacts:
         written: tensors whose storage is written to, with all that may share it, and the operators
             that write.
         parameters: the placeholders that hold weights.
-        order: the places of the nodes, by their names.
+        order: the places of the nodes, by their names, behind those of earlier graphs.
     """
 
     axes: MutableMapping[fx.Node, Axes]
@@ -33,29 +42,35 @@ class GraphFacts:
     order: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, graph: fx.Graph, parameters: set[fx.Node]) -> GraphFacts:
-        """The facts of a normalised graph."""
-        order = {node.name: i for i, node in enumerate(graph.nodes)}
-        return cls(AxisTracer(graph, parameters).axes, written(graph), parameters, order)
+    def of(
+        cls,
+        graph: fx.Graph,
+        parameters: set[fx.Node],
+        given: Mapping[fx.Node, Axes] = MappingProxyType({}),
+    ) -> GraphFacts:
+        """The facts of a normalised graph; ``given``: axes of inputs, from an earlier graph."""
+        earlier = sorted({_origin(f) for axes in given.values() for axis in axes for f in axis})
+        order = {name: i for i, name in enumerate([*earlier, *(n.name for n in graph.nodes)])}
+        axes = AxisTracer(graph, parameters, given).axes
+        return cls(axes, written(graph), parameters, order)
 
     def made(self, *axes: Axis) -> int:
         """When the latest feature of some axes was made, by its node's place; -1 without any."""
         return max((self._made(f) for axis in axes for f in axis), default=-1)
 
     def _made(self, factor: Factor) -> int:
-        origin: Any = factor.id
-        while isinstance(origin, (tuple, Factor)) and origin:
-            origin = origin.id if isinstance(origin, Factor) else origin[0]
         late = len(self.order)  # of unknown origin
-        return self.order.get(origin, late) if factor.kind == "feature" else -1
+        return self.order.get(_origin(factor), late) if factor.kind == "feature" else -1
 
     def lead(self, node: fx.Node, at: Iterable[int]) -> Lead:
         """Batch and heads among the axes ``at`` of a node, taken as its leading axes."""
         at, shape = list(at), value(node).shape
         return lead_of([self.axes[node][i] for i in at], [shape[i] for i in at])
 
-    def refuse_written(self, node: fx.Node, condition: str, *, deep: bool = False) -> None:
-        """Refuse a tensor that is written in place; ``deep``: or is computed from such a tensor.
+    def refuse_written(self, node: fx.Node, reader: fx.Node, condition: str) -> None:
+        """Refuse a tensor that was written in place before ``reader``, or is computed from such.
+
+        What is written after something was computed from it does not matter.
 
         Raises:
             Refuse: with the caller's ``condition``.
@@ -63,12 +78,13 @@ class GraphFacts:
         seen: set[fx.Node] = set()
         stack = [node] if self.written else []
         while stack:
-            node = stack.pop()
-            if node in self.written:
-                raise Refuse(condition, "MUTATED_ALIAS", "an operand is written in place", node)
-            if deep and node not in seen:
-                seen.add(node)
-                stack.extend(node.all_input_nodes)
+            at = stack.pop()
+            until = reader if at is node else node
+            if any(by < until for by in self.written.get(at, ())):
+                raise Refuse(condition, "MUTATED_ALIAS", "an operand is written in place", at)
+            if at not in seen:
+                seen.add(at)
+                stack.extend(at.all_input_nodes)
 
     def refuse_changed(self, node: fx.Node, until: fx.Node, condition: str) -> None:
         """Refuse a tensor that is written after it was first read on the way to ``until``.

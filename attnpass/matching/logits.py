@@ -12,8 +12,7 @@ of the chain. Conditions:
 4. A factor that is a tensor is the same for all keys of a row, and no mask or bias came before it:
    so it can be applied to the query.
 5. A view keeps the heads apart.
-6. No mask, and nothing that a mask is computed from, is written in place.
-
+6. A mask is not written in place before it is read, nor is what it is computed from before that.
 
 Two masks of a chain have one fill only if both set the logits to the same number (``masks 6``).
 Otherwise, and where a bias is added to logits that were set to a finite fill, rows without a kept
@@ -109,12 +108,7 @@ class Logits:
 
 
 def read_mask(facts: GraphFacts, recipe: Recipe, sizes: Sizes, stage: Lead) -> Mask:
-    """A mask operand as kept positions, biases and fill.
-
-    Raises:
-        Refuse: condition 6.
-    """
-    facts.refuse_written(recipe.base, "logits 6", deep=True)
+    """A mask operand as kept positions, biases and fill."""
     mask, keeps = Mask(), []
     if value(recipe.base).dtype == torch.bool:
         keeps.append(recipe)
@@ -205,17 +199,17 @@ class _Fold:
         out.tempers.append((self._placed(Recipe(step.tensor)), step.inverse))
 
     def _added(self, step: Added) -> None:
+        self.facts.refuse_written(step.tensor, step.at, "logits 6")
         recipe = self._joined(step.tensor, step.at)
         if not step.negative:
             mask = read_mask(self.facts, recipe, self.sizes, self.stage)
             self.out.take(mask, self.stage, self.at)
             return
-        self.facts.refuse_written(recipe.base, "logits 6", deep=True)
         self.out.biased()
         self.out.biases.append(self._placed(_then(recipe, Scale(-1.0))))
 
     def _selected(self, step: Selected) -> None:
-        self.facts.refuse_written(step.condition, "logits 6", deep=True)
+        self.facts.refuse_written(step.condition, step.at, "logits 6")
         mask = Mask(fill=step.fill)
         recipe = replace(self._joined(step.condition, step.at), negate=step.flip)
         classify(mask, [recipe], self.sizes, self.facts.axes, self.stage)

@@ -22,6 +22,7 @@ from attnpass.graph import (
     weight_inputs,
 )
 from attnpass.matching.check import check_regions, marks
+from attnpass.matching.handed import received
 from attnpass.matching.region import Region
 from attnpass.matching.verdicts import match
 from attnpass.site import AttentionSite, Decline
@@ -83,7 +84,8 @@ class MatchedGraph:
         if checked():
             check_normal_form(gm, normal)
         dump("normal_form", normal)
-        found = match(normal.graph, weight_inputs(normal, inputs), allow)
+        weights = weight_inputs(normal, inputs)
+        found = match(normal.graph, weights, allow, received(gm, normal.graph, weights))
         if checked():
             check_regions(normal.graph, found.regions)
         dump("matched", normal, marks(found.regions))

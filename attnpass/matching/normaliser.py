@@ -6,9 +6,11 @@ and to the weights stays as it wrote it, so nothing has to be proven of these op
 Soundness: softmax's weights are summed with values along the softmax's own axis, and the logits
 are made from a product of two activations over features. Conditions:
 
-1. A product of two activations reaches the logits without a projection or norm on the way.
+1. A product of two activations reaches the logits. Where a projection or norm is on the way, both
+   own axes of the product are still axes of the logits.
 2. Every value that is made from the weights along their axis ends in a product that sums over it,
-   else it is a reader (``escapes``); there is at least one such product.
+   else it is a reader (``escapes``), as is what joins the weights with something made from them;
+   there is at least one such product.
 3. The values of that product are activations that are not made from the same softmax.
 4. The product behind the logits sums over features. Where its rows or columns are made by a
    projection as well, the features that it sums over were made later than the queries' rows: else
@@ -30,15 +32,15 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from attnpass.graph import is_metadata, number, op_name, operators, value
+from attnpass.graph import is_metadata, number, op_name, operand, operators, value
 from attnpass.matching.axes import AxisTracer
 from attnpass.matching.axis_rules import RULES
 from attnpass.matching.chain import made_from
-from attnpass.matching.factors import Axes, Axis, Factor, kinds
+from attnpass.matching.factors import Axes, Axis, Factor, kinds, other_positions
 from attnpass.matching.facts import GraphFacts
 from attnpass.matching.layout import Operand
 from attnpass.matching.map_axes import side_of
-from attnpass.matching.products import Contraction, contraction
+from attnpass.matching.products import Contraction, any_product
 from attnpass.matching.refuse import Refuse
 from attnpass.matching.surroundings import projected
 
@@ -87,11 +89,12 @@ def read_normaliser(facts: GraphFacts, softmax: fx.Node) -> Normaliser:
         raise Refuse("normaliser 2", "NOT_ATTENTION:weights", hint, softmax)
     output, values = found.products[0]
     first: Refuse | None = None
-    for scores, between in _sources(facts, softmax):
+    for source in _sources(facts, softmax):
+        scores = source.scores
         try:
-            queries, at = _compared(facts, scores, between, softmax, dim)
+            queries, at = _compared(facts, source, softmax, dim)
         except Refuse as no:
-            first = first or no
+            first = first or (None if source.made else no)
             continue
         break
     else:
@@ -132,7 +135,16 @@ class _Followed(AxisTracer):
         """Whether a node's result has an axis with one of these marks."""
         result: Any = node.meta.get("val")
         self._call(node, result)
-        if isinstance(result, Tensor) and op_name(node) not in RULES:
+        if op_name(node) in ("scatter", "scatter_add") and len(node.args) > 3:
+            # weights of some keys are put among those of all
+            source, dim = self.axes.get(operand(node, 3), ()), number(node, 1)
+            self.axes[node] = tuple(
+                old if i != dim % len(source) else other_positions(old, new)
+                for i, (old, new) in enumerate(
+                    zip(source, self.fresh(node, result, "unknown"), strict=True)
+                )
+            )
+        elif isinstance(result, Tensor) and op_name(node) not in RULES:
             # what is not understood keeps the places of an operand of its shape
             for x in node.all_input_nodes:
                 same = isinstance(x.meta.get("val"), Tensor) and value(x).shape == result.shape
@@ -161,7 +173,7 @@ class _Down:
             node = heapq.heappop(queue)
             if is_metadata(node):
                 continue
-            if node.op != "call_function" or len(queued) > MOST:
+            if node.op != "call_function" or len(queued) > MOST or _joins(node, live):
                 found.escapes.append(node)
             elif not found._met(facts, walk, node, live, softmax):
                 live.add(node)
@@ -180,7 +192,7 @@ class _Down:
         softmax: fx.Node,
     ) -> bool:
         """Whether the way ends at a node: in a product with values, or with another reader."""
-        product = contraction(node)
+        product = any_product(node)
         if product is not None:
             for side, other in (("a", "b"), ("b", "a")):
                 x, letters = side_of(product, side)
@@ -192,6 +204,8 @@ class _Down:
                 ]
                 if own and all(c in product.summed for c in own):
                     values = side_of(product, other)[0]
+                    if op_name(node) == "sum" and not product.own(other):
+                        continue  # a mask, or a factor
                     if made_from(values, softmax) or _is_parameter(facts, values):
                         self.escapes.append(node)
                     else:
@@ -201,6 +215,19 @@ class _Down:
             return False
         self.escapes.append(node)
         return True
+
+
+def _joins(node: fx.Node, live: set[fx.Node]) -> bool:
+    """Whether an operator joins the weights with something made from them, as a square does."""
+    count = 0
+
+    def met(x: fx.Node) -> fx.Node:
+        nonlocal count
+        count += x in live
+        return x
+
+    fx.map_arg((node.args, node.kwargs), met)
+    return count > 1
 
 
 def _makes(node: fx.Node) -> bool:
@@ -235,57 +262,65 @@ def _is_no_operand(facts: GraphFacts, node: fx.Node) -> bool:
         at = stack.pop()
         if op_name(at) in operators.SOFTMAX:
             return True
-        passes = at.op == "call_function" and contraction(at) is None and not _makes(at)
+        passes = at.op == "call_function" and any_product(at) is None and not _makes(at)
         if at not in seen and passes:
             seen.add(at)
             stack.extend(at.all_input_nodes[:1])
     return _is_parameter(facts, node)
 
 
-def _sources(facts: GraphFacts, softmax: fx.Node) -> Iterator[tuple[Contraction, set[fx.Node]]]:
-    """Products of two activations that logits are made from, nearest first (condition 1).
+@dataclass(frozen=True)
+class _Source:
+    """A product that logits may be made from.
 
-    With each the nodes that stand between some product and the softmax.
+    Attributes:
+        scores: the product. between: the nodes that stand between some product and the softmax.
+        made: whether a projection or norm is among them.
     """
-    between: set[fx.Node] = set()
-    ends: list[Contraction] = []
-    row = list(softmax.all_input_nodes)
-    while row and len(between) < MOST:
-        behind: list[fx.Node] = []
-        for node in row:
-            if node in between or node.op != "call_function":
-                continue
-            if op_name(node) in _ENDS or _makes(node):
-                continue
-            product = contraction(node)
-            if product is None:
-                between.add(node)
-                behind.extend(node.all_input_nodes)
-            elif not any(_is_no_operand(facts, x) for x in (product.a, product.b)):
-                ends.append(product)
-        row = behind
-    for product in ends:
-        yield product, between
+
+    scores: Contraction
+    between: set[fx.Node]
+    made: bool
+
+
+def _sources(facts: GraphFacts, softmax: fx.Node) -> Iterator[_Source]:
+    """Products of two activations that logits are made from, the nearest first (condition 1)."""
+    for made in (False, True):
+        between: set[fx.Node] = set()
+        ends: list[Contraction] = []
+        row = list(softmax.all_input_nodes)
+        while row and len(between) < MOST:
+            behind: list[fx.Node] = []
+            for node in row:
+                if node in between or node.op != "call_function" or op_name(node) in _ENDS:
+                    continue
+                product = any_product(node)
+                if _makes(node) and not made:
+                    continue
+                if product is None or _makes(node):
+                    between.add(node)
+                    behind.extend(node.all_input_nodes)
+                elif not any(_is_no_operand(facts, x) for x in (product.a, product.b)):
+                    ends.append(product)
+            row = behind
+        yield from (_Source(product, between, made) for product in ends)
 
 
 def _compared(
-    facts: GraphFacts,
-    scores: Contraction,
-    between: set[fx.Node],
-    softmax: fx.Node,
-    dim: int,
+    facts: GraphFacts, source: _Source, softmax: fx.Node, dim: int
 ) -> tuple[str, int | None]:
     """Which operand holds the queries, and the softmax's axis of rows where that is known.
 
     Raises:
-        Refuse: condition 4 or 5.
+        Refuse: condition 1, 4 or 5.
     """
+    scores = source.scores
     _check_summed(facts, scores)
     owns = {side: scores.own(side) for side in "ab"}
     marks = {scores.out.index(c): side for side in "ab" for c in owns[side]}
     walk, at = _Followed(facts, scores.node, marks), softmax.all_input_nodes[0]
     live = {scores.node}
-    for node in sorted(between):
+    for node in sorted(source.between):
         reads = node > scores.node and not live.isdisjoint(node.all_input_nodes)
         if reads and walk.step(node, {"a", "b"}):
             live.add(node)
@@ -296,7 +331,11 @@ def _compared(
         queries = "b" if keys == "a" else "a"
         rows = [i for i, axis in enumerate(axes) if queries in kinds(axis) and i != dim]
         _check_rows(facts, scores, queries, softmax)
-        return queries, rows[-1] if rows else None
+        if rows or not source.made:
+            return queries, rows[-1] if rows else None
+    if source.made:
+        hint = "a projection or norm makes the logits anew"
+        raise Refuse("normaliser 1", "NOT_ATTENTION:pooling", hint, softmax)
     column = facts.axes[softmax][dim]
     if "feature" in kinds(column):
         hint = "softmax compares features, not tokens"

@@ -16,12 +16,12 @@ the lengths of keys and values.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from string import ascii_letters
+from dataclasses import dataclass, replace
+from string import ascii_letters, digits
 
 from torch import fx
 
-from attnpass.graph import op_name, value
+from attnpass.graph import broadcast, op_name, value
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,59 @@ def contraction(node: fx.Node) -> Contraction | None:
         return _matmul(node, node.args[1], node.args[2], float(alpha), added)
     if name == "einsum":
         return _einsum(node)
+    return None
+
+
+def any_product(node: fx.Node) -> Contraction | None:
+    """The letters of every product; those that ``contraction`` does not read in full, too.
+
+    What such a product adds or scales by is not told: products with vectors, ``baddbmm`` with any
+    numbers, distances, and a sum of a broadcast multiplication.
+    """
+    found = contraction(node)
+    spread = broadcast(node) if found is None else None
+    if spread is not None:
+        return _spread(node, *spread)
+    name, args = op_name(node), node.args
+    if found is None and name == "baddbmm":
+        return _matmul(node, args[1], args[2])
+    if found is None and name in ("cdist", "_cdist_forward"):
+        product = _matmul(node, args[0], args[1])
+        # both operands have their features last
+        return product and replace(product, b_letters=product.b_letters[:-2] + "jk")
+    if found is None and name in ("matmul", "mv"):
+        return _with_vector(node, args[0], args[1])
+    return found
+
+
+def _spread(node: fx.Node, a: fx.Node, b: fx.Node, dims: list[int]) -> Contraction:
+    """A sum over ``dims`` of two tensors' product; an axis of size 1 has a name of its own."""
+    rank = max(value(a).dim(), value(b).dim())
+    ones = ascii_letters[26 : 26 + rank], ascii_letters[52 - rank :]
+    a_letters, b_letters = (
+        "".join(
+            alone[i] if isinstance(n, int) and n == 1 else ascii_letters[i]
+            for i, n in enumerate(value(x).shape, start=rank - value(x).dim())
+        )
+        for x, alone in ((a, ones[0]), (b, ones[1]))
+    )
+    kept = value(node).dim() == rank
+    out = "".join(
+        digits[i] if i in dims else ascii_letters[i] for i in range(rank) if kept or i not in dims
+    )
+    return Contraction(node, a, b, a_letters, b_letters, out)
+
+
+def _with_vector(node: fx.Node, a: object, b: object) -> Contraction | None:
+    """A matrix times a vector, or a vector times a matrix."""
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
+        return None
+    ranks = value(a).dim(), value(b).dim()
+    lead = "ABCDEFG"[: max(ranks) - 2]
+    if ranks[0] == 1 < ranks[1]:
+        return Contraction(node, a, b, "k", lead + "kj", lead + "j")
+    if ranks[1] == 1 < ranks[0]:
+        return Contraction(node, a, b, lead + "ik", "k", lead + "i")
     return None
 
 

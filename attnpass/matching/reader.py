@@ -8,7 +8,7 @@ that the guards allow. Conditions, beside those of ``reading``:
 1. The head dims of queries and values are known numbers.
 2. Keys and values have the same heads.
 3. Keys and values have the same length; where two symbols stand for it, a guard says so.
-4. No operand and no factor on the queries is written in place between its first reader and the
+4. No operand, mask or factor on the queries is written in place between its first reader and the
    attention's result, where the rewritten attention reads it.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
@@ -17,6 +17,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +50,23 @@ def read_region(facts: GraphFacts, anchor: fx.Node, name: str, source: str) -> R
     if op_name(anchor) == SDPA:
         return _region(facts, fused_reading(facts, anchor), anchor, name, source)
     try:
-        return _whole(facts, anchor, name, source)
+        found = _whole(facts, anchor, name, source)
     except Refuse as no:
         if no.code in FINAL:
             raise
         try:
-            found = read_normaliser(facts, anchor)
+            return _normaliser(facts, read_normaliser(facts, anchor), no, name, source)
         except Refuse:
             raise no from None
-        return _normaliser(facts, found, no, name, source)
+    if not found.traits.escapes:
+        return found
+    with suppress(Refuse):
+        least = read_normaliser(facts, anchor)
+        if not least.escapes:  # what reads the weights are products with other values
+            hint = "the weights are read by several products"
+            why = Refuse("reading 3", "PROBS_ESCAPE", hint, anchor)
+            return _normaliser(facts, least, why, name, source)
+    return found
 
 
 FINAL = ("CROSS_GRAPH", "HOP_UNSUPPORTED", "NOT_ATTENTION:channel")
@@ -130,7 +139,8 @@ def _region(facts: GraphFacts, r: Reading, anchor: fx.Node, name: str, source: s
     """The record and the region from an attention that was read."""
     sizes = _grouped(r, anchor)
     operands = (r.q.node, r.k.node, r.v.node, sizes.k.node, sizes.v.node)
-    for node in (*operands, *(p.recipe.base for p, _ in r.logits.tempers)):
+    placed = (*(p for p, _ in r.logits.tempers), *r.logits.keeps, *r.logits.biases)
+    for node in (*operands, *(p.recipe.base for p in placed)):
         facts.refuse_changed(node, r.out.node, "reader 4")
     cached = _cached(r)
     own = r.rows == r.columns or cached

@@ -88,8 +88,9 @@ def fused_reading(facts: GraphFacts, anchor: fx.Node) -> Reading:
     if logits.causal:
         logits.factors.add("causal")
     if given.get("attn_mask") is not None:
-        sizes = (shape[-2], value(k).shape[-2])
-        logits.take(read_mask(facts, Recipe(given["attn_mask"]), sizes, lead), lead, whole)
+        mask, sizes = given["attn_mask"], (shape[-2], value(k).shape[-2])
+        facts.refuse_written(mask, anchor, "logits 6")
+        logits.take(read_mask(facts, Recipe(mask), sizes, lead), lead, whole)
     if logits.fill == -math.inf:
         logits.fill = None  # the fused operator gives 0 where no key is kept
     q_axes, k_axes = facts.axes[q], facts.axes[k]

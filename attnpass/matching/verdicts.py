@@ -10,7 +10,7 @@ Soundness: a site is claimed only of an anchor that the readers proved. Two cond
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -18,6 +18,7 @@ from torch import fx
 
 from attnpass.graph import Opaque, module_path, op_name, operators, source_line
 from attnpass.matching.chain import reached
+from attnpass.matching.factors import Axes
 from attnpass.matching.facts import GraphFacts
 from attnpass.matching.legality import legality
 from attnpass.matching.reader import read_region
@@ -67,18 +68,24 @@ def _of_logits(node: fx.Node) -> bool:
     return any(not isinstance(way, Refuse) for way in reached(node))
 
 
-def match(graph: fx.Graph, parameters: set[fx.Node], allow: Collection[str] = ()) -> Matches:
+def match(
+    graph: fx.Graph,
+    parameters: set[fx.Node],
+    allow: Collection[str] = (),
+    given: Mapping[fx.Node, Axes] = MappingProxyType({}),
+) -> Matches:
     """Every verdict on a normalised graph.
 
     Args:
         graph: in normal form. parameters: its weight placeholders.
         allow: what the user accepts (``site.ALLOW``).
+        given: axes of inputs, known from an earlier graph.
     """
     found = anchors(graph)
     out = Matches(declined=list(_hidden(graph)))
     if not found:
         return out
-    facts = GraphFacts.of(graph, parameters)
+    facts = GraphFacts.of(graph, parameters, given)
     names: dict[str, int] = {}
     for anchor in found:
         path, source = module_path(anchor), source_line(anchor)

@@ -118,6 +118,38 @@ def plus_one_of_shifted(x):
     return e / (1 + e.sum(-1, keepdim=True))
 
 
+def late(x):
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    return (e @ x.mT.sin()) / e.sum(-1, keepdim=True)
+
+
+def late_of_each(x):
+    e = x.exp()
+    return torch.bmm(e, x.mT.sin()) * e.sum(-1)[..., None].reciprocal()
+
+
+@pytest.mark.parametrize("function", [late, late_of_each])
+def test_the_values_may_be_summed_before_the_division(function):
+    gm = traced(function, X)
+    (node,) = softmaxes(gm)
+    assert node.args[1] in (-1, 2)
+    torch.testing.assert_close(gm(X), X.softmax(-1) @ X.mT.sin(), rtol=0, atol=1e-12)
+
+
+def over_rows(x):
+    e = x.exp()
+    return (e @ x.mT) / e.sum(1, keepdim=True)[:, :, :4]
+
+
+def of_other_exponentials(x):
+    return (x.exp() @ x.mT) / (x + 1).exp().sum(-1, keepdim=True)
+
+
+def values_of_exponentials(x):
+    e = x.exp()
+    return (x @ e.mT) / e.sum(-1, keepdim=True).mT
+
+
 def plus_another_shift(x):
     m = x.amax(-1, keepdim=True)
     e = (x - m).exp()
@@ -160,7 +192,7 @@ def written(x):
 
 OTHERS = [other_tensor, two_axes, axis_dropped, rounded, written, plus_two, plus_one_of_shifted]
 OTHERS += [plus_another_shift, shifted_by_each, little_beside_unshifted, much_beside_shifted]
-OTHERS += [another_maximum]
+OTHERS += [another_maximum, over_rows, of_other_exponentials, values_of_exponentials]
 
 
 @pytest.mark.parametrize("function", OTHERS)

@@ -35,22 +35,44 @@ def test_facts_are_those_of_their_provers():
 def test_a_written_operand_is_refused_with_the_condition_of_the_caller():
     gm, facts = facts_of(added, torch.ones(3, 4), torch.ones(3, 4))
     x, y = holders(gm)
-    facts.refuse_written(x, "reader 4", deep=True)
+    reader = only(gm, "add")
+    facts.refuse_written(x, reader, "logits 6")
     with pytest.raises(Refuse) as refused:
-        facts.refuse_written(y, "reader 4")
-    assert (refused.value.condition, refused.value.code) == ("reader 4", "MUTATED_ALIAS")
+        facts.refuse_written(y, reader, "logits 6")
+    assert (refused.value.condition, refused.value.code) == ("logits 6", "MUTATED_ALIAS")
 
 
-def test_deep_looks_at_all_that_a_tensor_is_computed_from():
+def test_it_looks_at_all_that_a_tensor_is_computed_from():
     def later(x, y):
         y.add_(1.0)
         return (y * 2).exp() + x
 
     gm, facts = facts_of(later, torch.ones(3), torch.ones(3))
-    node = only(gm, "exp")
-    facts.refuse_written(node, "logits 6")
     with pytest.raises(Refuse):
-        facts.refuse_written(node, "logits 6", deep=True)
+        facts.refuse_written(only(gm, "exp"), only(gm, "add"), "logits 6")
+
+
+def test_what_is_written_after_it_was_read_does_not_matter():
+    def counted(x, y):
+        keep = (y * 2).exp()
+        y.add_(1.0)
+        return keep + x
+
+    gm, facts = facts_of(counted, torch.ones(3), torch.ones(3))
+    facts.refuse_written(only(gm, "exp"), only(gm, "add"), "logits 6")
+
+
+def test_what_is_written_before_it_is_read_is_refused():
+    """Also where it was made by an operator before the write."""
+
+    def counted(x, y):
+        keep = y.view(-1)
+        y.add_(1.0)
+        return keep + x
+
+    gm, facts = facts_of(counted, torch.ones(3), torch.ones(3))
+    with pytest.raises(Refuse):
+        facts.refuse_written(only(gm, "view"), only(gm, "add"), "logits 6")
 
 
 def test_the_lead_is_read_from_the_axes_that_are_named():

@@ -1,5 +1,7 @@
 """Where rows and columns of a map are, also behind what combines heads."""
 
+import math
+
 import pytest
 import torch
 from tracing import code_of, projected, projections, proven, shapes, site_of
@@ -132,7 +134,7 @@ def test_talking_heads_exchange_the_softmax_node_alone(how):
         capture.use_modules({site.name: forms.build("sigmoid", site, trainable=False)})
         q, k, v = model.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4).unbind(0)
         s = model.combined((q @ k.transpose(-2, -1)) / 2)
-        p = torch.sigmoid(s - torch.tensor(5.0).log().double())
+        p = torch.sigmoid(s - math.log(5))
         torch.testing.assert_close(capture(x), model.combined(p) @ v, rtol=0, atol=1e-12)
 
 

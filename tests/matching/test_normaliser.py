@@ -189,7 +189,7 @@ def test_every_condition_has_a_program_that_only_it_refuses():
 
     def projection_before(q, k, v, a, b):
         q, k, v = projected(q, k, v, a, b)
-        return F.layer_norm(q @ k.mT, (7,)).softmax(-1) @ v
+        return F.linear((q @ k.mT)[..., :4], a).softmax(-1) @ v[..., :4, :]
 
     def no_values(q, k, v, a, b):
         q, k, v = projected(q, k, v, a, b)
@@ -208,8 +208,13 @@ def test_every_condition_has_a_program_that_only_it_refuses():
         q, k, v = projected(q, k, v, a, b)
         return (q @ k.mT).sinh().softmax(-2).mT @ q
 
+    def normed(q, k, v, a, b):
+        q, k, v = projected(q, k, v, a, b)
+        return F.layer_norm(q @ k.mT, (7,)).softmax(-1) @ v
+
     given = (Q, K, V, A, B)
     assert condition(right, *given, weights=2) is None
+    assert condition(normed, *given, weights=2) is None
     assert condition(projection_before, *given, weights=2) == "normaliser 1"
     assert condition(no_values, *given, weights=2) == "normaliser 2"
     assert condition(own_values, *given, weights=2) == "normaliser 2"

@@ -134,6 +134,12 @@ def heads_and_batch_swapped(q, k, v, m, mod):
 
 def mask_written(q, k, v, m, mod):
     bias = mod.lower[0, 0, :6, :6]
+    mod.lower.add_(1.0)
+    return weighted(scores_of(q, k) + bias, v)
+
+
+def mask_written_later(q, k, v, m, mod):
+    bias = mod.lower[0, 0, :6, :6]
     scores = scores_of(q, k) + bias
     mod.lower.add_(1.0)
     return weighted(scores, v)
@@ -244,6 +250,10 @@ def refused(program) -> set[str]:
     report = attnpass.find_sites(model, x)
     less = [s.legal["hydra"] for s in report.sites if s.degree == "logits"]
     return {d.condition for d in (*report.declined, *less)}
+
+
+def test_a_mask_that_is_written_after_it_was_read_is_refused_too():
+    assert refused(mask_written_later) == {"reader 4"}
 
 
 @pytest.mark.parametrize("condition", CASES)

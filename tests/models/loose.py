@@ -52,6 +52,47 @@ def number_after(q, k, v, m, mod):
     return scores_of(q, k).softmax(-1).nan_to_num(0.0) @ v
 
 
+def combined_over_places(q, k, v, m, mod):
+    kernel = torch.full((q.shape[1], 1, 3, 3), 0.1, dtype=q.dtype)
+    return F.conv2d(scores_of(q, k), kernel, padding=1, groups=q.shape[1]).softmax(-1) @ v
+
+
+def combined_over_places_after(q, k, v, m, mod):
+    kernel = torch.full((q.shape[1], 1, 3, 3), 0.1, dtype=q.dtype)
+    return F.conv2d(scores_of(q, k).softmax(-1), kernel, padding=1, groups=q.shape[1]) @ v
+
+
+def heads_through_layers(q, k, v, m, mod):
+    last = scores_of(q, k).permute(0, 2, 3, 1)
+    mixed = F.linear(last, torch.eye(q.shape[1], dtype=q.dtype).roll(1, 0)).sin()
+    return F.layer_norm(mixed, mixed.shape[-1:]).permute(0, 3, 1, 2).softmax(-1) @ v
+
+
+def normed_scores(q, k, v, m, mod):
+    return F.layer_norm(scores_of(q, k), (k.shape[2],)).softmax(-1) @ v
+
+
+def distances(q, k, v, m, mod):
+    return (-torch.cdist(q, k)).softmax(-1) @ v
+
+
+def part_of_a_bias(q, k, v, m, mod):
+    b, h, t, _ = q.shape
+    bias = torch.ones(b * h, t, k.shape[2], dtype=q.dtype).tril()
+    s = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).mT, beta=0.5, alpha=0.3)
+    return (s.softmax(-1) @ v.flatten(0, 1)).unflatten(0, (b, h))
+
+
+def largest_scattered(q, k, v, m, mod):
+    most, at = scores_of(q, k).topk(3, -1)
+    return torch.zeros_like(q @ k.mT).scatter(-1, at, most.softmax(-1)) @ v
+
+
+def one_query_by_hand(q, k, v, m, mod):
+    w = (q.mean(2, keepdim=True) * k).sum(-1).softmax(-1)
+    return (w.unsqueeze(-1) * v).sum(2, keepdim=True).expand_as(v)
+
+
 def gate_after(q, k, v, m, mod):
     return (scores_of(q, k).softmax(-1) * mod.temperature.sigmoid()) @ v
 
@@ -204,6 +245,14 @@ FUNCTIONS = (
     keys_per_query,
     values_of_two_axes,
     latest_weights,
+    combined_over_places,
+    combined_over_places_after,
+    heads_through_layers,
+    normed_scores,
+    distances,
+    part_of_a_bias,
+    largest_scattered,
+    one_query_by_hand,
 )
 
 MODULES = (TiedRows, FewKeys, MadeTokens, Latents, Band)

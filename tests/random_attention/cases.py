@@ -32,15 +32,21 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 MISSES = (
-    "rows", "heads", "reused", "viewed", "summed", "squared", "channel", "router", "pooling",
+    "rows", "heads", "reused", "summed", "squared", "channel", "router", "pooling",
     "values-other-axis", "renormalised", "no-values", "log-weights", "own-weights",
 )  # fmt: skip
 """Near misses: each differs from attention in one thing and must be declined."""
 
+LOOSE = (
+    "viewed", "indexed", "clamped", "numbers", "top", "second-product", "stretched", "joined",
+    "gated", "clipped", "cleared", "two-values",
+)  # fmt: skip
+"""Attention with one step that no reader knows, between the products: its softmax is known."""
+
 
 @dataclass(frozen=True)
 class Case:
-    """One choice of everything in ``CHOICES``; ``miss`` makes it a near miss."""
+    """One choice of everything in ``CHOICES``; ``miss``: a near miss; ``loose``: one step more."""
 
     sizes: str
     source: str
@@ -57,15 +63,18 @@ class Case:
     returned: bool
     output: str
     miss: str = ""
+    loose: str = ""
 
 
-def draw(pick: random.Random, miss: bool = False) -> Case:
-    """A random case that makes sense."""
+def draw(pick: random.Random, what: str = "attention") -> Case:
+    """A random case that makes sense: ``"attention"``, ``"miss"`` or ``"loose"``."""
     case = {key: pick.choice(values) for key, values in CHOICES.items()}
-    return settle(case, pick.choice(MISSES) if miss else "")
+    if what == "loose":
+        return settle(case, loose=pick.choice(LOOSE))
+    return settle(case, pick.choice(MISSES) if what == "miss" else "")
 
 
-def settle(given: dict[str, Any], miss: str) -> Case:
+def settle(given: dict[str, Any], miss: str = "", loose: str = "") -> Case:
     """``given`` with what does not go together put right."""
     if given["source"] in ("inputs", "packed") and given["sizes"] == "one-query":
         given["sizes"] = "distinct"
@@ -87,4 +96,10 @@ def settle(given: dict[str, Any], miss: str) -> Case:
         given["layout"] = "heads"
     if given["product"] == "baddbmm":
         given["scale"] = "none"  # alpha is the scale there
-    return Case(**given, miss=miss)
+    if loose:
+        given["returned"] = False
+        if given["softmax"] not in ("function", "method", "module"):
+            given["softmax"] = "function"  # what the reference exchanges
+    if loose in ("joined", "two-values"):
+        given["layout"] = {"tokens": "heads"}.get(given["layout"], given["layout"])
+    return Case(**given, miss=miss, loose=loose)

@@ -134,9 +134,9 @@ def spelled(m: Attention, q, k, v, keep, bias, pattern):
     if c.layout == "flat":
         s = s.flatten(0, -3)
     dtype = s.dtype
-    if miss == "viewed":
-        s.view(-1)[0].zero_()
-        s[..., 0] = q.sum()
+    s = stepped(c.loose, s, q, k)
+    if c.loose == "joined":
+        v = torch.cat([v, v.flip(-2) * 0.5], -2)
     if miss == "router":
         s = F.linear(
             q.flatten(-2), torch.ones(s.shape[-1], q.shape[-2] * q.shape[-1], dtype=dtype)
@@ -153,6 +153,7 @@ def spelled(m: Attention, q, k, v, keep, bias, pattern):
         p = p / (p.sum(-2, keepdim=True) + 1e-6)
     if miss == "log-weights":
         p = F.log_softmax(s, -1)
+    p = passed(c.loose, p)
     if c.dropout:
         p = F.dropout(p, 0.1, m.training)
     if c.output == "cast":
@@ -171,11 +172,46 @@ def spelled(m: Attention, q, k, v, keep, bias, pattern):
         out = (v.transpose(-2, -1) @ p.transpose(-2, -1)).transpose(-2, -1)
     else:
         out = torch.bmm(p, v) if p.dim() == 3 else p @ v
+    if c.loose == "two-values":
+        out = out - p @ v.cos()
     if c.layout == "flat":
         out = out.view(*lead, *out.shape[-2:])
     if miss == "reused":
         return out + p.sum()
     return (out, p) if c.returned and not miss else out
+
+
+def stepped(loose: str, s: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """A step on the logits ``[..., T, S]`` that no reader knows."""
+    if loose == "viewed":
+        s.view(-1)[0].zero_()
+        s[..., 0] = q.sum()
+    if loose == "indexed":
+        s[..., 0] = s[..., 0] * 2
+    if loose == "clamped":
+        s = s.clamp(-3.0, 2.0)
+    if loose == "numbers":
+        s = s.nan_to_num(neginf=-1e5)
+    if loose == "top":
+        s = s.masked_fill(s < s.topk(min(2, s.shape[-1]), -1).values[..., -1:], -math.inf)
+    if loose == "second-product":
+        s = s + torch.matmul(q.flip(-1), k.transpose(-2, -1))
+    if loose == "stretched":
+        s = s.sign() * s.abs().clamp(max=1e9).sqrt()
+    if loose == "joined":
+        s = torch.cat([s, torch.matmul(q, k.flip(-2).transpose(-2, -1)) * 0.3], -1)
+    return s
+
+
+def passed(loose: str, p: Tensor) -> Tensor:
+    """A step on the weights ``[..., T, S]`` that leaves them weights."""
+    if loose == "gated":
+        return p * torch.linspace(0.5, 1.0, p.shape[-1], dtype=p.dtype)
+    if loose == "clipped":
+        return p.clamp(max=0.4)
+    if loose == "cleared":
+        return p.nan_to_num(0.0)
+    return p
 
 
 def scores(m: Attention, q: Tensor, k: Tensor) -> Tensor:

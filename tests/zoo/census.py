@@ -43,7 +43,7 @@ Gradients are taken in float64, but many models compute softmax in float32 whate
 """
 NARROW = 1.5
 """Largest ratio of the round trip's error in bf16 to that of the eager model."""
-VERDICT = ("true", "sites", "kinds", "masks", "declined", "graphs")
+VERDICT = ("true", "sites", "kinds", "masks", "degrees", "logits", "declined", "graphs")
 """The fields of a record that the golden census holds."""
 
 
@@ -116,12 +116,20 @@ def record(spec: Spec, impl: str) -> dict[str, Any]:
         "sites": len(sites),
         "kinds": dict(sorted(collections.Counter(s.kind for s in sites).items())),
         "masks": dict(sorted(masks.items())),
+        "degrees": dict(sorted(collections.Counter(s.degree for s in sites).items())),
+        "logits": dict(sorted(collections.Counter(filter(None, map(_unread, sites))).items())),
         "declined": dict(sorted(collections.Counter(d.code for d in capture.declined).items())),
         "graphs": len(capture.graphs),
         "float32": float32,
         "illegal": illegal,
     }
     return out
+
+
+def _unread(site: attnpass.AttentionSite) -> str:
+    """Why no more than the softmax of a site is known; ``""`` where more is."""
+    why = site.legal["hydra"]
+    return why.code if site.degree == "logits" and why is not None else ""
 
 
 def gradients(spec: Spec, impl: str, dtype: torch.dtype = torch.float64) -> float:
@@ -263,6 +271,8 @@ def table(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "models": len(mine),
                 "true": sum(f["true"] for f in mine),
                 "sites": sum(f["sites"] for f in mine),
+                "logits": sum(f["degrees"].get("logits", 0) for f in mine),
+                "block": sum(f["degrees"].get("block", 0) for f in mine),
                 "eager true": sum(f["true"] for f in eager),
                 "eager sites": sum(f["sites"] for f in eager),
                 "inductor": sum(min(f.get("inductor") or 0, f["true"]) for f in eager),

@@ -1,0 +1,74 @@
+"""A product written as a broadcast multiplication and a sum is one einsum in the normal form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tracing import traced
+
+from attnpass.graph import broadcast, op_name
+
+Q, K, V = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 7, 7))
+
+
+def names(function, *inputs):
+    gm = traced(function, *inputs)
+    assert torch.allclose(first(gm(*inputs)), function(*inputs), atol=1e-12)
+    return [op_name(node) for node in gm.graph.nodes if node.op == "call_function"]
+
+
+def first(out):
+    return out[0] if isinstance(out, (tuple, list)) else out
+
+
+def unsqueezed(q, k):
+    return (q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1)
+
+
+def indexed(q, k):
+    return (k[..., None, :, :] * q[..., :, None, :]).sum(dim=-1)
+
+
+@pytest.mark.parametrize("spelled", [unsqueezed, indexed])
+def test_it_is_an_einsum_of_the_tensors_themselves(spelled):
+    found = names(spelled, Q, K)
+    assert found.count("einsum") == 1 and not {"mul", "sum", "squeeze"} & set(found)
+
+
+def test_values_are_summed_over_the_keys():
+    w = torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    assert "einsum" in names(lambda w, v: (w[..., None] * v[..., None, :, :]).sum(-2), w, V)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda q, k: (q * q.exp()).sum(-1),  # nothing is broadcast
+        lambda q, k: (q[..., :1, :] * k).sum(-1),  # one brings no axis of its own
+        lambda q, k: (q[..., None, :] * k[..., None, :, :]).sum(-1, keepdim=True),
+        lambda q, k: (q[..., None, :] * k[..., None, :, :]).sum(),
+        lambda q, k: (q[..., None, :] * k[..., None, :, :].float()).sum(-1),
+        lambda q, k: twice(q[..., None, :] * k[..., None, :, :]),
+        lambda q, k: (q[..., None, :] * k[..., None, :, :]).sum(2),  # an axis of one operand
+    ],
+)
+def test_what_is_no_product_or_another_one_stays(other):
+    assert "einsum" not in names(other, Q, K)
+
+
+def twice(map_):
+    return map_.sum(-1) + map_.amax(-1)
+
+
+def test_under_autocast_it_stays():
+    """A product would run in another dtype than a multiplication and a sum."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "einsum" not in names(unsqueezed, Q.float(), K.float())
+
+
+def test_what_a_sum_sums_is_told():
+    gm = traced(lambda q, k: (q[..., :1, :] * k).sum(-1), Q, K)
+    (node,) = [n for n in gm.graph.nodes if op_name(n) == "sum"]
+    a, b, dims = broadcast(node)
+    assert (a.meta["val"].shape[-2], b.meta["val"].shape[-2], dims) == (1, 7, [3])
+    assert broadcast(a) is None
