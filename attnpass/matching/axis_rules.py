@@ -20,6 +20,7 @@ from attnpass.matching.factors import (
     Factor,
     Provenance,
     fits,
+    kind_of,
     kinds,
     other_positions,
     rank_of,
@@ -41,8 +42,7 @@ def cut_axis(source: Axes, dim: int, what: Hashable, size: Any) -> Axes:
     if size == 1:
         cut: Axis = ()
     else:
-        kind = min(kinds(source[dim]) or {"unknown"}, key=PRIORITY.index)
-        cut = (Factor((source[dim], str(what)), size, kind),)
+        cut = (Factor((source[dim], str(what)), size, kind_of(source[dim])),)
     return (*source[:dim], cut, *source[dim + 1 :])
 
 

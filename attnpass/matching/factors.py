@@ -13,8 +13,11 @@ from torch import Tensor, fx
 from attnpass.graph import operand
 from attnpass.torch_internals import expression
 
-MARKS = ("columns", "a", "b")
-"""Kinds that follow an axis of one node through its users (``normaliser``)."""
+MARKS = ("columns", "a", "b", "merged")
+"""Kinds that follow an axis of one node through its users (``normaliser``).
+
+``merged``: a followed axis was merged with another one and cut; its parts hold both.
+"""
 
 PRIORITY = (*MARKS, "token", "feature", "input", "repeat", "unknown", "param")
 """Kinds, surest first: where two operands meet in one axis, the surer one names it."""
@@ -110,11 +113,17 @@ def surer(a: Axis, b: Axis) -> Axis:
     return b if b and (not a or rank_of(b) < rank_of(a)) else a
 
 
+def kind_of(axis: Axis) -> str:
+    """The surest kind of an axis that is cut or rearranged as a whole."""
+    kind = min(kinds(axis) or {"unknown"}, key=PRIORITY.index)
+    return "merged" if kind in MARKS and len(axis) > 1 else kind
+
+
 def other_positions(old: Axis, new: Axis) -> Axis:
     """Positions of the same kind as ``old``, but not the same ones."""
     if not old or not new:
         return new
-    return (Factor(new[0].id, new[0].size, min(kinds(old), key=PRIORITY.index)),)
+    return (Factor(new[0].id, new[0].size, kind_of(old)),)
 
 
 def fits(axis: Axis, size: Any) -> bool:

@@ -103,10 +103,12 @@ def read_normaliser(facts: GraphFacts, softmax: fx.Node) -> Normaliser:
     own = scores.own(queries)
     node, letters = side_of(scores, queries)
     others = [i for i in range(rank) if i != dim]
-    row = at if at is not None else others[-1]
-    leading = [i for i in others if i != row]
+    if at is None:  # what no projection made
+        axes = facts.axes[softmax]
+        at = next((i for i in reversed(others) if "feature" not in kinds(axes[i])), others[-1])
+    leading = [i for i in others if i != at]
     lead = facts.lead(softmax, leading)
-    order = (*(leading[i] for i in lead.order), row, dim)
+    order = (*(leading[i] for i in lead.order), at, dim)
     return Normaliser(
         scores,
         queries,
@@ -199,10 +201,7 @@ class _Down:
                 axes = walk.axes.get(x, ())
                 if x not in live or len(axes) != len(letters):
                     continue
-                own = [
-                    c for c, axis in zip(letters, axes, strict=True) if "columns" in kinds(axis)
-                ]
-                if own and all(c in product.summed for c in own):
+                if _sums(product, letters, axes):
                     values = side_of(product, other)[0]
                     if op_name(node) == "sum" and not product.own(other):
                         continue  # a mask, or a factor
@@ -211,10 +210,21 @@ class _Down:
                     else:
                         self.products.append((product, values))
                     return True
-        if walk.step(node, {"columns"}):
+        if walk.step(node, {"columns", "merged"}):
             return False
         self.escapes.append(node)
         return True
+
+
+def _sums(product: Contraction, letters: str, axes: Axes) -> bool:
+    """Whether a product sums over softmax's axis, or over what it was merged into."""
+    at = {
+        mark: [c for c, axis in zip(letters, axes, strict=True) if mark in kinds(axis)]
+        for mark in ("columns", "merged")
+    }
+    if at["columns"]:
+        return all(c in product.summed for c in at["columns"])
+    return any(c in product.summed for c in at["merged"])
 
 
 def _joins(node: fx.Node, live: set[fx.Node]) -> bool:
