@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attnpass import forms
-from attnpass.graph import value
+from attnpass.graph import Flex, value
 from attnpass.matching import Region
 
 
@@ -38,6 +38,8 @@ def _quicker(region: Region, trained: bool) -> nn.Module | None:
     site = region.site
     if site.legal.get("softmax") is not None or site.dropout > 0:
         return None
+    if isinstance(region.anchor.target, Flex):
+        return None  # it skips whole blocks of its mask, and what that saves is not measured
     form = forms.build("softmax", site)
     if not isinstance(form, forms.Softmax):
         return None

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from attnpass.fingerprint.values import content, name
-from attnpass.graph import Opaque
+from attnpass.graph import Flex, Opaque
 
 
 def computation(gm: fx.GraphModule) -> str:
@@ -29,7 +29,7 @@ def _target(gm: fx.GraphModule, node: fx.Node) -> str:
     held: Any = node.target
     if node.op in ("get_attr", "call_module"):
         held = functools.reduce(getattr, str(node.target).split("."), gm)
-    held = held.piece if isinstance(held, Opaque) else getattr(held, "constant", held)
+    held = held.piece if isinstance(held, (Flex, Opaque)) else getattr(held, "constant", held)
     if isinstance(held, fx.GraphModule):
         return f"({computation(held)})"
     return content(held) if isinstance(held, Tensor) else name(held)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from attnpass.graph import operators
 from attnpass.graph.aliasing import draws, is_impure, views_of, writes, written
 from attnpass.graph.check import check_normal_form
+from attnpass.graph.flex import Flex
 from attnpass.graph.nodes import (
     attribute,
     is_metadata,
@@ -33,6 +34,7 @@ from attnpass.graph.products import broadcast
 from attnpass.graph.stages import checked, dump, require
 
 __all__ = [
+    "Flex",
     "NormalizeError",
     "Opaque",
     "Opened",

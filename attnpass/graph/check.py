@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx
 
+from attnpass.graph.flex import Flex
 from attnpass.graph.opaque import Opaque
 from attnpass.graph.stages import require
 from attnpass.torch_internals import GRAD_MODE, OpOverload, schema
@@ -45,7 +46,7 @@ def check_normal_form(before: fx.GraphModule, after: fx.GraphModule) -> None:
 
 def _allowed(node: fx.Node) -> bool:
     """Whether the normal form has such calls."""
-    if isinstance(node.target, (OpOverload, Opaque)):
+    if isinstance(node.target, (OpOverload, Opaque, Flex)):
         return True
     module, name = (getattr(node.target, x, "") for x in ("__module__", "__name__"))
     of_sizes = module == "torch" and name.startswith("sym_")

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 
 from attnpass.graph.aliasing import draws, is_impure
 from attnpass.graph.encoder_layer import _in_submodule, encoder_layer
+from attnpass.graph.flex import Flex
 from attnpass.graph.inplace import functionalize
 from attnpass.graph.opaque import Opaque, enter, fold
 from attnpass.graph.products import fold_products
@@ -173,7 +174,9 @@ class Opened(fx.Interpreter):
             set_autocast(device, (on, dtype or torch.get_autocast_dtype(device), False))
         elif target is EXIT_AUTOCAST and self._outside:
             set_autocast(*self._outside.pop())
-        if isinstance(target, Opaque):
+        if isinstance(target, Flex) and kwargs:  # recorded before
+            return target.recorded(args, kwargs)
+        if isinstance(target, (Opaque, Flex)):
             return target.traced(*args)
         if isinstance(target, HigherOrderOperator):
             body, given = enter(target, args)

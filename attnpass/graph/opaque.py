@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from attnpass.graph.flex import Flex, Unreadable, is_flex
 from attnpass.torch_internals import (
     HigherOrderOperator,
     disable_proxy_modes_tracing,
@@ -39,10 +40,13 @@ _IN_PLACE |= {f"__{name}__" for name in _IN_PLACE}
 
 
 class Opaque:
-    """A piece of Dynamo's graph as a callable, with the fake values of what it returns."""
+    """A piece of Dynamo's graph as a callable, with the fake values of what it returns.
 
-    def __init__(self, piece: fx.GraphModule, values: tuple[Any, ...]) -> None:
-        self.piece = piece
+    ``why``: what kept it from being read as attention.
+    """
+
+    def __init__(self, piece: fx.GraphModule, values: tuple[Any, ...], why: str = "") -> None:
+        self.piece, self.why = piece, why
         self.values = values
         self.__name__ = f"opaque_{next(_number)}"
 
@@ -194,6 +198,22 @@ def _is_subclass(node: fx.Node) -> bool:
     return is_wrapper_subclass(node.meta.get("example_value"))
 
 
+def _carried(
+    piece: list[fx.Node], inner: fx.GraphModule, values: tuple[Any, ...]
+) -> Opaque | Flex:
+    """The target of the call that stands for a piece."""
+    node = piece[0]
+    if len(piece) == 1 and is_flex(node):
+        results = [u.args[1] for u in node.users if u.target is operator.getitem]
+        if set(results) != {0} or len(results) != len(node.users):
+            return Opaque(inner, values, "its log-sum-exp is read")
+        try:
+            return Flex(inner, values[0][0])
+        except Unreadable as error:
+            return Opaque(inner, values, str(error))
+    return Opaque(inner, values)
+
+
 def _fold(gm: fx.GraphModule, piece: list[fx.Node]) -> None:
     graph, own = gm.graph, set(piece)
     given = dict.fromkeys(x for n in piece for x in n.all_input_nodes if x not in own)
@@ -205,7 +225,7 @@ def _fold(gm: fx.GraphModule, piece: list[fx.Node]) -> None:
         moved[node] = inner.node_copy(node, moved.__getitem__)
     inner.output(tuple(moved[n] for n in returned))
     values = tuple(n.meta.get("example_value") for n in returned)
-    opaque = Opaque(fx.GraphModule(gm, inner), values)
+    opaque = _carried(piece, fx.GraphModule(gm, inner), values)
     with graph.inserting_after(piece[-1]):
         call = graph.call_function(opaque, tuple(inputs))
     call.meta = {k: v for k, v in piece[-1].meta.items() if k != "example_value"}
@@ -222,11 +242,12 @@ def unfold(gm: fx.GraphModule) -> fx.GraphModule:
     """Every folded piece spelled out again, in place."""
     for node in list(gm.graph.nodes):
         opaque: Any = node.target
-        if not isinstance(opaque, Opaque):
+        if not isinstance(opaque, (Opaque, Flex)):
             continue
         moved: dict[fx.Node, Any] = {}
         inner = opaque.piece.graph
-        moved.update(zip(inner.find_nodes(op="placeholder"), node.args, strict=True))
+        given: Any = node.kwargs.get("held", node.args)
+        moved.update(zip(inner.find_nodes(op="placeholder"), given, strict=True))
         with gm.graph.inserting_before(node):
             for own in inner.nodes:
                 if own.op not in ("placeholder", "output"):
@@ -239,6 +260,11 @@ def unfold(gm: fx.GraphModule) -> fx.GraphModule:
                     setattr(gm, target, body)
                     moved[own].target = target
         results: Any = inner.output_node().args[0]
+        if isinstance(opaque, Flex):
+            with gm.graph.inserting_before(node):
+                out = gm.graph.call_function(operator.getitem, (moved[results[0]], 0))
+            out.meta = dict(node.meta)
+            node.replace_all_uses_with(out)
         for user in list(node.users):
             user.replace_all_uses_with(moved[results[user.args[1]]])
             gm.graph.erase_node(user)

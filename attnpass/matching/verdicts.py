@@ -10,6 +10,7 @@ Soundness: a site is claimed only of an anchor that the readers proved. Two cond
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -25,6 +26,7 @@ from attnpass.matching.reader import read_region
 from attnpass.matching.refuse import Refuse
 from attnpass.matching.region import SDPA, Region
 from attnpass.site import Decline
+from attnpass.torch_internals import schema
 
 _SWITCH_OFF = "torch.backends.mha.set_fastpath_enabled(False) before compiling opens it"
 
@@ -82,7 +84,7 @@ def match(
         given: axes of inputs, known from an earlier graph.
     """
     found = anchors(graph)
-    out = Matches(declined=list(_hidden(graph)))
+    out = Matches(declined=[*_hidden(graph), *_foreign(graph)])
     if not found:
         return out
     facts = GraphFacts.of(graph, parameters, given)
@@ -115,7 +117,26 @@ def match(
 def marked(node: fx.Node) -> bool:
     """Whether a node of Dynamo's own graph may be attention."""
     calls = node.op in ("call_function", "call_method", "call_module")
-    return calls and any(mark in str(node.target).lower() for mark in MARKS)
+    named = any(mark in str(node.target).lower() for mark in MARKS)
+    return calls and (named or foreign(node) != "")
+
+
+def foreign(node: fx.Node) -> str:
+    """The name of an attention operator of another library; ``""`` for anything else."""
+    found = schema(node)
+    own = found is None or found.name.split("::")[0] in ("aten", "prims", "prim", "attnpass")
+    if own or found is None or not re.search("att(n|en)", found.name.lower()):
+        return ""
+    return str(found.name)
+
+
+def _foreign(graph: fx.Graph) -> Iterator[Decline]:
+    """Declines for attention behind operators of other libraries."""
+    for node in graph.nodes:
+        name = foreign(node)
+        if name:
+            hint = f"{name} cannot be opened; call scaled_dot_product_attention instead"
+            yield Decline("OPAQUE_FASTPATH", module_path(node), source_line(node), hint, node.name)
 
 
 def _hidden(graph: fx.Graph) -> Iterator[Decline]:
@@ -127,7 +148,7 @@ def _hidden(graph: fx.Graph) -> Iterator[Decline]:
             at = node if node.meta.get("stack_trace") else piece
             where = (module_path(at), source_line(at))
             if "flex_attention" in str(node.target):
-                hint = "flex attention has its own kernels and score function"
+                hint = f"flex attention whose functions are not read: {piece.target.why}"
                 yield Decline("FLEX", *where, hint, node.name)
             elif marked(node):
                 hint = "it stands in a region (vmap, cond, custom autograd) that is kept as it is"

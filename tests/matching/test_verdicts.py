@@ -106,3 +106,38 @@ def test_what_is_allowed_reaches_the_table():
     assert region.site.legal["sigmoid"].code == "PROBS_ESCAPE"
     (region,) = match(gm.graph, set(), ("other_weights",)).regions
     assert region.site.legal["sigmoid"] is None
+
+
+@torch.library.custom_op("elsewhere::flash_attn_forward", mutates_args=())
+def flash(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).clone()
+
+
+@flash.register_fake
+def _(q, k, v):
+    return torch.empty_like(q)
+
+
+@torch.library.custom_op("elsewhere::rotate", mutates_args=())
+def rotate(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
+@rotate.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Elsewhere(torch.nn.Module):
+    """Attention behind an operator of another library, and beside it in torch's."""
+
+    def forward(self, q):
+        q = rotate(q)
+        return flash(q, q, q) + torch.nn.functional.scaled_dot_product_attention(q, q + 1, q)
+
+
+def test_attention_operators_of_other_libraries_are_named():
+    report = attnpass.find_sites(Elsewhere(), torch.randn(2, 3, 5, 4))
+    (declined,) = report.declined
+    assert len(report.sites) == 1 and declined.code == "OPAQUE_FASTPATH"
+    assert "elsewhere::flash_attn_forward" in declined.hint
