@@ -147,7 +147,7 @@ def default_tile(
     """
     if device == "cpu":
         if direction != "forward":
-            return Tile(block_m=256, block_n=256)
+            return Tile(block_m=128 if head_dim <= 64 else 256, block_n=256)
         return Tile(block_m=128 if not causal else 64 if causal > 512 else 32, block_n=256)
     sm = limits.capability()
     return limits.default(head_dim, head_dim, dtype.itemsize, direction, sm, queries)

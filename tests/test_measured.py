@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import house
 import pytest
 from pages import encoder_speed, flat, recovery, result, train_forms
@@ -73,6 +75,85 @@ def test_the_cpu_kernels_are_the_committed_result():
     assert f"eager at 4,096 tokens: {used['eager', 4096]:.0f} MiB" in MEASURED
     assert max(r["error"] for r in row["goals"] if r["dtype"] == "float32") < 1e-6
     assert (house.ROOT / "benchmarks" / "results" / "cpu_attention_cpu.png").exists()
+
+
+def goals():
+    """Rows of the table of goals: what was to be reached, what was, and the limit of the machine.
+
+    The limit of the backward is the rate of products alone over that of SDPA in the same cells.
+    """
+    row, narrow = result("cpu_attention_cpu.json"), result("cpu_attention_avx2_cpu.json")
+    mean = lambda x: statistics.geometric_mean(list(x))  # noqa: E731
+    names = ("softmax", "sigmoid", "relu")
+    causal = [
+        mean(
+            r["softmax"]["median"]
+            for r in row["masks"]
+            if (r["mask"], r["dtype"]) == ("causal", d)
+        )
+        for d in DTYPES
+    ]
+    rate = {
+        (r["n"], r["d"], r["dtype"]): r["gflops_products_alone"]
+        for r in row["goals"]
+        if r["h"] == "relu"
+    }
+
+    def rates(r, h):
+        work = 14 * r["n"] ** 2 * r["d"] * r["heads"] * r["batch"] / 1e6
+        return work / r[h]["ms"], rate[r["n"], r["d"], r["dtype"]]
+
+    back = {d: [rates(r, "sdpa") for r in row["backward"] if r["dtype"] == d] for d in DTYPES}
+    most = [mean(own / sdpa for sdpa, own in back[d]) for d in DTYPES]
+    both = {h: row["summary"][f"{h} forward+backward"]["geomean"] for h in names}
+    share = {
+        h: mean(
+            r["products alone"]["ms"] / r["attnpass"]["ms"]
+            for r in row["goals"]
+            if r["h"] == h and r["n"] >= 1024
+        )
+        for h in names
+    }
+    least = {
+        h: mean(
+            r["speedup_if_products_alone"]
+            for r in narrow["goals"]
+            if (r["h"], r["dtype"]) == (h, "float32")
+        )
+        for h in names
+    }
+    whole = lambda x: [row["summary"][f"{x} {d}"]["geomean"] for d in DTYPES]  # noqa: E731
+    few = [r for r in row["decode"] if (r["queries"], r["groups"], r["n"]) == (1, 8, 8192)]
+    told = lambda xs: "; ".join(f"{x:.2f}" for x in xs)  # noqa: E731
+    only = [narrow["summary"][f"{h} float32"]["geomean"] for h in names]
+    return [
+        ("softmax forward", "1.30; 2.5", told(whole("softmax"))),
+        ("the same, causal", "1.6; 2.7", told(causal)),
+        ("softmax forward and backward", "1.4; 2.0", told(whole("softmax forward+backward"))),
+        ("its products alone", "", told(most)),
+        ("sigmoid forward", "1.35; 2.6", told(whole("sigmoid"))),
+        ("relu forward", "1.40; 2.7", told(whole("relu"))),
+        ("sigmoid; relu forward and backward", "1.8; 1.9", told([both["sigmoid"], both["relu"]])),
+        ("share of the products' peak", "0.93; 0.93; 0.95", told(share.values())),
+        ("AVX2, float32", "1.25; 1.25; 1.30", told(only)),
+        ("its products alone", "", told(least.values())),
+        (
+            "one query, 8192 keys, 32 heads over 8",
+            "6; 16",
+            told(r["softmax"]["median"] for r in few),
+        ),
+        (
+            "its share of a sum's read",
+            "0.8; 0.8",
+            told(r["share_of_read"]["softmax"] for r in few),
+        ),
+    ]
+
+
+def test_the_goals_are_told_as_they_came():
+    for row in goals():
+        start = f"| {' | '.join(row)} |"
+        assert any(line.startswith(start) for line in LINES), start
 
 
 def test_decoding_is_the_committed_result():

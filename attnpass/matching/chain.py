@@ -179,9 +179,8 @@ def _down(out: Chain) -> None:
             if any(x.op == "output" for x in out.escapes):
                 hint = "the weights leave this graph before they meet values"
                 raise Refuse("chain 2", "CROSS_GRAPH", hint, node)
-            code = "NOT_ATTENTION:gate" if node is out.softmax else "NOT_ATTENTION:weights"
             hint = "the softmax weights never meet values in a product"
-            raise Refuse("chain 2", code, hint, node)
+            raise Refuse("chain 2", "NOT_ATTENTION:gate", hint, node)
         out.escapes.extend(other for other, _ in onward[1:])
         node, product = onward[0]
         if product is not None:

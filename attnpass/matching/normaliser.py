@@ -86,7 +86,7 @@ def read_normaliser(facts: GraphFacts, softmax: fx.Node) -> Normaliser:
     found = _Down.of(facts, softmax, dim)
     if not found.products:
         hint = "the softmax weights never meet values in a product over their axis"
-        raise Refuse("normaliser 2", "NOT_ATTENTION:weights", hint, softmax)
+        raise Refuse("normaliser 2", "NOT_ATTENTION:gate", hint, softmax)
     output, values = found.products[0]
     first: Refuse | None = None
     for source in _sources(facts, softmax):

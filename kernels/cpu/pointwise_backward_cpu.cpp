@@ -170,12 +170,16 @@ struct Task {
     float dtau = 0;
     float* dq = x.dq.get(p.d * width);
     const bool masked = p.bias || p.keep, each_row = per_row(p.bias) || per_row(p.keep);
-    Tile<Mul> tile{0, m, width, -width, x.s.get(most * width), x.dp.get(most * width),
+    float *scores = x.s.get(most * width), *slope = x.dp.get(most * width);
+    Mul *p_rows, *ds_rows;  // float32 results take the place of what they are computed from
+    if constexpr (std::is_same_v<Mul, float>) p_rows = scores, ds_rows = slope;
+    else p_rows = x.p.get(most * width), ds_rows = x.ds_rows.get(most * width);
+    Tile<Mul> tile{0, m, width, -width, scores, slope,
                    masked ? x.added.get(most * (each_row ? width : 1)) : nullptr, !each_row,
                    float(p.scale) * tau, tau, sums, sums + width, sums + 4 * width,
                    sums + 2 * width, sums + 3 * width, p.dtau ? &dtau : nullptr,
-                   p.dbias ? x.ds.get(most * width) : nullptr, x.p.get(most * width),
-                   x.ds_rows.get(most * width), x.ds_pairs.get(most * width)};
+                   p.dbias ? x.ds.get(most * width) : nullptr, p_rows, ds_rows,
+                   PAIR<Mul> == 2 ? x.ds_pairs.get(most * width) : nullptr};
     bool begun = false;
     for (int64_t j = first_key; j < stop; j += step) {
       const int64_t n = tile.n = min(p.block_n, stop - j);

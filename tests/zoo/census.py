@@ -43,7 +43,9 @@ Gradients are taken in float64, but many models compute softmax in float32 whate
 """
 NARROW = 1.5
 """Largest ratio of the round trip's error in bf16 to that of the eager model."""
-VERDICT = ("true", "sites", "kinds", "masks", "degrees", "logits", "declined", "graphs")
+VERDICT = (
+    *("true", "sites", "kinds", "masks", "degrees", "logits", "declined", "refused", "graphs"),
+)
 """The fields of a record that the golden census holds."""
 
 
@@ -119,11 +121,17 @@ def record(spec: Spec, impl: str) -> dict[str, Any]:
         "degrees": dict(sorted(collections.Counter(s.degree for s in sites).items())),
         "logits": dict(sorted(collections.Counter(filter(None, map(_unread, sites))).items())),
         "declined": dict(sorted(collections.Counter(d.code for d in capture.declined).items())),
+        "refused": dict(sorted(collections.Counter(_refused(sites)).items())),
         "graphs": len(capture.graphs),
         "float32": float32,
         "illegal": illegal,
     }
     return out
+
+
+def _refused(sites: list[attnpass.AttentionSite]) -> list[str]:
+    """The reasons for which a site does not allow some form, each once a site."""
+    return [code for s in sites for code in {d.code for d in s.legal.values() if d is not None}]
 
 
 def _unread(site: attnpass.AttentionSite) -> str:
