@@ -18,7 +18,7 @@ from attnpass import report as reports
 from attnpass.compiled import Compiled, GraphCompiler, Options, compile_inner
 from attnpass.errors import AttnpassError
 from attnpass.graph import NormalizeError
-from attnpass.matching import handing, marked, outgoing
+from attnpass.matching import handing, marked, outgoing, same_axes
 from attnpass.report import Report
 from attnpass.site import Decline
 from attnpass.torch_internals import dynamo_exceptions
@@ -47,7 +47,7 @@ def attnpass_backend(
     if not _has_anchor(gm):
         return handing(compile_inner(gm, inputs, chosen), axes)
     try:
-        return handing(GraphCompiler(gm, inputs, chosen).compile(), axes)
+        return handing(same_axes(gm, GraphCompiler(gm, inputs, chosen).compile()), axes)
     except AttnpassError:
         raise
     except dynamo_exceptions():

@@ -565,6 +565,26 @@ def test_graph_breaks_tell_reason_and_lines():
     assert reason and any("test_torch_internals.py:" in line for line in lines)
 
 
+def test_ends_in_break_and_given_tensor_are_told_while_a_graph_is_compiled():
+    told = []
+
+    def backend(gm, inputs):
+        (node, *_) = gm.graph.find_nodes(op="placeholder")
+        told.append((internals.ends_in_break(gm), internals.given_tensor(node)))
+        return gm
+
+    def broken(x):
+        y = x + 1
+        torch._dynamo.graph_break()
+        return y * 2
+
+    x = torch.ones(2)
+    torch.compile(broken, backend=backend)(x)
+    (first, second) = told
+    assert first[0] and first[1] is x and not second[0] and torch.equal(second[1], x + 1)
+    assert internals.given_tensor(torch.fx.Graph().placeholder("x")) is None
+
+
 def test_is_wrapper_subclass_tells_tensors_that_hold_others():
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
     assert internals.is_wrapper_subclass(nested)

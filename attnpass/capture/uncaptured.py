@@ -43,7 +43,8 @@ class _Listener(TorchDispatchMode):
         self.heard: list[tuple[str, list[str]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(part in str(func) for part in _ATTENTION) and "backward" not in str(func):
+        other = any(part in str(func) for part in ("backward", "log_softmax"))  # a loss
+        if any(part in str(func) for part in _ATTENTION) and not other:
             lines = [f"{f.filename}:{f.lineno}" for f in traceback.extract_stack()[:-1]]
             self.heard.append((self.paths[-1] if self.paths else "root", lines))
         return func(*args, **(kwargs or {}))

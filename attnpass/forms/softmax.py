@@ -69,13 +69,16 @@ class Softmax(nn.Module):
             bias = bias.view((1,) * (4 - bias.dim()) + bias.shape)
         if keep is not None:
             keep = keep.view((1,) * (4 - keep.dim()) + keep.shape)
+        # a bias of more digits than the queries makes logits of as many
+        wide = q.dtype if bias is None else torch.promote_types(q.dtype, bias.dtype)
+        narrow, (q, k, v) = q.dtype, (x.to(wide) for x in (q, k, v))
         mask: Tensor | None = keep
         if bias is not None or (keep is not None and self.fill is not None):
-            mask = q.new_zeros(()) if bias is None else bias.to(q.dtype)
+            mask = q.new_zeros(()) if bias is None else bias.to(wide)
             if keep is not None:
                 fill = -math.inf if self.fill is None else self.fill
                 # adding the least number of the dtype gives that number: the logit is set
-                least = torch.finfo(q.dtype).min
+                least = torch.finfo(wide).min
                 if not math.isfinite(fill):
                     mask = torch.where(keep, mask, fill)
                 elif self.added:
@@ -94,7 +97,7 @@ class Softmax(nn.Module):
         )
         if keep is not None and self.fill == -math.inf:
             out = out.masked_fill(~keep.any(-1, keepdim=True), math.nan)
-        return out
+        return out.to(narrow)
 
     def choose(
         self,

@@ -6,10 +6,12 @@ matched and rewritten as that, and unfolded to the call again where it is not re
 Soundness: ``mask_mod`` says which positions are kept; ``score_mod`` adds to the logits or masks
 them. Both are run once on all positions instead of at each. Conditions:
 
-1. Their operators are pointwise (``POINTWISE``) or read one element of a tensor by positions.
+1. Their operators are pointwise (``POINTWISE``) or read one element of a captured tensor, which
+   has no axes otherwise.
 2. The result of ``score_mod`` is the score, plus or minus what does not depend on it, or -inf
    where a condition that does not depend on it says so.
 3. Nothing but the attention's result is read (no log-sum-exp).
+4. What is added is added in the dtype of the scores: float32, or float64 for float64 queries.
 """
 
 from __future__ import annotations
@@ -122,6 +124,7 @@ class Flex:
         value = dict(zip(self.inputs, given, strict=True))
         q, k, v = (value[n] for n in self.node.args[:3])
         scale, more = self.node.args[5], [*self.node.args[7:], (), ()][:2]
+        scale = value.get(scale, scale)  # type: ignore[call-overload]
         buffers = [tuple(value.get(x, x) for x in xs) for xs in more]  # type: ignore[call-overload]
         sizes = (q.shape[0], q.shape[1], q.shape[2], k.shape[2])
         places = [
@@ -129,12 +132,13 @@ class Flex:
             for at, n in enumerate(sizes)
         ]
         keep = _run(self.mask_mod, [*places, *buffers[1]])
-        scored = _scored(self.score_mod, [None, *places, *buffers[0]])
+        wide = torch.promote_types(q.dtype, torch.float32)
+        scored = _scored(self.score_mod, [None, *places, *buffers[0]], wide)
         if isinstance(scored.keep, Tensor):
             keep = keep & scored.keep
         mask = keep.expand(sizes) if isinstance(keep, Tensor) else None
         if isinstance(scored.bias, Tensor):
-            bias = scored.bias.to(q.dtype).expand(sizes)
+            bias = scored.bias.expand(sizes)
             mask = bias if mask is None else torch.where(mask, bias, -math.inf)
         gqa = q.shape[1] != k.shape[1]
         kwargs = {"scale": scale, "enable_gqa": gqa, "held": list(given)}
@@ -158,16 +162,51 @@ def _check(graph: fx.Graph, *, scored: bool) -> None:
     """Conditions 1 and 2 of one function's graph, whose first input may be the score."""
     score = next(iter(graph.nodes)) if scored else None
     for node in graph.nodes:
-        if node.op in ("placeholder", "output"):
+        if node.op in ("placeholder", "get_attr"):
+            _check_captured(node)
+        elif node.op == "output":
             continue
-        if node.op == "call_function":
-            known = node.target in POINTWISE or node.target is operator.getitem
-        else:
-            known = node.op == "get_attr" or node.target in METHODS
-        if not known:
+        elif node.target is operator.getitem:
+            base, index = _element(node)
+            left = _rank(base) - len(index)
+            if left < 0 or left and not all(u.target is operator.getitem for u in node.users):
+                raise Unreadable(f"{node.name} in its functions reads more than one element")
+        elif not (
+            node.target in POINTWISE if node.op == "call_function" else node.target in METHODS
+        ):
             raise Unreadable(f"{node.name} in its functions is not read")
     if score is not None:
         _walk(graph.output_node().args[0], score)
+
+
+def _rank(captured: fx.Node) -> int:
+    """How many axes a captured tensor has; 0 of a number."""
+    found = captured.meta.get("example_value")
+    return found.dim() if isinstance(found, Tensor) else 0
+
+
+def _check_captured(node: fx.Node) -> None:
+    """Refuse a captured tensor with axes that is used as a whole."""
+    if _rank(node) and not all(u.target is operator.getitem for u in node.users):
+        raise Unreadable(f"{node.name} in its functions is used as a whole")
+
+
+def _element(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]]:
+    """The captured tensor that nested indexing reads, and all indices.
+
+    Raises:
+        Unreadable: something else is indexed, or by slices.
+    """
+    base, index = node.args
+    own = index if isinstance(index, tuple) else (index,)
+    if not isinstance(base, fx.Node) or not all(isinstance(x, (fx.Node, int)) for x in own):
+        raise Unreadable(f"{node.name} in its functions is not read")
+    if base.op in ("placeholder", "get_attr"):
+        return base, own
+    if base.target is not operator.getitem:
+        raise Unreadable(f"{node.name} in its functions is not read")
+    root, before = _element(base)
+    return root, (*before, *own)
 
 
 def _depends(node: Any, score: fx.Node) -> bool:
@@ -215,6 +254,10 @@ def _run(graph: fx.Graph, given: Sequence[Any], at: Any = None) -> Any:
             known[node] = getattr(graph.owning_module, str(node.target))
         elif node.op == "output":
             return of(node.args[0])
+        elif node.target is operator.getitem:
+            base, index = _element(node)
+            full = len(index) == known[base].dim()
+            known[node] = known[base][of(index)] if full else known[base]
         elif not any(known[x] is None for x in node.all_input_nodes):
             call: Any = node.target
             if node.op == "call_method":
@@ -229,16 +272,15 @@ def _run(graph: fx.Graph, given: Sequence[Any], at: Any = None) -> Any:
     raise AssertionError("a graph without an output")
 
 
-def _scored(graph: fx.Graph, given: Sequence[Any]) -> _Scored:
-    """What ``score_mod`` adds to every score, and where it keeps it."""
+def _scored(graph: fx.Graph, given: Sequence[Any], dtype: torch.dtype) -> _Scored:
+    """What ``score_mod`` adds to every score, in a dtype, and where it keeps it."""
     score = next(iter(graph.nodes))
     out = _Scored()
     for kind, x in _walk(graph.output_node().args[0], score):
         found = _run(graph, given, x) if isinstance(x, fx.Node) else x
         if kind in ("add", "sub"):
-            more = found if kind == "add" else -found
-            if not isinstance(more, Tensor):
-                more = torch.full((1, 1, 1, 1), float(more), device=given[1].device)
+            more = torch.as_tensor(found, device=given[1].device).to(dtype)
+            more = more if kind == "add" else -more
             out.bias = more if out.bias is None else out.bias + more
         else:
             keep = found if kind == "keep" else ~found

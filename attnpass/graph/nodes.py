@@ -10,9 +10,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from attnpass.torch_internals import (
+    ENTER_AUTOCAST,
+    EXIT_AUTOCAST,
     GRAD_MODE,
     PARAMETERS,
     FakeTensor,
+    autocast_state,
     dynamo_source,
     is_static_input,
     schema,
@@ -151,3 +154,15 @@ def call_like(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Nod
     values = fx.map_arg(args, lambda n: n.meta["val"])
     node.meta = {**like.meta, "val": target(*values)}
     return node
+
+
+def under_autocast(node: fx.Node) -> bool:
+    """Whether autocast is on where a node runs: around the graph, or in a region of it."""
+    if autocast_state(value(node).device.type)[0]:
+        return True
+    depth = 0
+    for other in node.graph.nodes:
+        if other is node:
+            break
+        depth += (other.target is ENTER_AUTOCAST) - (other.target is EXIT_AUTOCAST)
+    return depth > 0

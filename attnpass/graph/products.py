@@ -7,7 +7,7 @@ Soundness: the einsum sums the same terms. Conditions:
 1. Each axis of the multiplication has the same size in both operands, or provably size 1 in one.
 2. What is summed is in both operands, and each brings an axis of its own to the result.
 3. The dtype is a floating one and the same everywhere; nothing is written in place.
-4. Autocast is off where the graph is traced: it would run a product in another dtype than a sum.
+4. Autocast is off there: it would run a product in another dtype than a sum.
 """
 
 from __future__ import annotations
@@ -19,8 +19,15 @@ import torch
 from torch import Tensor, fx
 
 from attnpass.graph.aliasing import written
-from attnpass.graph.nodes import call_like, number, numbers, op_name, operand, value
-from attnpass.torch_internals import autocast_state
+from attnpass.graph.nodes import (
+    call_like,
+    number,
+    numbers,
+    op_name,
+    operand,
+    under_autocast,
+    value,
+)
 
 aten = torch.ops.aten
 
@@ -70,7 +77,7 @@ def _factors(node: fx.Node) -> tuple[fx.Node, fx.Node, list[int]] | None:
     dtypes = {value(x).dtype for x in (node, *found[:2])}
     if len(dtypes) != 1 or not dtypes.pop().is_floating_point:
         return None
-    return None if autocast_state(value(node).device.type)[0] else found
+    return None if under_autocast(node) else found
 
 
 def _einsum(graph: fx.Graph, node: fx.Node, a: Any, b: Any, dims: list[int]) -> fx.Node | None:

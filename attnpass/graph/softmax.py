@@ -1,7 +1,8 @@
 """Softmax written by hand becomes one softmax node, so that there is one spelling to match.
 
 Soundness: ``exp(x - m) / sum(exp(x - m))`` is softmax for every ``m`` that is the same along the
-axis, and the values may be summed before the division. With ``exp(-m)`` added to the sum it is the
+axis, and the values may be summed before the division (not under autocast, which runs a product in
+another dtype than a sum). With ``exp(-m)`` added to the sum it is the
 softmax of x and one logit 0, a sink whose column is dropped. A small number added to the sum
 changes nothing where ``m`` is the maximum: the sum is then 1 at least.
 """
@@ -16,7 +17,15 @@ import torch
 from torch import fx
 
 from attnpass.graph.aliasing import written
-from attnpass.graph.nodes import call_like, number, numbers, op_name, operand, value
+from attnpass.graph.nodes import (
+    call_like,
+    number,
+    numbers,
+    op_name,
+    operand,
+    under_autocast,
+    value,
+)
 
 aten = torch.ops.aten
 
@@ -42,7 +51,10 @@ def fold_softmax(graph: fx.Graph) -> None:
     found_at = {node: found for node in graph.nodes if (found := _spelled(node)) is not None}
     unsafe = set(written(graph)) if found_at else set()
     for node, found in found_at.items():
-        if unsafe & {node, found.logits, *node.all_input_nodes}:
+        read = {node, found.logits, *node.all_input_nodes}
+        if found.weighed is not None:
+            read |= {*found.weighed.all_input_nodes}
+        if unsafe & read:
             continue
         with graph.inserting_before(node):
             new = _sunk(graph, found) if found.sink else _plain(graph, found)
@@ -133,6 +145,8 @@ def _quotient(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
 def _late(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
     """The softmax in ``(exp(x) @ v) / sum(exp(x))``: the division comes after the values."""
     if op_name(top) not in ("matmul", "bmm") or value(top).dim() != value(operand(top)).dim():
+        return None
+    if under_autocast(top) or len({value(x).dtype for x in (top, bottom, operand(top))}) > 1:
         return None
     found = _quotient(operand(top), bottom)
     last = -1 if found is None else found.dim % value(operand(top)).dim()

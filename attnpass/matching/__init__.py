@@ -8,7 +8,7 @@ knows no form, no plan and no kernel.
 from __future__ import annotations
 
 from attnpass.matching.chain import reached
-from attnpass.matching.handed import hand, handing, outgoing
+from attnpass.matching.handed import hand, handing, outgoing, same_axes
 from attnpass.matching.layout import SHARED, Lead, Operand
 from attnpass.matching.logits import Placed
 from attnpass.matching.matched import MatchedGraph, Outline
@@ -42,4 +42,5 @@ __all__ = [
     "reached",
     "recipe_shape",
     "replay",
+    "same_axes",
 ]

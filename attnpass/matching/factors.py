@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from attnpass.graph import operand
 from attnpass.torch_internals import expression
 
-MARKS = ("columns", "a", "b", "merged")
+MARKS = ("columns", "a", "b", "both", "merged")
 """Kinds that follow an axis of one node through its users (``normaliser``).
 
 ``merged``: a followed axis was merged with another one and cut; its parts hold both.

@@ -3,7 +3,7 @@
 Soundness: an input of a graph has the axes that it had as a result of an earlier graph.
 Conditions:
 
-1. It is the same tensor object, and its sizes are the same.
+1. It is the same tensor object with the same memory, sizes and strides.
 2. An axis of several factors has numbers for sizes: symbols mean nothing in another graph.
 
 Not covered: views and results that were computed between the two graphs; theirs are new inputs.
@@ -24,7 +24,7 @@ from attnpass.matching.facts import GraphFacts
 from attnpass.torch_internals import ends_in_break, expression, given_tensor
 
 _HANDED = WeakTensorKeyDictionary()
-"""Axes by the tensors that graphs returned."""
+"""Axes, and how they lie in memory, by the tensors that graphs returned."""
 
 _SERIAL = itertools.count()
 
@@ -55,19 +55,55 @@ def handing(run: Callable[..., Any], axes: Sequence[Axes | None]) -> Callable[..
     if not axes:
         return run
 
-    def handed(*inputs: Any) -> Any:
+    def kept(*inputs: Any) -> Any:
         results = run(*inputs)
         hand(results, axes)
         return results
 
-    return handed
+    return kept
+
+
+def same_axes(gm: fx.GraphModule, run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, the compiled graph, for inputs of the axes for which it was matched.
+
+    Dynamo may use a graph again where another part of the program goes on in it; given tensors
+    with other axes, it runs as it was. Called while the graph is compiled.
+    """
+    known = [handed(given_tensor(node)) for node in gm.graph.find_nodes(op="placeholder")]
+    wanted = [(i, _kinds(axes)) for i, axes in enumerate(known) if axes is not None]
+    if not wanted:
+        return run
+
+    def checked(*inputs: Any) -> Any:
+        for i, kind in wanted:
+            axes = handed(inputs[i])
+            if axes is not None and _kinds(axes) != kind:
+                return gm.forward(*inputs)
+        return run(*inputs)
+
+    return checked
+
+
+def _kinds(axes: Axes) -> list[set[str]]:
+    return [kinds(axis) for axis in axes]
 
 
 def hand(results: Sequence[Any], axes: Sequence[Axes | None]) -> None:
     """Keep the axes of what a graph returned."""
     for x, known in zip(results, axes, strict=False):
         if known is not None and isinstance(x, Tensor):
-            _HANDED[x] = known
+            _HANDED[x] = known, _laid(x)
+
+
+def _laid(x: Tensor) -> tuple[Any, ...]:
+    """Where and how a tensor lies in memory."""
+    return (x.data_ptr(), x.dtype, *x.shape, *x.stride())
+
+
+def handed(x: Tensor | None) -> Axes | None:
+    """The axes of a tensor that an earlier graph returned; None where it is another by now."""
+    axes, laid = _HANDED.get(x, (None, ())) if x is not None else (None, ())
+    return axes if axes is not None and x is not None and laid == _laid(x) else None
 
 
 def _told(facts: GraphFacts, axes: Axes, serial: int) -> Axes | None:
@@ -93,8 +129,7 @@ def received(
     found = {}
     inputs = (gm.graph.find_nodes(op="placeholder"), graph.find_nodes(op="placeholder"))
     for old, new in zip(*inputs, strict=True) if len(_HANDED) else ():
-        x = given_tensor(old)
-        axes = _HANDED.get(x) if x is not None and new not in parameters else None
+        axes = handed(given_tensor(old)) if new not in parameters else None
         if axes is not None:
             pairs = zip(axes, value(new).shape, strict=True)
             found[new] = tuple(_fitted(a, s, new, i) for i, (a, s) in enumerate(pairs))

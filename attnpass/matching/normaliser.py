@@ -203,8 +203,8 @@ class _Down:
                     continue
                 if _sums(product, letters, axes):
                     values = side_of(product, other)[0]
-                    if op_name(node) == "sum" and not product.own(other):
-                        continue  # a mask, or a factor
+                    if not product.own(other):
+                        continue  # a mask, a factor, or other weights
                     if made_from(values, softmax) or _is_parameter(facts, values):
                         self.escapes.append(node)
                     else:
@@ -328,11 +328,12 @@ def _compared(
     _check_summed(facts, scores)
     owns = {side: scores.own(side) for side in "ab"}
     marks = {scores.out.index(c): side for side in "ab" for c in owns[side]}
+    marks |= {scores.out.index(c): "both" for c in scores.batch}
     walk, at = _Followed(facts, scores.node, marks), softmax.all_input_nodes[0]
     live = {scores.node}
     for node in sorted(source.between):
         reads = node > scores.node and not live.isdisjoint(node.all_input_nodes)
-        if reads and walk.step(node, {"a", "b"}):
+        if reads and walk.step(node, {"a", "b", "both"}):
             live.add(node)
     axes: Axes = walk.axes[at] if at in live else ()
     known = kinds(axes[dim]) & {"a", "b"} if axes else set()
@@ -343,6 +344,9 @@ def _compared(
         _check_rows(facts, scores, queries, softmax)
         if rows or not source.made:
             return queries, rows[-1] if rows else None
+    if axes and "both" in kinds(axes[dim]):
+        hint = "softmax runs over an axis that both operands of the product have"
+        raise Refuse("normaliser 5", "AXIS_NOT_TOKEN", hint, softmax)
     if source.made:
         hint = "a projection or norm makes the logits anew"
         raise Refuse("normaliser 1", "NOT_ATTENTION:pooling", hint, softmax)

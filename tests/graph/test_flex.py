@@ -129,3 +129,88 @@ def test_without_options_it_stays():
     with torch.no_grad():
         torch.compile(model, backend="attnpass", options={"inner": "eager"})(x)
     assert not attnpass.compiled_report().rewritten
+
+
+class Core(nn.Module):
+    """FlexAttention on its inputs; ``t`` is what the score function captures."""
+
+    def __init__(self, score, t=None):
+        super().__init__()
+        self.score = score
+        self.register_buffer("t", t)
+
+    def forward(self, q, k, v):
+        return flex_attention(q, k, v, lambda *given: self.score(self.t, *given))
+
+
+def round_trip(score, t=None, dtype=torch.float64, sizes=(2, 3, 5, 4)):
+    """The sites, and whether softmax put back is what the model computes."""
+    torch._dynamo.reset()
+    g = torch.Generator().manual_seed(0)
+    given = [torch.randn(*sizes, generator=g).to(dtype) for _ in range(3)]
+    model = Core(score, t)
+    capture = attnpass.Capture(model).trace(*given)
+    capture.use_modules({s.name: forms.build("softmax", s) for s in capture.sites})
+    want = model(*given)
+    bound = {torch.float64: 1e-6, torch.bfloat16: 2e-2, torch.float16: 5e-3}[dtype]
+    return len(capture.sites), torch.allclose(capture(*given), want, atol=bound, rtol=bound)
+
+
+INT8 = (torch.arange(9) * 25).clamp(max=120).to(torch.int8)
+TABLE = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
+
+CAPTURED = {
+    "indexed-twice": (lambda t, s, b, h, i, j: s + t[h][j], TABLE),
+    "by-a-number": (lambda t, s, b, h, i, j: s + t[0, j], TABLE),
+    "bools-added": (lambda t, s, b, h, i, j: s + (i >= j) + (i == j), None),
+    "small-integers": (lambda t, s, b, h, i, j: s + t[i] + t[j], INT8),
+    "unsigned": (lambda t, s, b, h, i, j: s - t[j], torch.arange(9).to(torch.uint8)),
+    "number": (lambda t, s, b, h, i, j: (s + 3) + t, torch.tensor(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", CAPTURED)
+def test_what_the_score_function_captures_is_read_as_it_reads_it(name):
+    assert round_trip(*CAPTURED[name]) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda t, s, b, h, i, j: s + t[h].sum() * 0.1,
+        lambda t, s, b, h, i, j: s + t[h, 1:][0] * 0.1,
+    ],
+)
+def test_a_captured_tensor_that_is_not_read_by_elements_is_named(score):
+    model = Core(score, TABLE)
+    given = [torch.randn(2, 3, 5, 4) for _ in range(3)]
+    with torch.no_grad():
+        report = attnpass.find_sites(model, *given)
+    assert not report.sites
+
+
+def test_a_large_bias_beside_narrow_queries_keeps_its_digits():
+    def far(t, s, b, h, i, j):
+        return s + 0.5 * j
+
+    assert round_trip(far, None, torch.bfloat16, (1, 1, 600, 4)) == (1, True)
+
+
+def test_a_bias_beyond_float16_stays_finite():
+    def huge(t, s, b, h, i, j):
+        return s + torch.where(i >= j, 1e5, 0.0)
+
+    assert round_trip(huge, None, torch.float16) == (1, True)
+
+
+def test_a_symbolic_head_dim_does_not_leave_the_graph():
+    model = Core(lambda t, s, b, h, i, j: s, None)
+    given = [torch.randn(2, 3, 5, 4) for _ in range(3)]
+    options = {"form": "sigmoid", "inner": "eager"}
+    attnpass.reset_report()
+    torch._dynamo.reset()
+    run = torch.compile(model, backend="attnpass", options=options, dynamic=True)
+    with torch.no_grad():
+        run(*given)
+    codes = {d.code for d in attnpass.compiled_report().declined}
+    assert "HOP_UNSUPPORTED" not in codes

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tracing import traced
 
+import attnpass
 from attnpass.graph import broadcast, op_name
 
 Q, K, V = (torch.randn(2, 3, n, 4, dtype=torch.float64) for n in (5, 7, 7))
@@ -72,3 +73,30 @@ def test_what_a_sum_sums_is_told():
     a, b, dims = broadcast(node)
     assert (a.meta["val"].shape[-2], b.meta["val"].shape[-2], dims) == (1, 7, [3])
     assert broadcast(a) is None
+
+
+def test_in_a_region_under_autocast_it_stays():
+    def region(q, k):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            scores = unsqueezed(q, k)
+        return scores @ k
+
+    q, k = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4)
+    with torch.no_grad():
+        report = attnpass.find_sites(Called(region), q, k)
+        assert torch.allclose(
+            torch.compile(
+                region, backend="attnpass", options={"form": "sigmoid", "inner": "eager"}
+            )(q, k),
+            region(q, k),
+        )
+    assert not report.sites
+
+
+class Called(torch.nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run = run
+
+    def forward(self, *given):
+        return self.run(*given)

@@ -105,3 +105,58 @@ def test_what_was_computed_between_two_graphs_is_unknown():
 @torch.compiler.disable
 def between(x):
     return x.clone()
+
+
+def attend(q, k, v):
+    torch._dynamo.graph_break()
+    return (q @ k.mT).softmax(-1) @ v
+
+
+class Shared(nn.Module):
+    """One function, broken inside, between tokens and then between channels, as many of each."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x, turned):
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if turned:
+            q, k, v = (y.mT.contiguous() for y in (q, k, v))
+        return attend(q, k, v)
+
+
+def test_a_graph_that_is_used_again_for_other_axes_runs_as_it_was():
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(2, 8, 8)
+    run = torch.compile(model, backend="attnpass", options={"form": "sigmoid", "inner": "eager"})
+    with torch.no_grad():
+        for turned in (False, True, False):
+            same = torch.allclose(run(x, turned), model(x, turned), atol=1e-5)
+            assert same == turned
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda y: y.unsqueeze_(1),
+        lambda y: y.transpose_(1, 2),
+        lambda y: y.set_(y.mT.contiguous()),
+    ],
+)
+def test_a_tensor_that_was_changed_between_two_graphs_is_unknown(change):
+    @torch.compiler.disable
+    def changed(*given):
+        for y in given:
+            change(y)
+
+    class Changed(Shared):
+        def forward(self, x):
+            given = [y.detach() for y in (self.q(x), self.k(x), self.v(x))]
+            changed(*given)
+            q, k, v = given
+            return (q @ k.mT).softmax(-1) @ v
+
+    with torch.no_grad():
+        assert len(attnpass.find_sites(Changed().eval(), torch.randn(2, 8, 8)).sites) == 1

@@ -130,8 +130,13 @@ def _fill(x: Tensor, keep: Tensor, fill: float, added: bool) -> Tensor:
     return x.masked_fill(~keep, fill)
 
 
-def sigmoid(g: Graph, q: Tensor, k: Tensor, v: Tensor, pads: Tensor, bias: Tensor) -> Tensor:
-    """Sigmoid attention with b = -log S, by hand."""
+def sigmoid(
+    g: Graph, q: Tensor, k: Tensor, v: Tensor, pads: Tensor, bias: Tensor, *, swapped: bool
+) -> Tensor:
+    """Sigmoid attention with b = -log S, by hand; kernels hold log S in float32.
+
+    ``swapped``: the softmax alone was exchanged, in the dtype of its logits.
+    """
     n = k.shape[2]
     factor = torch.ones(n, dtype=q.dtype)
     factor[0] = 0.5 if g.writes == "logits" else 1.0
@@ -141,7 +146,8 @@ def sigmoid(g: Graph, q: Tensor, k: Tensor, v: Tensor, pads: Tensor, bias: Tenso
     if g.text:
         keep = mask_of(g.text, n, min)
     kept = keep[None, None] & (pads[:, None, None] if g.padding else torch.tensor(True))
-    p = torch.sigmoid(x - float(torch.tensor(float(n)).log())) * kept
+    log = torch.tensor(float(n), dtype=q.dtype if swapped else torch.float32).log()
+    p = torch.sigmoid(x - float(log)) * kept
     out = p @ v
     return out + ((q * 3.0).sum() if g.writes == "query" else 0)
 
