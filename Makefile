@@ -49,7 +49,7 @@ test: .venv/models .venv/minilm lint types tests
 
 # every attention of every model of the corpus, compared with the golden census
 census: .venv/models
-	cd tests && ../$(BIN)/python -m zoo.census
+	cd tests && ../$(BIN)/python -m zoo.census && ../$(BIN)/python -m zoo.steps
 
 # the same of a hundred small packages, in a folder of their own, without what they ask for
 census-packages: .venv/models

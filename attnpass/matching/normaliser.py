@@ -228,7 +228,12 @@ def _sums(product: Contraction, letters: str, axes: Axes) -> bool:
 
 
 def _joins(node: fx.Node, live: set[fx.Node]) -> bool:
-    """Whether an operator joins the weights with something made from them, as a square does."""
+    """Whether an operator joins the weights with something made from them, as a square does.
+
+    Sums and differences of them are weights again (differential attention).
+    """
+    if op_name(node) in ("add", "sub", "cat", "stack"):
+        return False
     count = 0
 
     def met(x: fx.Node) -> fx.Node:

@@ -68,6 +68,11 @@ def heads_through_layers(q, k, v, m, mod):
     return F.layer_norm(mixed, mixed.shape[-1:]).permute(0, 3, 1, 2).softmax(-1) @ v
 
 
+def difference_of_heads(q, k, v, m, mod):
+    first, second = scores_of(q, k).softmax(-1).chunk(2, 1)
+    return (torch.cat([first - 0.3 * second] * 2, 1)) @ v
+
+
 def normed_scores(q, k, v, m, mod):
     return F.layer_norm(scores_of(q, k), (k.shape[2],)).softmax(-1) @ v
 
@@ -248,6 +253,7 @@ FUNCTIONS = (
     combined_over_places,
     combined_over_places_after,
     heads_through_layers,
+    difference_of_heads,
     normed_scores,
     distances,
     part_of_a_bias,
