@@ -207,6 +207,10 @@ def test_the_default_tile_is_near_the_best():
     assert len(rows) >= 30
     worst = max(r["best_over_default"]["median"] for r in rows)
     assert f"{len(rows)} shapes the default is within {worst:.2f} of the best" in MEASURED
+    narrow = result("cpu_tiles_avx2_cpu.json")
+    worst = max(r["best_over_default"]["median"] for r in narrow["rows"])
+    assert len(narrow["rows"]) == len(rows) and "avx2" in narrow["device"]["isa"]
+    assert f"with AVX2 alone within {worst:.2f}" in MEASURED and worst <= 1.1
 
 
 def test_the_census_is_the_committed_result():
@@ -229,6 +233,17 @@ def test_the_fuzzing_is_the_committed_result():
     said = f"{row['graphs']:,} random spellings".replace(",", " ")
     said = f"{said}, {row['near misses']:,} of them near misses".replace(",", " ")
     assert said in MATCHING.replace(",", " ")
+
+
+def test_the_spills_of_kernels_compiled_ahead_are_told():
+    rows = [r for r in result("gpu_compile.json")["rows"] if "registers" in r]
+    spilled = [r["spilled"] for r in rows if r["spilled"]]
+    told = f"{len(spilled)} of {len(rows)} spill, at most {max(spilled)} bytes a thread"
+    assert told in flat("docs/kernels.md") and {r["sm"] for r in rows if "sm" in r} == {
+        80,
+        90,
+        100,
+    }
 
 
 def test_registers_are_the_committed_result():
