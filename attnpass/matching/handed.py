@@ -91,7 +91,7 @@ def _kinds(axes: Axes) -> list[set[str]]:
 def hand(results: Sequence[Any], axes: Sequence[Axes | None]) -> None:
     """Keep the axes of what a graph returned."""
     for x, known in zip(results, axes, strict=False):
-        if known is not None and isinstance(x, Tensor):
+        if known is not None and type(x) is Tensor:  # no subclass: its memory is not its own
             _HANDED[x] = known, _laid(x)
 
 
@@ -102,8 +102,10 @@ def _laid(x: Tensor) -> tuple[Any, ...]:
 
 def handed(x: Tensor | None) -> Axes | None:
     """The axes of a tensor that an earlier graph returned; None where it is another by now."""
-    axes, laid = _HANDED.get(x, (None, ())) if x is not None else (None, ())
-    return axes if axes is not None and x is not None and laid == _laid(x) else None
+    if x is None or type(x) is not Tensor:
+        return None
+    axes, laid = _HANDED.get(x, (None, ()))
+    return axes if axes is not None and laid == _laid(x) else None
 
 
 def _told(facts: GraphFacts, axes: Axes, serial: int) -> Axes | None:
