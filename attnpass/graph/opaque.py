@@ -84,8 +84,9 @@ class Opaque:
 
     @property
     def mutates(self) -> bool:
-        """Whether something inside writes to a tensor."""
-        return any(map(_writes, self.nodes()))
+        """Whether something inside writes to a tensor that it was given."""
+        calls = (node for node in self.nodes() if node.op in _CALLS)
+        return any(_writes(node) and not _made_inside(node) for node in calls)
 
 
 def _twin(value: Tensor) -> Tensor:
@@ -185,6 +186,19 @@ def _writes(node: fx.Node) -> bool:
     name = getattr(node.target, "__name__", str(node.target))
     in_place = name in _IN_PLACE or (name.endswith("_") and name[-2:] != "__")
     return "mutation" in name or in_place or "out" in node.kwargs
+
+
+_MAKES = ("zeros", "ones", "empty", "full", "new_zeros", "new_ones", "new_empty", "new_full")
+
+
+def _made_inside(node: fx.Node) -> bool:
+    """Whether a call writes to a tensor that the same graph made."""
+    given: Any = node.args[0] if node.args else None
+    while isinstance(given, fx.Node) and given.op in _CALLS:
+        if getattr(given.target, "__name__", str(given.target)) in _MAKES:
+            return True
+        given = given.args[0] if given.args else None
+    return False
 
 
 def _switches(node: fx.Node) -> bool:

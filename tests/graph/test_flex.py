@@ -214,3 +214,35 @@ def test_a_symbolic_head_dim_does_not_leave_the_graph():
         run(*given)
     codes = {d.code for d in attnpass.compiled_report().declined}
     assert "HOP_UNSUPPORTED" not in codes
+
+
+class Masked(nn.Module):
+    """Its block mask is made in every call, from a captured length of each item."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 8) for _ in range(3))
+        self.register_buffer("lengths", torch.tensor([5, 7]))
+
+    def forward(self, x):
+        n = x.shape[1]
+        q, k, v = (y(x).unflatten(-1, (2, 4)).transpose(1, 2) for y in (self.q, self.k, self.v))
+        lengths = self.lengths
+        mask = create_block_mask(
+            lambda b, h, i, j: (i >= j) & (j < lengths[b]), 2, None, n, n, device="cpu"
+        )
+        return flex_attention(q, k, v, block_mask=mask)
+
+
+def test_a_block_mask_that_is_made_inside_is_no_write():
+    """The form runs at every length, symbolic ones included (strict)."""
+    torch._dynamo.reset()
+    attnpass.reset_report()
+    model = Masked().eval()
+    options = {"form": "softmax", "inner": "eager", "strict": True}
+    run = torch.compile(model, backend="attnpass", options=options)
+    with torch.no_grad():
+        for n in (7, 9, 5):
+            x = torch.randn(2, n, 8)
+            assert torch.allclose(run(x), model(x), atol=1e-5)
+    assert list(attnpass.compiled_report().rewritten.values()) == ["softmax"]
