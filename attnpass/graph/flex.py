@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from attnpass.graph.nodes import twin
 from attnpass.torch_internals import (
     disable_proxy_modes_tracing,
     proxy_mode,
@@ -42,31 +43,13 @@ POINTWISE: frozenset[Any] = frozenset(
 POINTWISE |= {torch.logical_not, torch.exp, torch.log, torch.log2, torch.clamp, torch.full_like}
 """Functions that give the same for many positions at once as for one."""
 
-METHODS = {
-    "abs",
-    "clamp",
-    "float",
-    "int",
-    "long",
-    "bool",
-    "to",
-    "new_ones",
-    "new_zeros",
-    "eq",
-    "ne",
-}
-METHODS |= {
-    "lt",
-    "le",
-    "ge",
-    "gt",
-    "logical_and",
-    "logical_or",
-    "logical_not",
-    "neg",
-    "exp",
-    "log",
-}
+METHODS = frozenset(
+    (
+        *("abs", "clamp", "neg", "exp", "log", "float", "int", "long", "bool", "to"),
+        *("lt", "le", "eq", "ne", "ge", "gt", "logical_and", "logical_or", "logical_not"),
+        *("new_ones", "new_zeros"),
+    )
+)
 """The same among the methods of tensors; new tensors have the size of one element."""
 
 
@@ -106,14 +89,11 @@ class Flex:
         (self.node,) = (n for n in piece.graph.nodes if is_flex(n))
         self.inputs = list(piece.graph.find_nodes(op="placeholder"))
         self.score_mod, self.mask_mod = (
-            getattr(piece, str(n.target)).graph for n in (self.node.args[3], self._block_mask[-1])
+            getattr(piece, str(n.target)).graph
+            for n in (self.node.args[3], self.node.args[4][-1])  # type: ignore[index,union-attr]
         )
         _check(self.score_mod, scored=True)
         _check(self.mask_mod, scored=False)
-
-    @property
-    def _block_mask(self) -> Any:
-        return self.node.args[4]
 
     def __call__(self, *_: Any, held: Sequence[Any], **__: Any) -> Any:
         """The attention's result, by the call itself."""
@@ -150,11 +130,7 @@ class Flex:
         proxies = pytree.tree_map(mode.tracer.unwrap_proxy, (args, kwargs))
         out = mode.tracer.create_proxy("call_function", self, *proxies)
         with disable_proxy_modes_tracing():
-            like = self.result
-            made = torch.empty_strided(
-                like.shape, like.stride(), dtype=like.dtype, device=like.device
-            )
-            made.requires_grad_(like.requires_grad)
+            made = twin(self.result)
         return track_tensor_tree(made, out, mode.tracer)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from attnpass.torch_internals import (
@@ -166,3 +167,9 @@ def under_autocast(node: fx.Node) -> bool:
             break
         depth += (other.target is ENTER_AUTOCAST) - (other.target is EXIT_AUTOCAST)
     return depth > 0
+
+
+def twin(value: Tensor) -> Tensor:
+    """A fake tensor of the active mode like one of another mode."""
+    out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+    return out.requires_grad_(value.requires_grad)

@@ -13,11 +13,11 @@ import operator
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy
 
 from attnpass.graph.flex import Flex, Unreadable, is_flex
+from attnpass.graph.nodes import twin
 from attnpass.torch_internals import (
     HigherOrderOperator,
     disable_proxy_modes_tracing,
@@ -60,7 +60,7 @@ class Opaque:
         proxies = pytree.tree_map(mode.tracer.unwrap_proxy, args)
         out = mode.tracer.create_proxy("call_function", self, proxies, {})
         with disable_proxy_modes_tracing():
-            values = pytree.tree_map_only(Tensor, _twin, self.values)
+            values = pytree.tree_map_only(Tensor, twin, self.values)
         return track_tensor_tree(values, out, mode.tracer)
 
     def nodes(self) -> Iterable[fx.Node]:
@@ -87,12 +87,6 @@ class Opaque:
         """Whether something inside writes to a tensor that it was given."""
         calls = (node for node in self.nodes() if node.op in _CALLS)
         return any(_writes(node) and not _made_inside(node) for node in calls)
-
-
-def _twin(value: Tensor) -> Tensor:
-    """A fake tensor of the active mode like one of another mode."""
-    out = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
-    return out.requires_grad_(value.requires_grad)
 
 
 def opened(node: Any) -> bool:

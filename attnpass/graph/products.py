@@ -34,10 +34,9 @@ aten = torch.ops.aten
 
 def fold_products(graph: fx.Graph) -> None:
     """Replace every sum of a broadcast multiplication by an einsum of two tensors."""
-    found = [node for node in graph.nodes if _factors(node) is not None]
+    found = {node: parts for node in graph.nodes if (parts := _factors(node)) is not None}
     unsafe = set(written(graph)) if found else set()
-    for node in found:
-        a, b, dims = _factors(node) or (node, node, [])
+    for node, (a, b, dims) in found.items():
         if unsafe & {node, operand(node), a, b}:
             continue
         with graph.inserting_before(node):
@@ -70,14 +69,12 @@ def broadcast(node: fx.Node) -> tuple[fx.Node, fx.Node, list[int]] | None:
 
 
 def _factors(node: fx.Node) -> tuple[fx.Node, fx.Node, list[int]] | None:
-    """The same where it may become an einsum (conditions 3 and 4)."""
+    """The same where its dtypes allow an einsum (condition 3)."""
     found = broadcast(node)
     if found is None or len(node.args) > 2:  # axes that are kept
         return None
     dtypes = {value(x).dtype for x in (node, *found[:2])}
-    if len(dtypes) != 1 or not dtypes.pop().is_floating_point:
-        return None
-    return None if under_autocast(node) else found
+    return found if len(dtypes) == 1 and dtypes.pop().is_floating_point else None
 
 
 def _einsum(graph: fx.Graph, node: fx.Node, a: Any, b: Any, dims: list[int]) -> fx.Node | None:
@@ -87,6 +84,8 @@ def _einsum(graph: fx.Graph, node: fx.Node, a: Any, b: Any, dims: list[int]) -> 
     ones = [{i for i in range(rank) if _is_one(x, i - rank)} for x in (a, b)]
     owned = [ones[1] - ones[0], ones[0] - ones[1]]  # where only the other has size 1
     if not owned[0] or not owned[1] or (owned[0] | owned[1] | ones[0]) & set(dims):
+        return None
+    if under_autocast(node):
         return None
     operands, spelled = [], []
     for x, other in ((a, owned[1]), (b, owned[0])):

@@ -12,16 +12,24 @@ Not covered: views and results that were computed between the two graphs; theirs
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from attnpass.graph import NormalizeError, normalize, value, weight_inputs
+from attnpass.graph import normalize, value, weight_inputs
 from attnpass.matching.factors import Axes, Axis, Factor, kinds, size_of
 from attnpass.matching.facts import GraphFacts
-from attnpass.torch_internals import ends_in_break, expression, given_tensor
+from attnpass.torch_internals import (
+    dynamo_exceptions,
+    ends_in_break,
+    expression,
+    given_tensor,
+)
+
+log = logging.getLogger("attnpass")
 
 _HANDED = WeakTensorKeyDictionary()
 """Axes, and how they lie in memory, by the tensors that graphs returned."""
@@ -38,9 +46,16 @@ def outgoing(gm: fx.GraphModule, inputs: Sequence[Any]) -> list[Axes | None]:
     if not ends_in_break(gm):
         return []
     try:
-        normal = normalize(gm, list(inputs))
-    except NormalizeError:
+        return _outgoing(gm, inputs)
+    except dynamo_exceptions():
+        raise
+    except Exception as error:  # without it, the next graph knows less
+        log.debug("the axes of a graph's results are not known: %s", error)
         return []
+
+
+def _outgoing(gm: fx.GraphModule, inputs: Sequence[Any]) -> list[Axes | None]:
+    normal = normalize(gm, list(inputs))
     parameters = weight_inputs(normal, inputs)
     facts = GraphFacts.of(normal.graph, parameters, received(gm, normal.graph, parameters))
     serial = next(_SERIAL)

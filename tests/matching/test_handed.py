@@ -160,3 +160,15 @@ def test_a_tensor_that_was_changed_between_two_graphs_is_unknown(change):
 
     with torch.no_grad():
         assert len(attnpass.find_sites(Changed().eval(), torch.randn(2, 8, 8)).sites) == 1
+
+
+def test_an_error_of_its_own_leaves_the_model_as_it_is(monkeypatch):
+    def broken(*_):
+        raise KeyError("inside")
+
+    monkeypatch.setattr(handed, "_outgoing", broken)
+    torch._dynamo.reset()
+    model = Images("pixels", True).eval()
+    run = torch.compile(model, backend="attnpass", options={"form": "softmax", "inner": "eager"})
+    with torch.no_grad():
+        assert torch.allclose(run(IMAGE), model(IMAGE), atol=1e-5)
