@@ -75,7 +75,8 @@ def test_the_default_is_what_runs_where_nothing_was_measured():
     few = Call(replace(SMALL, queries=8, keys=8))
     assert few.default() == Tile("aten")
     assert Call(replace(few.shape, dtype="bfloat16")).default() == default_tile("cpu", 8)
-    assert Call(replace(few.shape, direction="backward")).default().block_m == 256
+    backward = replace(few.shape, direction="backward")
+    assert Call(backward).default() == default_tile("cpu", 8, "backward")
 
 
 def test_shapes_of_a_task():
