@@ -211,16 +211,16 @@ def _number(name: str, x: float, least: float) -> None:
         _refuse(f"{name} from {least:.4g} to {_MOST:.4g}", x)
 
 
-def gradient(grad: Tensor, q: Tensor, v: Tensor, traced: bool = False) -> None:
-    """Check the gradient of a valid call's output: conditions 1, 2 and 4.
+def gradient(grad: Tensor, q: Tensor, v: Tensor, traced: bool = False, name: str = "grad") -> None:
+    """Check a tensor like a valid call's output, as its gradient: conditions 1, 2 and 4.
 
     Raises:
         ArgumentError: a condition does not hold.
     """
-    _main("grad", grad, q.device, q.dtype, traced)
+    _main(name, grad, q.device, q.dtype, traced)
     output = [*_sizes(q, traced)[:3], _sizes(v, traced)[3]]
     if list(_sizes(grad, traced)) != output:
-        _refuse(f"grad {output}", list(grad.shape))
+        _refuse(f"{name} {output}", list(grad.shape))
 
 
 def rows(q: Tensor, traced: bool = False, **given: Tensor) -> None:

@@ -60,19 +60,25 @@ def softmax(call: PointwiseCall) -> Normalised:
 
 
 def softmax_backward(
-    grad: Tensor, call: PointwiseCall, lse: Tensor, delta: Tensor, needs_bias: bool
+    grad: Tensor,
+    call: PointwiseCall,
+    lse: Tensor,
+    delta: Tensor,
+    needs_bias: bool,
+    out: Tensor | None = None,
 ) -> PointwiseGradients:
     """The gradients for ``grad [B, H, T, dv]``; see ``torch_softmax.softmax_backward``."""
     if _has_triton(call.q):
         from attnpass.kernels.gpu import pointwise_backward_triton_launch
 
         with torch.cuda.device_of(call.q):
+            sums = torch_softmax.row_sums(grad, delta, out)
             return pointwise_backward_triton_launch.softmax_backward(
-                grad, call, lse, delta, needs_bias
+                grad, call, lse, sums, needs_bias
             )
     if call.q.device.type == "cuda":
-        return torch_softmax.softmax_backward(grad, call, delta, needs_bias)
-    return pointwise_launch.softmax_backward(grad, call, lse, delta, needs_bias)
+        return torch_softmax.softmax_backward(grad, call, delta, needs_bias, out)
+    return pointwise_launch.softmax_backward(grad, call, lse, delta, needs_bias, out)
 
 
 def hydra(call: HydraCall) -> Tensor:

@@ -311,11 +311,13 @@ def softmax_backward(
     causal: bool,
     tile: list[int],
     needs_bias: bool,
+    out: Optional[Tensor] = None,
 ) -> list[Tensor]:
     """The gradients of q, k, v and bias; an empty tensor where there is none.
 
     The arguments are those of ``softmax``, after ``grad [B, H, T, dv]``; ``lse`` is its second
-    result, and ``delta [B, H, T]`` what the weights of a row times their gradients sum up to.
+    result. ``delta [B, H, T]``, and where it is given the products of ``out [B, H, T, dv]`` with
+    ``grad``, are what the weights of a row times their gradients sum up to.
 
     Raises:
         ArgumentError: not a valid call, or a tile with a size out of range.
@@ -323,7 +325,9 @@ def softmax_backward(
     call = _softmax_call(q, k, v, bias, keep, scale, causal, Tile.from_list(tile))
     check.gradient(grad, q, v)
     check.rows(q, lse=lse, delta=delta)
-    found = dispatch.softmax_backward(grad, call, lse, delta, needs_bias)
+    if out is not None:
+        check.gradient(out, q, v, name="out")
+    found = dispatch.softmax_backward(grad, call, lse, delta, needs_bias, out)
     return _filled(q, found[:4])
 
 
@@ -341,10 +345,13 @@ def _(
     causal: bool,
     tile: list[int],
     needs_bias: bool,
+    out: Tensor | None = None,
 ) -> list[Tensor]:
     _softmax_call(q, k, v, bias, keep, scale, causal, _traced_tile(tile), traced=True)
     check.gradient(grad, q, v, traced=True)
     check.rows(q, traced=True, lse=lse, delta=delta)
+    if out is not None:
+        check.gradient(out, q, v, traced=True, name="out")
     dbias = None if bias is None or not needs_bias else bias.new_empty(bias.shape)
     return [*_fakes((q, k, v)), *_filled(q, [dbias])]
 
@@ -367,11 +374,10 @@ def _softmax_grad(
     q, k, v, bias, keep, out, lse = ctx.saved_tensors
     assert out is not None and lse is not None
     # a weight's gradient enters the logits less its mean; that of the log-sum-exp adds to it
-    delta = (wide(grad) * wide(out)).sum(-1)
-    delta = delta if grad_lse is None else delta - grad_lse
+    delta = lse.new_zeros(()).expand(lse.shape) if grad_lse is None else -grad_lse
     needs_bias = bool(ctx.needs_input_grad[3])
     dq, dk, dv, dbias = torch.ops.attnpass.softmax_backward(
-        grad, q, k, v, bias, keep, lse, delta, *ctx.options, needs_bias
+        grad, q, k, v, bias, keep, lse, delta, *ctx.options, needs_bias, out
     )
     return dq, dk, dv, dbias if needs_bias else None, None, None, None, None, None
 

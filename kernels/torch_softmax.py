@@ -37,14 +37,21 @@ def softmax(call: PointwiseCall) -> Normalised:
     return Normalised(out, lse)
 
 
+def row_sums(grad: Tensor, delta: Tensor, out: Tensor | None) -> Tensor:
+    """``delta [B, H, T]`` and, where there is one, the products of ``out`` with ``grad``."""
+    return delta if out is None else delta + (wide(grad) * wide(out)).sum(-1)
+
+
 def softmax_backward(
-    grad: Tensor, call: PointwiseCall, delta: Tensor, needs_bias: bool
+    grad: Tensor, call: PointwiseCall, delta: Tensor, needs_bias: bool, out: Tensor | None = None
 ) -> PointwiseGradients:
     """The gradients for ``grad [B, H, T, dv]``; ``delta`` is ``[B, H, T]``.
 
-    ``delta`` is what the weights of a row times their gradients sum up to. The log-sum-exp is that
-    of the logits as they are rounded here: far from 0 another one would give other weights.
+    ``delta``, and where it is given the products of ``out [B, H, T, dv]`` with ``grad``, are what
+    the weights of a row times their gradients sum up to. The log-sum-exp is that of the logits as
+    they are rounded here: far from 0 another one would give other weights.
     """
+    delta = row_sums(grad, delta, out)
     heads, groups = call.q.shape[1], call.k.shape[1]
     g = wide(grad)
     s = _logits(call)

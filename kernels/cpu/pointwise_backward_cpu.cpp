@@ -8,10 +8,15 @@ namespace attnpass {
 struct Backward {
   int64_t b, h, g, t, s, d, dv, block_m, block_n, heads, function, causal, chunks, serial;
   double scale;
-  Array q, k, v, bias, keep, tau, offset, gain;
+  Array q, k, v, bias, keep, tau, offset, gain;  // softmax: the log-sum-exp lies in `offset`
   Array grad, dq, dk, dv_, dbias, dtau, doffset, dgain;  // per chunk: see pointwise_launch.py
-  Array delta;  // softmax: what a row's weights times their gradients sum up to
+  // softmax: `delta` and the products of `out` with grad are what a row's weights times their
+  // gradients sum up to
+  Array delta, out;
 };
+
+// A log-sum-exp beyond this, rounded to float32, would change weights by more than 1e-4.
+constexpr float FAR = 2048;
 
 // One tile [n keys, m queries] of scores and of grad.v, and the results computed from both.
 template <class Mul>
@@ -53,7 +58,7 @@ struct Slopes {
       const Vec gain = load(x.gain + c), shift = load(x.offset + c) * all(H::UNIT);
       const Vec delta = load(x.delta + c);
       const Lanes inside = lanes(first(x.m - c));
-      Vec doffset = load(x.doffset + c), dgain = load(x.dgain + c), dtau = all(0);
+      Vec doffset = load(x.doffset + c), dgain = load(x.dgain + c), dtau = all(0), weighed;
       for (int64_t r = 0; r < x.n; ++r) {
         const int64_t at = r * x.width + c;
         Lanes kept = inside & ~lanes(first(r + x.diagonal - c));
@@ -66,11 +71,13 @@ struct Slopes {
         }
         const Vec p = chosen(kept, H::value(t));
         const Vec slope = H::slope(t, p);
-        Vec weighed = dp * gain;
         if constexpr (NORMALISED<H>) weighed = dp - delta;
+        else weighed = dp * gain;
         const Vec ds = chosen(kept, weighed * slope);
-        dgain = fma(kept, p, dp, dgain);
-        doffset = doffset + ds;
+        if constexpr (!NORMALISED<H>) {
+          dgain = fma(kept, p, dp, dgain);
+          doffset = doffset + ds;
+        }
         if (x.dtau) {
           // tau * (scale q.k + bias) times ds; the caller divides by tau
           const Vec logit = fma(raw, all(x.a), add);
@@ -89,19 +96,42 @@ struct Slopes {
 
 template <class In, class Mul>
 struct Work {
-  Buffer<Mul> k, v, k_turned, q_copy, g_copy, q_turned, g_turned, q_pairs, g_pairs;
+  Buffer<Mul> k, v, k_turned, k_pairs, q_copy, g_copy, q_turned, g_turned, q_pairs, g_pairs;
   Buffer<Mul> p, ds_rows, ds_pairs;
-  Buffer<float> s, dp, added, row, ds, dk, dv, dq, terms;
+  Buffer<float> s, dp, added, row, ds, dk, dv, dq, dq_rows, terms;
 };
 
 // k^T [d, n] as the left factor of a product: no pairs, columns from n up to width zero.
 template <class Mul>
-void features(const Mul* k, int64_t ld, int64_t n, int64_t d, int64_t width, Mul* out) {
+void features(const Mul* k, int64_t ld, int64_t n, int64_t d, int64_t width, Buffer<Mul>& pairs,
+              Mul* out) {
   if constexpr (PAIR<Mul> == 1) return turned(k, ld, n, d, width, out);
+  Mul* pair = pairs.get(up(d, PAIR<Mul>) * width);
+  turned(k, ld, n, d, width, pair);
   for (int64_t c = 0; c < d; ++c) {
-    for (int64_t r = 0; r < n; ++r) out[c * width + r] = k[r * ld + c];
-    std::fill(out + c * width + n, out + (c + 1) * width, Mul(0));
+    const Mul* from = pair + c / 2 * 2 * width + c % 2;
+    for (int64_t r = 0; r < width; ++r) out[c * width + r] = from[2 * r];
   }
+}
+
+// The sum of the products of n entries.
+template <class In>
+float products(const In* x, const In* y, int64_t n) {
+  Vec sum = all(0);
+  for (int64_t i = 0; i < n; i += LANES)
+    sum = fma(get(x + i, first(n - i)), get(y + i, first(n - i)), sum);
+  return sum_of(sum);
+}
+
+// Whether the log-sum-exp of a row is too far from 0.
+inline bool far(const Backward& p) {
+  for (int64_t b = 0; b < p.b; ++b)
+    for (int64_t h = 0; h < p.h; ++h)
+      for (int64_t i = 0; i < p.t; ++i) {
+        const float size = std::abs(*p.offset.at<float>(b, h, i));
+        if (size > FAR && size < INFINITY) return true;
+      }
+  return false;
 }
 
 // Row `x` of a [.., T] array with stride, or a constant, as floats; zero from m up to width.
@@ -129,7 +159,7 @@ struct Task {
     Mul* kt = x.k_turned.get(up(p.s, GRAIN<Mul>) * p.d);
     for (int64_t j = 0; j < p.s; j += p.block_n) {
       const int64_t n = min(p.block_n, p.s - j), width = stored(j);
-      features(k + j * ld_k, ld_k, n, p.d, width, kt + j * p.d);
+      features(k + j * ld_k, ld_k, n, p.d, width, x.k_pairs, kt + j * p.d);
     }
     std::fill_n(x.dk.get(p.s * p.d), p.s * p.d, 0.0f);
     std::fill_n(x.dv.get(p.s * p.dv), p.s * p.dv, 0.0f);
@@ -167,6 +197,14 @@ struct Task {
     terms(p.gain, b, h, i, m, width, 1, sums + width);
     std::fill_n(sums + 2 * width, 2 * width, 0.0f);
     terms(p.delta, b, h, i, m, width, 0, sums + 4 * width);
+    if (p.function == SOFTMAX)
+      for (int64_t r = 0; r < m; ++r) {
+        // a row without a kept key has no weights
+        sums[r] = sums[r] == -INFINITY ? 0 : -sums[r];
+        if (p.out)
+          sums[4 * width + r] +=
+              products(p.grad.at<In>(b, h, i + r), p.out.at<In>(b, h, i + r), p.dv);
+      }
     float dtau = 0;
     float* dq = x.dq.get(p.d * width);
     const bool masked = p.bias || p.keep, each_row = per_row(p.bias) || per_row(p.keep);
@@ -231,9 +269,11 @@ struct Task {
 
   void finish(int64_t h, int64_t i, int64_t m, int64_t width, const float* dq, const float* sums,
               float dtau) {
-    const int64_t head = (chunk * p.b + b) * p.h + h;
-    float* out = reinterpret_cast<float*>(p.dq.data) + (head * p.t + i) * p.d;
+    const int64_t head = (chunk * p.b + b) * p.h + h, at = (head * p.t + i) * p.d;
+    const bool whole = p.chunks == 1 && !std::is_same_v<In, float>;  // dq has the type of q
+    float* out = whole ? x.dq_rows.get(m * p.d) : reinterpret_cast<float*>(p.dq.data) + at;
     at::vec::transpose_mxn<float>(dq, width, out, p.d, p.d, m);
+    if (whole) at::vec::convert(out, reinterpret_cast<In*>(p.dq.data) + at, m * p.d);
     const int64_t row = head * p.t + i;
     if (p.doffset)
       std::copy_n(sums + 2 * width, m, reinterpret_cast<float*>(p.doffset.data) + row);
@@ -263,6 +303,7 @@ void backward(const Backward& p) {
 extern "C" int pointwise_backward(const attnpass::Backward* problem, size_t size) {
   using namespace attnpass;
   return guarded(problem, size, [](const auto& p) {
+    if (p.function == SOFTMAX && far(p)) throw std::range_error("log-sum-exp");
     if (p.q.type == FLOAT32) backward<float, float>(p);
     else if (p.q.type == FLOAT16) backward<Half, float>(p);
     else if constexpr (NATIVE_BFLOAT16) backward<BFloat16, BFloat16>(p);

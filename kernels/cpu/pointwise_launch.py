@@ -6,7 +6,6 @@ C chunks of keys.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,12 +17,6 @@ from attnpass.kernels.activations import EXACT, SOFTMAX, H
 from attnpass.kernels.call import Normalised, PointwiseCall, PointwiseGradients, Sizes
 from attnpass.kernels.cpu.launch import refusal, run_kernel, unit_rows
 from attnpass.kernels.shapes import heads_last, without_positions
-
-FAR = 2.0**11
-"""A log-sum-exp that is larger leaves the backward to plain torch operations.
-
-Rounded to float32 it would change weights by more than 1e-4.
-"""
 
 _NUMBERS = {h: i for i, h in enumerate((*H, SOFTMAX))}
 """How the kernels know an h: by its place."""
@@ -78,26 +71,24 @@ def softmax(call: PointwiseCall) -> Normalised:
 
 
 def softmax_backward(
-    grad: Tensor, call: PointwiseCall, lse: Tensor, delta: Tensor, needs_bias: bool
+    grad: Tensor,
+    call: PointwiseCall,
+    lse: Tensor,
+    delta: Tensor,
+    needs_bias: bool,
+    out: Tensor | None = None,
 ) -> PointwiseGradients:
     """The gradients for ``grad [B, H, T, dv]``, from ``lse`` and ``delta``, both ``[B, H, T]``.
 
-    ``delta`` is what the weights of a row times their gradients sum up to.
+    The kernel refuses a log-sum-exp so large that its rounding would change weights.
+    See ``torch_softmax.softmax_backward``.
     """
-    # the weights are exp(logit - lse); a row without a kept key has none
-    shift = (-lse).masked_fill(lse == -math.inf, 0.0)
-    given = replace(call, offset=shift.unsqueeze(-1))
-    found = None
-    if call.scale > 0 and lse.dtype == torch.float32 and not _far(lse):
-        found = _by_kernel(grad, given, needs_bias and call.bias is not None, delta)
-    if found is None:
-        return torch_softmax.softmax_backward(grad, call, delta, needs_bias)
-    return found._replace(offset=None)
-
-
-def _far(lse: Tensor) -> bool:
-    """Whether a log-sum-exp is so far from 0 that its rounding changes weights."""
-    return bool(((lse.abs() > FAR) & lse.isfinite()).any())
+    if call.scale > 0 and lse.dtype == torch.float32:
+        rows = _Rows(lse.unsqueeze(-1), delta.unsqueeze(-1), out)
+        found = _by_kernel(grad, call, needs_bias and call.bias is not None, rows)
+        if found is not None:
+            return found
+    return torch_softmax.softmax_backward(grad, call, delta, needs_bias, out)
 
 
 def pointwise_backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseGradients:
@@ -117,8 +108,16 @@ def _backward(grad: Tensor, call: PointwiseCall, needs_bias: bool) -> PointwiseG
     return torch_tiled.pointwise_backward(grad, call, needs_bias) if found is None else found
 
 
+class _Rows(NamedTuple):
+    """What the backward of softmax knows of the rows: ``[B, H, T, 1]``, but for the output."""
+
+    lse: Tensor
+    delta: Tensor
+    out: Tensor | None
+
+
 def _by_kernel(
-    grad: Tensor, call: PointwiseCall, needs_bias: bool, delta: Tensor | None = None
+    grad: Tensor, call: PointwiseCall, needs_bias: bool, rows: _Rows | None = None
 ) -> PointwiseGradients | None:
     """The gradients by the C++ kernel, None where it refuses."""
     # threads share the keys: each would add to a bias that all keys share
@@ -127,8 +126,10 @@ def _by_kernel(
         sizes = call.sizes
         results = _results(call, sizes, needs_bias)
         numbers = (*_numbers(call, sizes), results.q.shape[0], needs_bias, call.scale)
-        rows = None if delta is None else delta.unsqueeze(-1)
-        tensors = (*_inputs(call), unit_rows(grad), *results.arrays(sizes), rows)
+        given = call if rows is None else replace(call, offset=rows.lse)
+        delta, out = (None, None) if rows is None else rows[1:]
+        out = None if out is None else unit_rows(out)
+        tensors = (*_inputs(given), unit_rows(grad), *results.arrays(sizes), delta, out)
         if run_kernel("pointwise_backward", "pointwise_backward", numbers, tensors):
             return results.gradients(call)
     return None
@@ -139,7 +140,7 @@ class _Results(NamedTuple):
 
     Sums over keys are kept apart per chunk of keys, so that the same number of threads gives the
     same bits: q is ``[C, B, H, T, d]``, tau ``[C, B, H]``, offset and gain ``[C, B, H, T, 1]``,
-    and the bias has its own shape, all in float32.
+    and the bias has its own shape, all in float32 but for a q of one chunk.
     """
 
     q: Tensor
@@ -186,7 +187,7 @@ def _results(call: PointwiseCall, sizes: Sizes, needs_bias: bool) -> _Results:
     )
     needed = call.bias if needs_bias else None
     return _Results(
-        q=torch.empty((chunks, b, h, t, d), dtype=torch.float32),
+        q=torch.empty((chunks, b, h, t, d), dtype=torch.float32 if chunks > 1 else call.q.dtype),
         k=k,
         v=v,
         bias=None if needed is None else torch.zeros(needed.shape, dtype=torch.float32),

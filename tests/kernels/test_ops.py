@@ -98,7 +98,7 @@ HYDRA_TEXT = (
         (
             "softmax_backward",
             f"Tensor grad, {SOFTMAX.replace('keep,', 'keep, Tensor lse, Tensor delta,')},"
-            " SymInt[] tile, bool needs_bias",
+            " SymInt[] tile, bool needs_bias, Tensor? out=None",
             "Tensor[]",
         ),
         ("hydra", HYDRA_TEXT, "Tensor"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import problems
 import pytest
@@ -11,11 +12,13 @@ from kernel_checks import LOW, H, check, gradients, run
 from problems import CASES, POSITIONS, Case
 from tolerance import GRADIENT, assert_near
 
-from attnpass.kernels import ops, reference
+from attnpass.kernels import ops, reference, torch_softmax
+from attnpass.kernels.call import PointwiseCall
 from attnpass.kernels.cpu import pointwise_launch
 from attnpass.kernels.select import (
     default_tile,
 )
+from attnpass.kernels.tile import Tile
 
 
 @pytest.mark.parametrize("h", H)
@@ -180,8 +183,36 @@ def test_another_default_dtype_changes_no_result(path):
         assert torch.equal(one, other)
 
 
-def test_a_log_sum_exp_far_from_zero_is_left_to_plain_torch():
-    lse = torch.tensor([0.0, -torch.inf, -(2.0**11)])
-    assert not pointwise_launch._far(lse)
-    assert pointwise_launch._far(torch.cat([lse, torch.tensor([2.0**11 + 1])]))
-    assert not pointwise_launch._far(lse[1:2]) and not pointwise_launch._far(lse[:0])
+@pytest.mark.parametrize(
+    ("far", "row"),
+    [(False, [0.0, -torch.inf, -(2.0**11)]), (True, [0.0, 2.0**11 + 1, 0.0]), (False, [])],
+)
+def test_a_log_sum_exp_far_from_zero_is_left_to_plain_torch(far, row, monkeypatch):
+    plain = []
+    monkeypatch.setattr(
+        pointwise_launch.torch_softmax, "softmax_backward", lambda *given: plain.append(given)
+    )
+    q, k = torch.randn(1, 2, len(row), 8), torch.randn(1, 2, 5, 8)
+    call = PointwiseCall(q, k, k, None, None, None, None, None, 0.3, "softmax", False, Tile())
+    lse = torch.tensor(row).expand(1, 2, -1)
+    pointwise_launch.softmax_backward(q, call, lse, lse.new_zeros(lse.shape), False)
+    assert bool(plain) == far
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dv", [1, 7, 40])
+def test_the_products_of_the_output_and_its_gradient_are_summed_by_the_kernel(dv, dtype):
+    q, k = (torch.randn(2, 4, n, 8).to(dtype) for n in (37, 11))
+    v = torch.randn(2, 2, 11, dv).to(dtype)
+    call = PointwiseCall(
+        q, k[:, :2], v, None, None, None, None, None, 0.3, "softmax", True, Tile()
+    )
+    out, lse = pointwise_launch.softmax(call)
+    grad = torch.randn(2, 37, 4, 2 * dv).to(dtype).transpose(1, 2)[..., ::2]
+    zero = torch.zeros(()).expand(lse.shape)
+    found = pointwise_launch.softmax_backward(grad, call, lse, zero, False, out)
+    wide = replace(call, q=q.double(), k=call.k.double(), v=v.double())
+    want = torch_softmax.softmax_backward(grad.double(), wide, zero.double(), False, out.double())
+    for name in ("q", "k", "v"):
+        got, compute = getattr(found, name), dtype if dtype == torch.bfloat16 else None
+        assert_near(got, getattr(want, name), terms=GRADIENT, compute=compute)
