@@ -282,7 +282,7 @@ def part_decode() -> list[dict[str, Any]]:
             **{h: prepared(q, k, v, h) for h in FORMS},
             "read": lambda x=numbers: x.sum(),
         }
-        found = timed(runs, 1.0)
+        found = timed(runs, 2.0)
         size = numbers.numel() * numbers.element_size() / 1e6
         row = {"n": s, "queries": t, "heads": count, "groups": groups, "d": d, "dtype": dtype}
         row |= {"error": error, **found, "read_gb_per_s": size / found["read"]["ms"]}

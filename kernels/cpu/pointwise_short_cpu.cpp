@@ -5,8 +5,9 @@
 
 namespace attnpass {
 
-constexpr int64_t AHEAD = 16;  // keys
+constexpr int64_t AHEAD = 64;  // keys
 constexpr int SUMS = REGISTERS / 2;  // vectors that are summed side by side
+constexpr int64_t STRIP = 32;  // keys
 constexpr int64_t KEYS = 128;  // keys of a block: their rows stay in the nearest cache
 
 // Asks for the lines of rows in the order in which they lie, a little at a time.
@@ -86,29 +87,31 @@ void scored(const Query* q, int64_t ld_q, const In* k, int64_t ld_k, int64_t n, 
 }
 
 // total[r, c] += sum_j weights[r, j] v[j, c] for R rows, n keys and up to C vectors of columns.
+// STRIP keys at a time, so that rows that several runs over the columns read stay near.
 template <int R, int C, class In>
 void gathered(const float* weights, int64_t ld, const In* v, int64_t ld_v, int64_t n, int64_t dv,
               float* total, int64_t ld_t, bool again) {
   Ahead<In> next{v + AHEAD * ld_v, ld_v, dv};
-  const int64_t lines = up(dv, Ahead<In>::LINE) / Ahead<In>::LINE;
-  for (int64_t c = 0; c < dv; c += C * LANES) {
-    Part on[C];
-    for (int i = 0; i < C; ++i) on[i] = first(dv - c - i * LANES);
-    Vec sum[R][C];
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < C; ++i) sum[r][i] = get(total + r * ld_t + c + i * LANES, on[i]);
-    const bool asks = R == 4 && !again && c == 0;
-    for (int64_t j = 0; j < n; ++j) {
-      for (int64_t i = 0; asks && i < lines; ++i) next.line();
-      Vec value[C];
-      for (int i = 0; i < C; ++i) value[i] = get(v + j * ld_v + c + i * LANES, on[i]);
-      for (int r = 0; r < R; ++r) {
-        const Vec weight = all(weights[r * ld + j]);
-        for (int i = 0; i < C; ++i) sum[r][i] = fma(weight, value[i], sum[r][i]);
+  for (int64_t begin = 0; begin < n; begin += STRIP) {
+    const int64_t end = min(n, begin + STRIP);
+    for (int64_t c = 0; c < dv; c += C * LANES) {
+      Part on[C];
+      for (int i = 0; i < C; ++i) on[i] = first(dv - c - i * LANES);
+      Vec sum[R][C];
+      for (int r = 0; r < R; ++r)
+        for (int i = 0; i < C; ++i) sum[r][i] = get(total + r * ld_t + c + i * LANES, on[i]);
+      for (int64_t j = begin; j < end; ++j) {
+        for (int i = 0; R == 4 && !again && i < C * LANES / Ahead<In>::LINE; ++i) next.line();
+        Vec value[C];
+        for (int i = 0; i < C; ++i) value[i] = get(v + j * ld_v + c + i * LANES, on[i]);
+        for (int r = 0; r < R; ++r) {
+          const Vec weight = all(weights[r * ld + j]);
+          for (int i = 0; i < C; ++i) sum[r][i] = fma(weight, value[i], sum[r][i]);
+        }
       }
+      for (int r = 0; r < R; ++r)
+        for (int i = 0; i < C; ++i) set(total + r * ld_t + c + i * LANES, on[i], sum[r][i]);
     }
-    for (int r = 0; r < R; ++r)
-      for (int i = 0; i < C; ++i) set(total + r * ld_t + c + i * LANES, on[i], sum[r][i]);
   }
 }
 

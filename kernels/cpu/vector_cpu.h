@@ -346,7 +346,7 @@ inline Vec fraction(Vec t, Vec* n) {
 #endif
 
 // Bytes come nearer before they are read: into the nearest cache, or the one behind it.
-inline void soon(const void* x) { __builtin_prefetch(x, 0, 3); }
+inline void soon(const void* x) { __builtin_prefetch(x, 0, 2); }
 inline void later(const void* x) { __builtin_prefetch(x, 0, 2); }
 
 }  // namespace attnpass
