@@ -9,6 +9,7 @@ changes nothing where ``m`` is the maximum: the sum is then 1 at least.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,12 +39,14 @@ class _Spelled:
     """A softmax of ``logits`` over an axis; ``sink``: and over one logit 0.
 
     ``weighed``: the product of its exponentials and values, which are then divided by their sum.
+    ``base``: what is raised to the power of the logits.
     """
 
     logits: fx.Node
     dim: int
     sink: bool = False
     weighed: fx.Node | None = None
+    base: float = math.e
 
 
 def fold_softmax(graph: fx.Graph) -> None:
@@ -57,6 +60,10 @@ def fold_softmax(graph: fx.Graph) -> None:
         if unsafe & read:
             continue
         with graph.inserting_before(node):
+            if found.base != math.e:
+                factor = math.log(found.base)
+                x = call_like(graph, found.logits, aten.mul.Tensor, found.logits, factor)
+                found = replace(found, logits=x)
             new = _sunk(graph, found) if found.sink else _plain(graph, found)
             if found.weighed is not None:
                 new.meta = {**found.logits.meta}
@@ -117,9 +124,10 @@ def _quotients(node: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 def _quotient(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
     """The softmax ``top / bottom``: an exponential by what it sums up to."""
-    if op_name(top) != "exp" or top.kwargs:
+    if op_name(top) not in ("exp", "exp2") or top.kwargs:
         return None
     x, extra = operand(top), 0.0
+    base = 2 if op_name(top) == "exp2" else math.e
     while op_name(bottom) in ("expand", "clamp_min", "clamp", "add"):
         if op_name(bottom) == "expand":
             bottom = operand(bottom)
@@ -138,26 +146,47 @@ def _quotient(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
     if dim is None or (extra and not _is_shifted(x, dim)):
         return None
     if not sink or op_name(x) != "sub":
-        return _Spelled(x, dim, sink)
-    return _Spelled(operand(x), dim, sink) if _one_along(operand(x, 1), x, dim) else None
+        return _Spelled(x, dim, sink, base=base)
+    one = _one_along(operand(x, 1), x, dim)
+    return _Spelled(operand(x), dim, sink, base=base) if one else None
 
 
 def _late(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
     """The softmax in ``(exp(x) @ v) / sum(exp(x))``: the division comes after the values."""
-    if op_name(top) not in ("matmul", "bmm") or value(top).dim() != value(operand(top)).dim():
+    weights = _first(top)
+    if weights is None or value(top).dim() != value(weights).dim():
         return None
-    if under_autocast(top) or len({value(x).dtype for x in (top, bottom, operand(top))}) > 1:
+    if under_autocast(top) or len({value(x).dtype for x in (top, bottom, weights)}) > 1:
         return None
-    found = _quotient(operand(top), bottom)
-    last = -1 if found is None else found.dim % value(operand(top)).dim()
-    if found is None or last != value(operand(top)).dim() - 1:
+    found = _quotient(weights, bottom)
+    last = -1 if found is None else found.dim % value(weights).dim()
+    if found is None or last != value(weights).dim() - 1:
         return None
     return replace(found, weighed=top)
 
 
+def _first(product: fx.Node) -> fx.Node | None:
+    """The first operand of a product that sums over its last axis and keeps the others' order."""
+    if len(product.all_input_nodes) != 2:
+        return None
+    if op_name(product) in ("matmul", "bmm"):
+        return operand(product)
+    if op_name(product) != "einsum":
+        return None
+    left, _, out = str(product.args[0]).replace(" ", "").partition("->")
+    a, _, b = left.partition(",")
+    plain = "." not in left and len(set(a)) == len(a) and len(set(b)) == len(b)
+    if not plain or not out or a[-1] not in b or out[:-1] != a[:-1] or out[-1] in a:
+        return None
+    return product.all_input_nodes[0]
+
+
 def _weighed(graph: fx.Graph, product: fx.Node, weights: fx.Node) -> fx.Node:
     """A product of exponentials and values with weights in the exponentials' place."""
-    return graph.call_function(product.target, (weights, product.args[1]))  # type: ignore[arg-type]
+    weighed, values = product.all_input_nodes
+    swap = {weighed: weights, values: values}
+    args = fx.map_arg(product.args, swap.__getitem__)
+    return graph.call_function(product.target, args)  # type: ignore[arg-type]
 
 
 def _floor(node: fx.Node) -> tuple[fx.Node, float] | None:
@@ -178,7 +207,8 @@ def _total(top: fx.Node, node: fx.Node) -> fx.Node | None:
         return operand(node)
     for total, other in ((a, b), (b, a)):
         shift = operand(x, 1) if op_name(x) == "sub" and isinstance(x.args[1], fx.Node) else None
-        if isinstance(total, fx.Node) and op_name(other) == "exp" and shift is not None:
+        same = isinstance(other, fx.Node) and op_name(other) == op_name(top)
+        if isinstance(total, fx.Node) and same and shift is not None:
             inner = operand(other)  # type: ignore[arg-type]
             if op_name(inner) == "neg" and operand(inner) is shift:
                 return total
@@ -208,6 +238,11 @@ def _one_along(m: fx.Node, x: fx.Node, dim: int) -> bool:
     return at < 0 or value(m).shape[at] == 1
 
 
+def _converts(node: fx.Node) -> bool:
+    """Whether a reduction is asked for more than its axes: another dtype, say."""
+    return any(k != "dtype" or x != value(operand(node)).dtype for k, x in node.kwargs.items())
+
+
 def _along(node: Any, name: str, reduced: Any) -> int | None:
     """The one axis over which ``node`` reduces ``reduced``, kept with size 1; else None."""
     if not isinstance(node, fx.Node):
@@ -215,7 +250,7 @@ def _along(node: Any, name: str, reduced: Any) -> int | None:
     put = number(node, 1) if op_name(node) == "unsqueeze" else None
     if put is not None:
         node = operand(node)
-    if op_name(node) != name or node.kwargs:
+    if op_name(node) != name or _converts(node):
         return None
     source, dims, keepdim = (*node.args, None, None)[:3]
     if source is not reduced or not isinstance(dims, (list, tuple)) or len(dims) != 1:

@@ -18,7 +18,7 @@ steps in another graph (a graph break between them).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, fx
@@ -72,14 +72,16 @@ Way = tuple[Contraction, list[ScoreStep]]
 """A product that logits may come from, and the steps from there to softmax."""
 
 
-def chains(anchor: fx.Node) -> Iterator[Chain]:
+def chains(anchor: fx.Node, parameters: Collection[fx.Node] = ()) -> Iterator[Chain]:
     """Every chain around a softmax node: one for each product that its logits may come from.
+
+    ``parameters``: the graph's weight placeholders.
 
     Raises:
         Refuse: there is none, or it holds a step that is not understood.
     """
     rank, dim = value(anchor).dim(), number(anchor, 1)
-    found = reached(anchor)
+    found = reached(anchor, parameters)
     ways = [x for x in found if not isinstance(x, Refuse)]
     if not ways:
         raise next(x for x in found if isinstance(x, Refuse))
@@ -90,11 +92,11 @@ def chains(anchor: fx.Node) -> Iterator[Chain]:
         yield out
 
 
-def reached(anchor: fx.Node) -> list[Way | Refuse]:
+def reached(anchor: fx.Node, parameters: Collection[fx.Node] = ()) -> list[Way | Refuse]:
     """Every product that the logits of a softmax come from, and why other ways end."""
     logits = anchor.args[0]
     assert isinstance(logits, fx.Node)
-    return list(_up(logits, anchor, set()))
+    return list(_up(logits, anchor, set(), parameters))
 
 
 def _check(out: Chain) -> None:
@@ -113,7 +115,9 @@ def _check(out: Chain) -> None:
             raise Refuse("chain 5", "MUTATED_ALIAS", hint, node)
 
 
-def _up(node: fx.Node, below: fx.Node, seen: set[fx.Node]) -> Iterator[Way | Refuse]:
+def _up(
+    node: fx.Node, below: fx.Node, seen: set[fx.Node], parameters: Collection[fx.Node]
+) -> Iterator[Way | Refuse]:
     """From a softmax operand up to products of two activations, and why other ways end."""
     product = None if mixed_map(node) is not None else contraction(node)
     if product is not None:
@@ -121,11 +125,11 @@ def _up(node: fx.Node, below: fx.Node, seen: set[fx.Node]) -> Iterator[Way | Ref
         return
     options = read_step(node)
     if not options:
-        yield _end(node, below)
+        yield _end(node, below, parameters)
     for logits, step in options:
         if logits not in seen:
             seen.add(logits)
-            for found in _up(logits, node, seen):
+            for found in _up(logits, node, seen, parameters):
                 yield found if isinstance(found, Refuse) else (found[0], [*found[1], step])
 
 
@@ -134,9 +138,9 @@ _TRANSPARENT |= operators.PIECES | {"", "topk", "relu", "gelu", "silu", "tanh"}
 """Operators that are looked through to say where logits come from that are no product."""
 
 
-def _end(node: fx.Node, below: fx.Node) -> Refuse:
+def _end(node: fx.Node, below: fx.Node, parameters: Collection[fx.Node]) -> Refuse:
     """Why the way up ends at ``node`` (condition 1)."""
-    if node.op == "placeholder":
+    if node.op == "placeholder" and node not in parameters:
         hint = "the logits come into this graph from outside (a graph break)"
         return Refuse("chain 1", "CROSS_GRAPH", hint, node)
     while op_name(node) in _TRANSPARENT:

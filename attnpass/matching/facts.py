@@ -9,11 +9,18 @@ from typing import Any
 
 from torch import fx
 
-from attnpass.graph import op_name, operators, value, views_of, written
+from attnpass.graph import op_name, operand, operators, value, views_of, written
 from attnpass.matching.axes import AxisTracer
 from attnpass.matching.factors import Axes, Axis, Factor
 from attnpass.matching.layout import Lead, lead_of
 from attnpass.matching.refuse import Refuse
+
+
+def _layered(node: fx.Node, axes: Mapping[fx.Node, Axes]) -> Axis:
+    """The axis of an activation over which a linear layer or a norm runs; none without one."""
+    at = {"linear": 0, "addmm": 1, "layer_norm": 0, "rms_norm": 0}.get(op_name(node))
+    given = () if at is None else axes.get(operand(node, at), ())
+    return given[-1] if given else ()
 
 
 def _origin(factor: Factor) -> str:
@@ -34,12 +41,14 @@ class GraphFacts:
             that write.
         parameters: the placeholders that hold weights.
         order: the places of the nodes, by their names, behind those of earlier graphs.
+        layered: parts of inputs' axes over which a layer runs: they hold features.
     """
 
     axes: MutableMapping[fx.Node, Axes]
     written: dict[fx.Node, list[fx.Node]]
     parameters: set[fx.Node]
     order: dict[str, int] = field(default_factory=dict)
+    layered: frozenset[Factor] = frozenset()
 
     @classmethod
     def of(
@@ -52,7 +61,14 @@ class GraphFacts:
         earlier = sorted({_origin(f) for axes in given.values() for axis in axes for f in axis})
         order = {name: i for i, name in enumerate([*earlier, *(n.name for n in graph.nodes)])}
         axes = AxisTracer(graph, parameters, given).axes
-        return cls(axes, written(graph), parameters, order)
+        layered = frozenset(f for n in graph.nodes for f in _layered(n, axes) if f.kind == "input")
+        return cls(axes, written(graph), parameters, order, layered)
+
+    def crossed(self, summed: Iterable[Axis], own: Iterable[Axis]) -> bool:
+        """Whether a product of inputs keeps what layers run over, and sums over something else."""
+        over, kept = ({f for axis in axes for f in axis} for axes in (summed, own))
+        inputs = all(f.kind == "input" for f in over)
+        return inputs and not kept.isdisjoint(self.layered) and over.isdisjoint(self.layered)
 
     def made(self, *axes: Axis) -> int:
         """When the latest feature of some axes was made, by its node's place; -1 without any."""

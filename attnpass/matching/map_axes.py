@@ -22,7 +22,7 @@ from typing import Any
 
 from torch import fx
 
-from attnpass.graph import op_name, operand, operators, permuted, value
+from attnpass.graph import number, op_name, operand, operators, permuted, value
 from attnpass.matching.chain import Chain
 from attnpass.matching.factors import kinds
 from attnpass.matching.facts import GraphFacts
@@ -138,6 +138,17 @@ def _same_tokens(facts: GraphFacts, before: fx.Node, after: fx.Node) -> bool:
 def side_of(product: Contraction, side: str) -> tuple[fx.Node, str]:
     """The operand of a product on one side (``a`` or ``b``) with its letters."""
     return (product.a, product.a_letters) if side == "a" else (product.b, product.b_letters)
+
+
+def is_distribution(facts: GraphFacts, node: fx.Node, letters: str, summed: str) -> bool:
+    """Whether a tensor is a softmax or its logarithm along one of the letters ``summed``."""
+    axes = {facts.axes[node][letters.index(c)] for c in summed if c in letters}
+    passed = operators.CASTS | operators.VIEWS | operators.TRANSPOSES | {"dropout", "mul", "div"}
+    while op_name(node) in passed and len(node.all_input_nodes) == 1:
+        node = operand(node)
+    if op_name(node) not in (*operators.SOFTMAX, "log_softmax"):
+        return False
+    return facts.axes[node][number(node, 1) % value(node).dim()] in axes
 
 
 def same_heads(a: Lead, b: Lead) -> bool:

@@ -6,12 +6,14 @@ and to the weights stays as it wrote it, so nothing has to be proven of these op
 Soundness: softmax's weights are summed with values along the softmax's own axis, and the logits
 are made from a product of two activations over features. Conditions:
 
-1. A product of two activations reaches the logits. Where a projection or norm is on the way, both
+1. A product of two activations, or a sum of every row of one and every row of another, reaches
+   the logits. Where a projection or norm is on the way, both
    own axes of the product are still axes of the logits.
 2. Every value that is made from the weights along their axis ends in a product that sums over it,
    else it is a reader (``escapes``), as is what joins the weights with something made from them;
    there is at least one such product.
-3. The values of that product are activations that are not made from the same softmax.
+3. The values of that product are activations that are not made from the same softmax, and are
+   no weights over the same axis.
 4. The product behind the logits sums over features. Where its rows or columns are made by a
    projection as well, the features that it sums over were made later than the queries' rows: else
    it is channel attention.
@@ -39,8 +41,8 @@ from attnpass.matching.chain import made_from
 from attnpass.matching.factors import Axes, Axis, Factor, kinds, other_positions
 from attnpass.matching.facts import GraphFacts
 from attnpass.matching.layout import Operand
-from attnpass.matching.map_axes import side_of
-from attnpass.matching.products import Contraction, any_product
+from attnpass.matching.map_axes import is_distribution, side_of
+from attnpass.matching.products import Contraction, any_product, pairs
 from attnpass.matching.refuse import Refuse
 from attnpass.matching.surroundings import projected
 
@@ -205,7 +207,8 @@ class _Down:
                     values = side_of(product, other)[0]
                     if not product.own(other):
                         continue  # a mask, a factor, or other weights
-                    if made_from(values, softmax) or _is_parameter(facts, values):
+                    own = is_distribution(facts, *side_of(product, other), product.summed)
+                    if own or made_from(values, softmax) or _is_parameter(facts, values):
                         self.escapes.append(node)
                     else:
                         self.products.append((product, values))
@@ -299,7 +302,11 @@ class _Source:
 
 
 def _sources(facts: GraphFacts, softmax: fx.Node) -> Iterator[_Source]:
-    """Products of two activations that logits are made from, the nearest first (condition 1)."""
+    """Products of two activations that logits are made from, the nearest first (condition 1).
+
+    Sums of every row of one and every row of another come last: a bias may be made as they are.
+    """
+    sums: list[_Source] = []
     for made in (False, True):
         between: set[fx.Node] = set()
         ends: list[Contraction] = []
@@ -315,10 +322,14 @@ def _sources(facts: GraphFacts, softmax: fx.Node) -> Iterator[_Source]:
                 if product is None or _makes(node):
                     between.add(node)
                     behind.extend(node.all_input_nodes)
+                    pair = pairs(node)
+                    if pair and not any(_is_no_operand(facts, x) for x in (pair.a, pair.b)):
+                        sums.append(_Source(pair, between, made))
                 elif not any(_is_no_operand(facts, x) for x in (product.a, product.b)):
                     ends.append(product)
             row = behind
         yield from (_Source(product, between, made) for product in ends)
+    yield from sums
 
 
 def _compared(
@@ -330,7 +341,8 @@ def _compared(
         Refuse: condition 1, 4 or 5.
     """
     scores = source.scores
-    _check_summed(facts, scores)
+    if source.scores.summed or pairs(scores.node) is None:
+        _check_summed(facts, scores)
     owns = {side: scores.own(side) for side in "ab"}
     marks = {scores.out.index(c): side for side in "ab" for c in owns[side]}
     marks |= {scores.out.index(c): "both" for c in scores.batch}
@@ -373,7 +385,13 @@ def _check_summed(facts: GraphFacts, scores: Contraction) -> None:
         raise Refuse("normaliser 4", "NOT_ATTENTION:product", hint, scores.node)
     if any("feature" in x and "token" not in x for x in summed):
         return
-    if any("token" in x for x in summed):
+    crossed = facts.crossed(
+        *(
+            [x for s in "ab" for x in _axes(facts, scores, s, c)]
+            for c in (scores.summed, scores.own("a") + scores.own("b"))
+        )
+    )
+    if crossed or any("token" in x for x in summed):
         hint = "the product runs over tokens"
         raise Refuse("normaliser 4", "NOT_ATTENTION:channel", hint, scores.node)
 

@@ -100,6 +100,15 @@ def any_product(node: fx.Node) -> Contraction | None:
     return found
 
 
+def pairs(node: fx.Node) -> Contraction | None:
+    """The letters of a sum or difference of every row of one tensor and every row of another."""
+    given = [x for x in node.args[:2] if isinstance(x, fx.Node)]
+    if op_name(node) not in ("add", "sub") or len(given) < 2:
+        return None
+    found = _spread(node, given[0], given[1], [])
+    return found if found.own("a") and found.own("b") else None
+
+
 def _spread(node: fx.Node, a: fx.Node, b: fx.Node, dims: list[int]) -> Contraction:
     """A sum over ``dims`` of two tensors' product; an axis of size 1 has a name of its own."""
     rank = max(value(a).dim(), value(b).dim())

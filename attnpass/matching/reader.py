@@ -80,7 +80,7 @@ def _whole(facts: GraphFacts, anchor: fx.Node, name: str, source: str) -> Region
         Refuse: something is not.
     """
     first: Refuse | None = None
-    for candidate in chains(anchor):
+    for candidate in chains(anchor, facts.parameters):
         try:
             found = _region(facts, eager_reading(facts, candidate), anchor, name, source)
             if found.weights is None or not found.site.swapped:
@@ -201,6 +201,8 @@ def _normaliser(facts: GraphFacts, n: Normaliser, why: Refuse, name: str, source
     queries, letters = side_of(n.scores, n.queries)
     summed = [value(queries).shape[letters.index(c)] for c in n.scores.summed]
     t, s = (value(anchor).shape[i] for i in n.weights.permutation[-2:])
+    if all(value(queries).shape[letters.index(c)] == 1 for c in n.scores.own(n.queries)):
+        t = 1  # the weights may have no axis of rows
     heads = n.weights.lead.heads
     same = bool(n.rows) and n.rows == n.columns
     site = AttentionSite(

@@ -6,7 +6,7 @@ and ``logits``:
 
 1. The head dim that decides the fused operator's scale is a known number.
 2. The weights and the values have the heads that queries and keys have.
-3. The values are not computed from the weights.
+3. The values are not computed from the weights, and are no weights over the same axis.
 4. The second product sums over the axis over which softmax ran.
 5. At most one sink is joined, and exactly its column is dropped before the values.
 6. The product of queries and keys runs over features, not over tokens (else: channel attention).
@@ -31,7 +31,7 @@ from attnpass.matching.factors import Axis, kinds, surer
 from attnpass.matching.facts import GraphFacts
 from attnpass.matching.layout import SHARED, Lead, Operand, absorb, lead_of
 from attnpass.matching.logits import Logits, read_logits, read_mask
-from attnpass.matching.map_axes import Positions, same_heads, side_of
+from attnpass.matching.map_axes import Positions, is_distribution, same_heads, side_of
 from attnpass.matching.recipe import Recipe
 from attnpass.matching.refuse import Refuse
 from attnpass.matching.steps import MixedHeads, SinkJoined, SoftCapped, Transposed, mixed_map
@@ -183,6 +183,9 @@ def _values(facts: GraphFacts, c: Chain, at: Positions, shared: bool) -> tuple[O
     if made_from(side_of(product, other)[0], c.softmax):
         hint = "the weights are multiplied by themselves"
         raise Refuse("reading 3", "NOT_ATTENTION:product", hint, last)
+    if is_distribution(facts, *side_of(product, other), product.summed):
+        hint = "the weights meet other weights, over the axis along which these sum up to 1"
+        raise Refuse("reading 3", "NOT_ATTENTION:product", hint, last)
     _, weights = side_of(product, side)
     v, letters = side_of(product, other)
     rows, own = product.own(side), product.own(other)
@@ -227,7 +230,7 @@ def _check(
 
     Tokens that a linear layer made are features that are older than those that are contracted.
     """
-    if "token" in kinds(summed[0]) | kinds(summed[1]):
+    if "token" in kinds(summed[0]) | kinds(summed[1]) or facts.crossed(summed, own):
         hint = "the product runs over tokens"
         raise Refuse("reading 6", "NOT_ATTENTION:channel", hint, anchor)
     if facts.made(*own) >= max(0, facts.made(*summed)):

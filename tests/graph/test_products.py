@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tracing import traced
 
 import attnpass
@@ -100,3 +101,72 @@ class Called(torch.nn.Module):
 
     def forward(self, *given):
         return self.run(*given)
+
+
+W = torch.randn(4, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "is_there"),
+    [
+        (lambda q, k, w: torch.tensordot(q, k[0, 0], dims=([3], [1])), "einsum"),
+        (lambda q, k, w: torch.tensordot(q, k, dims=([1, 3], [1, 3])), "einsum"),
+        (lambda q, k, w: torch.tensordot(q[0, 0], k[0, 0].t(), dims=1), "einsum"),
+        (lambda q, k, w: torch.inner(q[0], k[0]), "einsum"),
+        (lambda q, k, w: F.linear(q, F.linear(k[0, 0], w)), "matmul"),
+        (lambda q, k, w: torch.addmm(q[0, 0], q[0, 0], F.linear(q[0, 1, :4], w)), "matmul"),
+        (
+            lambda q, k, w: torch.addmm(
+                q[0, 0], q[0, 0], F.linear(q[0, 1, :4], w), alpha=0.5, beta=3
+            ),
+            "matmul",
+        ),
+    ],
+)
+def test_other_spellings_of_products(spelled, is_there):
+    found = names(spelled, Q, K, W)
+    assert is_there in found and not {"tensordot", "inner", "addmm"} & set(found)
+    assert found.count("linear") <= 1
+
+
+@pytest.mark.parametrize(
+    "equation",
+    ["bhid,bhjd,bhj->bhij", "bhj,bhid,bhjd->bhij", "bhid,jb,bhjd->bhij", "bhid,bhjd,dj->bhij"],
+)
+def test_a_factor_among_three_operands_is_multiplied(equation):
+    sizes = {"b": 2, "h": 3, "i": 5, "j": 7, "d": 4}
+    given = [
+        torch.randn([sizes[c] for c in x], dtype=torch.float64)
+        for x in equation.partition("->")[0].split(",")
+    ]
+    found = names(lambda *x: torch.einsum(equation, *x), *given)
+    assert found.count("einsum") == found.count("mul") == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda q, k, w: F.linear(q, w),
+        lambda q, k, w: F.linear(q, w + w @ w),  # of weights alone
+        lambda q, k, w: F.linear(q, F.linear(k[0, 0], w), q[0, 0, 0, :1].expand(7)),
+        lambda q, k, w: torch.addmm(q[0, 0], q[0, 0], w),
+        lambda q, k, w: torch.einsum("bhid,bhjd,de->bhij", q, k, w),  # of no operand's letters
+        lambda q, k, w: torch.einsum("...id,...jd,...j->...ij", q, k, k[..., 0]),
+    ],
+)
+def test_layers_and_other_einsums_stay(other):
+    found = names(other, Q, K, W)
+    assert {"linear", "addmm", "einsum"} & set(found) and "mul" not in found
+
+
+def test_products_under_autocast_and_of_what_is_written_stay():
+    def written(q, k):
+        y = q.exp()
+        out = torch.inner(y, k)
+        y.add_(1)
+        return out + y.sum()
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "inner" in names(torch.inner, Q[0].float(), K[0].float())
+    assert "einsum" in names(torch.inner, Q[0], K[0])
+    names(written, Q[0], K[0])

@@ -128,12 +128,56 @@ def late_of_each(x):
     return torch.bmm(e, x.mT.sin()) * e.sum(-1)[..., None].reciprocal()
 
 
-@pytest.mark.parametrize("function", [late, late_of_each])
+def late_by_letters(x):
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    return torch.einsum("bij,bjk->bik", e, x.mT.sin()) / e.sum(-1, keepdim=True, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("function", [late, late_of_each, late_by_letters])
 def test_the_values_may_be_summed_before_the_division(function):
     gm = traced(function, X)
     (node,) = softmaxes(gm)
     assert node.args[1] in (-1, 2)
     torch.testing.assert_close(gm(X), X.softmax(-1) @ X.mT.sin(), rtol=0, atol=1e-12)
+
+
+def with_base_two(x):
+    e = torch.exp2(x)
+    return e / e.sum(-1, keepdim=True)
+
+
+def off_by_one_with_base_two(x):
+    m = x.amax(-1, keepdim=True)
+    e = torch.exp2(x - m)
+    return e / (torch.exp2(-m) + e.sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("function", [with_base_two, off_by_one_with_base_two])
+def test_powers_of_two_are_exponentials_of_other_logits(function):
+    gm = traced(function, X)
+    assert len(softmaxes(gm)) == 1
+    torch.testing.assert_close(gm(X), function(X), rtol=0, atol=1e-14)
+
+
+def turned(x):
+    e = x.exp()
+    return torch.einsum("bij,bjk->bki", e, x.mT) / e.sum(-1, keepdim=True)[:, :4]
+
+
+def times_itself(x):
+    e = (x @ x.mT).exp()
+    return (e @ e) / e.sum(-1, keepdim=True)
+
+
+def of_mixed_bases(x):
+    m = x.amax(-1, keepdim=True)
+    e = torch.exp2(x - m)
+    return e / ((-m).exp() + e.sum(-1, keepdim=True))
+
+
+def in_another_dtype(x):
+    e = x.float().exp()
+    return e / e.sum(-1, keepdim=True, dtype=torch.float64)
 
 
 def over_rows(x):
@@ -192,6 +236,7 @@ def written(x):
 
 OTHERS = [other_tensor, two_axes, axis_dropped, rounded, written, plus_two, plus_one_of_shifted]
 OTHERS += [plus_another_shift, shifted_by_each, little_beside_unshifted, much_beside_shifted]
+OTHERS += [turned, times_itself, of_mixed_bases, in_another_dtype]
 OTHERS += [another_maximum, over_rows, of_other_exponentials, values_of_exponentials]
 
 

@@ -150,7 +150,56 @@ class PooledChannels(nn.Module):
         return energy.softmax(-1) @ y
 
 
+class Sums(nn.Module):
+    """Sums of every feature of one vector and every feature of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        y = x.mean(1)
+        w = (self.a(y)[:, :, None] + self.b(y)[:, None, :]).softmax(-1)
+        return (w @ self.c(y)[:, :, None]).squeeze(-1)
+
+
+class Noise(nn.Module):
+    """Experts weighed by a projection and a number of their own for each item."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.more = nn.Linear(6, 3), nn.Linear(6, 3)
+        self.table = nn.Parameter(torch.randn(3, 6))
+
+    def forward(self, x):
+        return (self.gate(x) + self.more(x.mean(1))[:, None]).softmax(-1) @ self.table
+
+
+class CrossEntropy(nn.Module):
+    """Two maps are compared: what the weights meet are the logarithms of other weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k = nn.Linear(6, 6), nn.Linear(6, 6)
+
+    def forward(self, x):
+        q, k = self.q(x), self.k(x)
+        return -((q @ k.mT).softmax(-1) * 1.5 @ (k @ q.mT).log_softmax(-1).mT)
+
+
+class ChannelsOfInput(nn.Module):
+    """Channel attention on an input whose features are told by a layer behind it alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.out(((x.mT @ x * 0.3).softmax(-1) @ x.mT).mT)
+
+
 OTHERS = [MixedChannels, GatedRouter, Slots, RoutedByHand, Convolved, PooledChannels]
+OTHERS += [Sums, Noise, CrossEntropy, ChannelsOfInput]
 
 
 @pytest.mark.parametrize("kind", OTHERS)

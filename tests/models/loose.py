@@ -98,6 +98,31 @@ def one_query_by_hand(q, k, v, m, mod):
     return (w.unsqueeze(-1) * v).sum(2, keepdim=True).expand_as(v)
 
 
+def sums_of_features(q, k, v, m, mod):
+    """Additive attention (1409.0473)."""
+    return torch.tanh(q.unsqueeze(3) + k.unsqueeze(2)).sum(-1).softmax(-1) @ v
+
+
+def sums_of_numbers(q, k, v, m, mod):
+    """As in graph attention networks (1710.10903)."""
+    return F.leaky_relu(q.sum(-1, keepdim=True) + k.sum(-1).unsqueeze(2), 0.2).softmax(-1) @ v
+
+
+def squared_differences(q, k, v, m, mod):
+    return (-0.1 * (q.unsqueeze(3) - k.unsqueeze(2)) ** 2).sum(-1).softmax(-1) @ v
+
+
+def values_with_a_factor(q, k, v, m, mod):
+    w = scores_of(q, k).nan_to_num().softmax(-1)
+    return torch.einsum("bhij,bhjd,bhj->bhid", w, v, k.sum(-1))
+
+
+def values_by_a_layer(q, k, v, m, mod):
+    w = scores_of(q, k).nan_to_num().softmax(-1)
+    rows = [F.linear(w[i, j], v[i, j].mT) for i in range(w.shape[0]) for j in range(w.shape[1])]
+    return torch.stack(rows).view(*w.shape[:3], -1)
+
+
 def gate_after(q, k, v, m, mod):
     return (scores_of(q, k).softmax(-1) * mod.temperature.sigmoid()) @ v
 
@@ -259,6 +284,11 @@ FUNCTIONS = (
     part_of_a_bias,
     largest_scattered,
     one_query_by_hand,
+    sums_of_features,
+    sums_of_numbers,
+    squared_differences,
+    values_with_a_factor,
+    values_by_a_layer,
 )
 
 MODULES = (TiedRows, FewKeys, MadeTokens, Latents, Band)
