@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from attnpass import Plan, Task, environment
-from attnpass.tuner.measure import Failure, Worker, floor, ratio
+from attnpass.tuner.measure import Failure, Protocol, Worker, floor, ratio
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
@@ -86,8 +86,8 @@ def speed(path: str, made: dict[str, Plan], rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, Worker(path, db=f"{folder}/a.db") as worker:
         files = [str(p.save(Path(folder) / f"{i}.json")) for i, p in enumerate(made.values())]
         replies = [
-            worker.ceiling(rounds=rounds),
-            worker.measure([None, None, *files], rounds=rounds),
+            worker.ceiling(Protocol(rounds)),
+            worker.measure([None, None, *files], Protocol(rounds)),
         ]
     series = []
     for reply in replies:

@@ -62,9 +62,12 @@ class RecordedBench:
         """Times that make each plan faster than the one before."""
         time.sleep(0.05)
         if isinstance(request, CeilingRequest):
-            return Times([[x] * request.rounds for x in (3.0, 3.0, 3.0, 1.0, 0.5)], [])
+            return Times([[x] * request.protocol.rounds for x in (3.0, 3.0, 3.0, 1.0, 0.5)], [])
         hashes = ["" if p is None else Plan.load(p).hash for p in request.plans]
-        times = [[3.0 if h == "" else 1.0 + int(h[:2], 16) / 256] * request.rounds for h in hashes]
+        times = [
+            [3.0 if h == "" else 1.0 + int(h[:2], 16) / 256] * request.protocol.rounds
+            for h in hashes
+        ]
         return Times(times, hashes)
 
 

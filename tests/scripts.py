@@ -14,6 +14,7 @@ import recovery  # noqa: E402
 import skipat_phi  # noqa: E402
 import train_digits  # noqa: E402
 import train_forms  # noqa: E402
+import trust  # noqa: E402
 
 __all__ = [
     "ROOT",
@@ -23,4 +24,5 @@ __all__ = [
     "skipat_phi",
     "train_digits",
     "train_forms",
+    "trust",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import random
 import sqlite3
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from click.testing import CliRunner
 from attnpass import Plan
 from attnpass.store import Store
 from attnpass.tuner.cli import main
-from attnpass.tuner.measure import Failure, Reply, Times
+from attnpass.tuner.measure import Failure, Protocol, Reply, Times
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search import Inspection, Settings, inspect_task
 from attnpass.tuner.search.baseline import measure_baseline
@@ -62,9 +64,10 @@ def run(
 
 
 def rows(path: Path) -> dict[str, str]:
-    """When each measurement of a database was committed, by its key."""
+    """When each measurement of a database that stays was committed, by its key."""
     connection = sqlite3.connect(path)
-    found = connection.execute("SELECT key, created || rowid FROM measurements").fetchall()
+    asked = "SELECT key, created || rowid FROM measurements WHERE outcome != 'unreliable'"
+    found = connection.execute(asked).fetchall()
     connection.close()
     return dict(found)
 
@@ -81,15 +84,25 @@ class Replies:
     """A worker that gives these replies, one after the other; None are times for all plans."""
 
     def __init__(self, *replies: Reply | None) -> None:
-        self.replies = list(replies)
+        self.replies, self.asked = list(replies), list[Protocol]()
 
-    def ceiling(self, rounds: int) -> Reply:
+    def ceiling(self, protocol: Protocol) -> Reply:
+        self.asked.append(protocol)
         return self.replies.pop(0)
 
-    def measure(self, files: list, rounds: int) -> Reply:
+    def measure(self, files: list, protocol: Protocol) -> Reply:
+        self.asked.append(protocol)
         reply = self.replies.pop(0)
         hashes = ["" if f is None else Plan.load(f).hash for f in files]
-        return reply or Times([[1.0 + i] * rounds for i in range(len(files))], hashes)
+        # the unchanged model, however often, takes as long
+        steps = [i if file else 0 for i, file in enumerate(files)]
+        return reply or Times([[1.0 + i] * protocol.rounds for i in steps], hashes)
+
+
+def series(rounds: int, ms: float, spread: float, seed: int) -> list[float]:
+    """Times around ``ms`` whose logarithms have this standard deviation."""
+    pick = random.Random(seed)
+    return [ms * math.exp(pick.gauss(0, spread)) for _ in range(rounds)]
 
 
 def failed(outcome: str) -> Failure:

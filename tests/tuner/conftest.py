@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tuning import DISTIL, QUIET, Replies, settings
 
 from attnpass.store import Store
-from attnpass.tuner.search import Inspection, RunResult, execute, inspect_task
+from attnpass.tuner.search import Inspection, RunResult, execute, inspect_task, latencies
 from attnpass.tuner.search.candidates import Candidates
 from attnpass.tuner.search.distillation import Distillation
 from attnpass.tuner.search.latencies import Latencies
@@ -43,6 +45,20 @@ def finish(path: Path, **more) -> Finished:
         session = Session(inspection.run, store, QUIET)
         *_, findings = stages(inspection, session, Latencies(inspection, session, Replies()))
     return Finished(result, path, inspection, findings)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def any_noise():
+    """However noisy the machine is: times are taken once, and what is stored is served."""
+    with mock.patch.object(latencies, "WIDE", math.inf):
+        yield
+
+
+@pytest.fixture
+def little_noise(any_noise):
+    """Noise counts, as it does for users."""
+    with mock.patch.object(latencies, "WIDE", 0.05):
+        yield
 
 
 def pytest_collection_modifyitems(items):

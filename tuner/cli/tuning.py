@@ -72,7 +72,7 @@ def tune(
     """Search for plans; measured accuracy against measured latency."""
     from attnpass.store import Store
     from attnpass.tuner.progress import ProgressPrinter
-    from attnpass.tuner.search import USUAL, Settings, execute, inspect_task
+    from attnpass.tuner.search import USUAL, Settings, advise, execute, inspect_task
 
     chosen = tuple(f.strip() for f in forms.split(",")) if forms else USUAL
     budget = seconds(recover_budget, "--recover-budget")
@@ -88,18 +88,21 @@ def tune(
             progress.say(inspection.report().table())
         result = execute(inspection, store, progress)
         files = _files(result, store, folder)
-    value = {**result.as_dict(), "files": files}
+    value = {**result.as_dict(), "files": files, "advice": advise(result)}
     code = 0 if result.status == "done" else 1
     return Answer(value, lambda console: _show(console, result, files), code)
 
 
 def _show(console: Console, result: RunResult, files: Mapping[str, str]) -> None:
+    from attnpass.tuner.search import advise
     from attnpass.tuner.show import front_table, sensitivity_table, verdict
 
     if result.facts.saving_ms_per_site:
         console.print(sensitivity_table(result))
     console.print(front_table(result))
     console.print(verdict(result), style="bold")
+    for line in advise(result):
+        console.print(f"  {line}", markup=False)
     for name, path in files.items():
         console.print(f"{name}: {path}")
     if "plan" in files:

@@ -18,7 +18,8 @@ from attnpass.tuner.measure.accuracy import (
     split,
 )
 from attnpass.tuner.measure.bounds import Bound, binary, bound, needed
-from attnpass.tuner.measure.exchange import Failure, Reply, Times
+from attnpass.tuner.measure.conditions import Conditions
+from attnpass.tuner.measure.exchange import Failure, Protocol, Reply, Times
 from attnpass.tuner.measure.latency import Ratio, events, floor, interleave, median_ms, ratio
 from attnpass.tuner.measure.trial import model_digest, try_task
 from attnpass.tuner.measure.worker import Worker
@@ -26,7 +27,9 @@ from attnpass.tuner.measure.worker import Worker
 __all__ = [
     "HELD_OUT",
     "Bound",
+    "Conditions",
     "Failure",
+    "Protocol",
     "Ratio",
     "Reply",
     "Split",

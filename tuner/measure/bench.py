@@ -21,6 +21,7 @@ from attnpass.task import load_task
 from attnpass.torch_internals import keep_recompile_limits, pytree
 from attnpass.tuner.measure.ablation import AblationPlan
 from attnpass.tuner.measure.accuracy import first_tensor
+from attnpass.tuner.measure.conditions import Watch, limited
 from attnpass.tuner.measure.exchange import CeilingRequest, CompileSettings, Request, Times
 from attnpass.tuner.measure.latency import interleave
 from attnpass.tuner.measure.trial import model_digest
@@ -70,9 +71,12 @@ class Bench:
             pairs = [self._plan(p) for p in request.plans]
             models, hashes = [m for m, _ in pairs], [h for _, h in pairs]
         calls = [lambda model=model: self._run(model) for model in models]
-        with torch.no_grad():
-            times = interleave(calls, rounds=request.rounds, synchronise=self._wait())
-        return Times(times, hashes)
+        how = request.protocol
+        with torch.no_grad(), limited(how.threads, how.pinned) as pinned:
+            watch = Watch()
+            times = interleave(calls, rounds=how.rounds, synchronise=self._wait())
+            conditions = watch.conditions(pinned=pinned)
+        return Times(times, hashes, conditions.as_dict())
 
     def _run(self, model: Model) -> Any:
         """The model's output for the example of the task."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 
@@ -20,18 +20,32 @@ class CompileSettings:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How times are taken.
+
+    Attributes:
+        rounds: of interleaved runs. threads: of torch, 0 as the coordinator has them.
+        pinned: whether the worker is kept on one processor.
+    """
+
+    rounds: int
+    threads: int = 0
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
 class PlansRequest:
     """Asks for interleaved times of the model under plan files; None is the unchanged model."""
 
     plans: tuple[str | None, ...]
-    rounds: int
+    protocol: Protocol
 
 
 @dataclass(frozen=True)
 class CeilingRequest:
     """Asks for the five series of ``Worker.ceiling``."""
 
-    rounds: int
+    protocol: Protocol
 
 
 Request = PlansRequest | CeilingRequest
@@ -44,15 +58,17 @@ class Times:
     Attributes:
         times: milliseconds, one row per run, one column per round.
         hashes: of the plans that ran, ``""`` for the unchanged model; none for a ceiling.
+        conditions: ``Conditions`` under which they were taken, as JSON.
     """
 
     times: list[list[float]]
     hashes: list[str]
+    conditions: dict[str, Any] = field(default_factory=dict)
     outcome: ClassVar[str] = "ok"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as the database stores them."""
-        return {"times": self.times, "hashes": self.hashes}
+        return {"times": self.times, "hashes": self.hashes, "conditions": self.conditions}
 
 
 @dataclass(frozen=True)

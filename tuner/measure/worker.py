@@ -24,6 +24,7 @@ from attnpass.tuner.measure.exchange import (
     CompileSettings,
     Failure,
     PlansRequest,
+    Protocol,
     Reply,
     Request,
 )
@@ -63,17 +64,17 @@ class Worker:
         self.process: SpawnProcess | None = None
         self.pipe: Connection | None = None
 
-    def measure(self, plans: Sequence[str | None], *, rounds: int) -> Reply:
+    def measure(self, plans: Sequence[str | None], protocol: Protocol) -> Reply:
         """Interleaved times of ``plans`` (files; None is the unchanged model), or a failure."""
-        return self._ask(PlansRequest(tuple(plans), rounds))
+        return self._ask(PlansRequest(tuple(plans), protocol))
 
-    def ceiling(self, *, rounds: int) -> Reply:
+    def ceiling(self, protocol: Protocol) -> Reply:
         """Times of the unchanged model, twice, of softmax, and of two that no plan can beat.
 
         The order is: model, the same again, the lossless plan, attention replaced by one read of
         q, k and v, every skippable attention block replaced by its predecessor's output.
         """
-        return self._ask(CeilingRequest(rounds))
+        return self._ask(CeilingRequest(protocol))
 
     def close(self) -> None:
         """End the process, and every process that it started."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from attnpass.tuner.search.advice import advise
 from attnpass.tuner.search.plan_row import PlanRow
 from attnpass.tuner.search.result import LOSSLESS, Facts, RunResult
 from attnpass.tuner.search.settings import CHOICES, REJECTED, USUAL, Settings
@@ -32,6 +33,7 @@ __all__ = [
     "PlanRow",
     "RunResult",
     "Settings",
+    "advise",
     "execute",
     "inspect_task",
     "read_result",

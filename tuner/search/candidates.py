@@ -78,7 +78,7 @@ class Candidates:
         candidate = Candidate(
             assignment,
             plan,
-            cost=self.base_ms - sum(self.savings.of(c) for c in assignment.values()),
+            cost=self.savings.left(self.base_ms, assignment.values()),
             scores=taken,
             selection=bound(base[: len(taken)], taken),
             divergence=self.divergence(plan) if value["complete"] else REJECTED,

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import escape
 from pathlib import Path
 
 from attnpass.errors import MeasureError
 from attnpass.plan import Plan
-from attnpass.tuner.measure import Failure, Reply, Worker
+from attnpass.tuner.measure import (
+    Conditions,
+    Failure,
+    Protocol,
+    Reply,
+    Times,
+    Worker,
+    floor,
+    median_ms,
+    ratio,
+)
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.session import Session, Value
 
@@ -46,79 +58,211 @@ def _runs(process: int) -> bool:
     return True
 
 
-@dataclass(frozen=True, eq=False)
+WIDE = 0.05
+"""Two identical runs that differ by more than this share decide nothing: they are run again."""
+
+ESCALATION = (Protocol(1), Protocol(2), Protocol(2, threads=1), Protocol(2, 1, pinned=True))
+"""How a measurement is taken, one after the other until it is steady; rounds as a multiple."""
+
+TRUSTED = 3600.0
+"""Seconds for which times are taken from the store unseen; older ones are run again shortly."""
+
+SHORT = 7
+"""Rounds of a short run that re-checks stored times."""
+
+DRIFT = 1.3
+"""How many times slower or quicker the unchanged model may be than when it was stored."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Interleaved times and how far they are to be trusted.
+
+    Attributes:
+        times: milliseconds, one row per model, one column per round.
+        floor: how far two identical runs differ, None where the unchanged model ran once.
+        conditions: of the machine, None where they are not known.
+    """
+
+    times: list[list[float]]
+    floor: float | None = None
+    conditions: Conditions | None = None
+
+    @property
+    def reliable(self) -> bool:
+        """Whether two identical runs are near enough."""
+        return self.floor is None or self.floor <= WIDE
+
+
+@dataclass(eq=False)
 class Latencies:
-    """Where a run takes its latencies from: the store, else the worker."""
+    """Where a run takes its latencies from: the store, else the worker.
+
+    Attributes:
+        stale: whether stored times were found to be none of this machine as it is now.
+    """
 
     inspection: Inspection
     session: Session
     worker: Worker
+    stale: bool = False
 
-    def ceiling(self) -> list[list[float]]:
+    def ceiling(self) -> Timed:
         """The five series of ``Worker.ceiling``.
 
         Raises:
             MeasureError: the worker could not measure.
         """
-        return self._times("ceiling", "ceiling", None, spare=False)
+        return self._times("ceiling", "ceiling", None, spare=False, decides=True)
 
     def times(
-        self, subject: str, plans: Sequence[Plan | None], *, spare: bool = False
-    ) -> list[list[float]]:
+        self,
+        subject: str,
+        plans: Sequence[Plan | None],
+        *,
+        spare: bool = False,
+        decides: bool = False,
+    ) -> Timed:
         """Milliseconds of each plan per round; None is the unchanged model.
 
-        A stored failure is tried again where the run cannot ``spare`` these times, or waits
-        longer now.
+        Where the first two are the unchanged model, they tell the noise: times that are too noisy
+        are taken again, with more rounds, then fewer threads, then on one processor. Times that
+        ``decides`` something are re-checked where they come from the store. A stored failure is
+        tried again where the run cannot ``spare`` these times, or waits longer now.
 
         Raises:
             MeasureError: the worker could not measure.
         """
-        return self._times("latency", subject, plans, spare=spare)
+        return self._times("latency", subject, plans, spare=spare, decides=decides)
+
+    def of_threads(self, threads: int, rounds: int) -> Timed:
+        """The unchanged model twice, with so many threads.
+
+        Raises:
+            MeasureError: the worker could not measure.
+        """
+        self.session.stop.check()
+        reply = self._ask([None, None], Protocol(rounds, threads))
+        if isinstance(reply, Failure):
+            raise MeasureError(f"expected to measure, got {reply.outcome}: {reply.why}")
+        return _timed(reply.as_dict(), [None, None])
 
     def _times(
-        self, kind: str, subject: str, plans: Sequence[Plan | None] | None, *, spare: bool
-    ) -> list[list[float]]:
+        self,
+        kind: str,
+        subject: str,
+        plans: Sequence[Plan | None] | None,
+        *,
+        spare: bool,
+        decides: bool,
+    ) -> Timed:
         session, timing = self.session, self.inspection.timing
-        rounds = self.inspection.settings.limits["rounds"]
+        least = self.inspection.settings.limits["rounds"]
         runs = 5 if plans is None else len(plans)
 
         def fits(value: Value) -> bool:
-            return [len(x) for x in value.get("times", [[0] * rounds] * runs)] == [rounds] * runs
+            lengths = [len(x) for x in value.get("times", [[0] * least] * runs)]
+            return len(lengths) == runs and len({*lengths}) == 1 and lengths[0] >= least
 
-        value = session.find(kind, subject, timing, fits=fits)
-        if value is not None and self._again(value, spare):
+        value = None if self.stale else session.find(kind, subject, timing, fits=fits)
+        if value is not None and (
+            self._again(value, spare) or not self._holds(value, plans, decides)
+        ):
             value = None
         if value is None:
-            reply = self._ask(plans)
-            value = reply.as_dict() | {"limit": self.inspection.settings.timeout}
-            session.keep(kind, subject, timing, value, outcome=reply.outcome)
+            reply = self._steady(subject, plans)
+            value = reply.as_dict() | {
+                "limit": self.inspection.settings.timeout,
+                "taken": time.time(),
+            }
+            outcome = reply.outcome
+            if isinstance(reply, Times) and not _timed(value, plans).reliable:
+                outcome = "unreliable"
+            session.keep(kind, subject, timing, value, outcome=outcome)
             value = session.find(kind, subject, timing, fresh=True) or value
-        if value.get("outcome", "ok") != "ok":
+        if value.get("outcome", "ok") not in ("ok", "unreliable"):
             raise MeasureError(
                 f"expected to measure {subject}, got {value['outcome']}: {value.get('why')}"
             )
-        times: list[list[float]] = value["times"]
-        return times
+        return _timed(value, plans)
 
     def _again(self, value: Value, spare: bool) -> bool:
         """Whether a stored failure may end otherwise, or must."""
-        if value.get("outcome", "ok") == "ok":
-            return False
+        outcome = value.get("outcome", "ok")
+        if outcome in ("ok", "unreliable"):
+            return bool(outcome == "unreliable")
         timeout = self.inspection.settings.timeout
-        slow = value["outcome"] == "timeout" and value["limit"] < timeout
-        return not spare or slow or value["outcome"] == "killed"
+        slow = outcome == "timeout" and value["limit"] < timeout
+        return not spare or slow or outcome == "killed"
 
-    def _ask(self, plans: Sequence[Plan | None] | None) -> Reply:
-        rounds = self.inspection.settings.limits["rounds"]
+    def _holds(self, value: Value, plans: Sequence[Plan | None] | None, decides: bool) -> bool:
+        """Whether stored times are those of now, as far as a short run tells."""
+        recent = time.time() - value.get("taken", 0.0) < TRUSTED
+        if value.get("outcome", "ok") != "ok" or not decides or recent:
+            return True
+        reply = self._ask(plans, Protocol(SHORT))
+        if isinstance(reply, Failure):
+            return False
+        changed = differing(_timed(value, plans), _timed(reply.as_dict(), plans))
+        if changed:
+            self.stale = True
+            self.session.progress.say(
+                f"stored times are not those of now ({changed}); measured anew", style="yellow"
+            )
+        return not changed
+
+    def _steady(self, subject: str, plans: Sequence[Plan | None] | None) -> Reply:
+        """The first measurement that is steady; the steadiest where none is."""
+        rounds, say = self.inspection.settings.limits["rounds"], self.session.progress.say
+        least, best = math.inf, None
+        for step in ESCALATION if self.inspection.kind == "cpu" else ESCALATION[:2]:
+            reply = self._ask(plans, replace(step, rounds=rounds * step.rounds))
+            if isinstance(reply, Failure):
+                return best or reply
+            found = _timed(reply.as_dict(), plans)
+            noise = found.floor or 0.0
+            if noise < least:
+                least, best = noise, reply
+            if found.reliable:
+                return reply
+            under = "" if found.conditions is None else f" ({found.conditions})"
+            say(f"{subject}: two identical runs differ by up to {noise:.0%}{under}", style="dim")
+        advice = "close other programs, or set OMP_NUM_THREADS to fewer processors"
+        say(f"{subject} is unreliable here, nothing is excluded by it: {advice}", style="yellow")
+        assert best is not None
+        return best
+
+    def _ask(self, plans: Sequence[Plan | None] | None, protocol: Protocol) -> Reply:
         if plans is None:
-            return self.worker.ceiling(rounds=rounds)
+            return self.worker.ceiling(protocol)
         with plans_folder(self.session.store.path) as folder:
             files = [
                 None if p is None else str(p.save(folder / f"{i}.json"))
                 for i, p in enumerate(plans)
             ]
-            reply = self.worker.measure(files, rounds=rounds)
+            reply = self.worker.measure(files, protocol)
         expected = ["" if p is None else p.hash for p in plans]
         if not isinstance(reply, Failure) and reply.hashes != expected:
             return Failure("inaccurate", "another plan ran than was asked for")
         return reply
+
+
+def _timed(value: Value, plans: Sequence[Plan | None] | None) -> Timed:
+    """The record of a measurement as it is stored; a ceiling begins with two identical runs."""
+    times: list[list[float]] = value["times"]
+    twins = plans is None or [*plans[:2]] == [None, None]
+    noise = floor(times[0], times[1]) if twins else None
+    return Timed(times, noise, Conditions.from_dict(value.get("conditions")))
+
+
+def differing(stored: Timed, now: Timed) -> str:
+    """What a short run has otherwise than what is stored; ``""`` where they agree."""
+    was, base = median_ms(stored.times[0]), median_ms(now.times[0])
+    if not was / DRIFT <= base <= was * DRIFT:
+        return f"the unchanged model takes {base:.2f} ms, stored are {was:.2f}"
+    noise = WIDE + (stored.floor or 0.0) + (now.floor or 0.0)
+    for before, after in zip(stored.times[1:], now.times[1:], strict=True):
+        old, new = ratio(stored.times[0], before), ratio(now.times[0], after)
+        if not old.low / (1 + noise) <= new.median <= old.high * (1 + noise):
+            return f"a speed-up of {new.median:.2f}x, stored is {old}"
+    return ""

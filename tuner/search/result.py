@@ -13,6 +13,9 @@ from typing import Any
 from attnpass.tuner.measure import Ratio
 from attnpass.tuner.search.plan_row import Json, PlanRow, record
 
+RATIOS = ("softmax_ratio", "bare_ratio", "skip_ratio", "ceiling_ratio")
+"""The facts that are one ratio each."""
+
 LOSSLESS = "lossless"
 """The baseline where the model with exact softmax by the kernels is faster than as it is."""
 
@@ -49,7 +52,13 @@ class Facts:
         baseline: which of two implementations is the baseline. attention_share: of its time.
         ceiling, ceiling_skipat: speed-ups that no plan can beat.
         softmax_ratio, bare_ratio, skip_ratio: of the compiled model over the three ablations.
-        saving_ms_per_site: per choice. bank: the choices that were distilled.
+        reliable: false where two identical runs differed by too much for a conclusion.
+        conditions: of the machine while the baseline was timed. ceiling_ratio: ``ceiling`` with
+            its interval. threads: milliseconds and floor of the unchanged model as it is served
+            and with one thread.
+        saving_ms_per_site: per choice. form_ratios: the model over the plan that has a choice at
+            every legal site. undecided: choices whose gain noise hides.
+        bank: the choices that were distilled.
         finalists_floor: ``floor`` where the finalists were measured.
     """
 
@@ -69,7 +78,13 @@ class Facts:
     softmax_ratio: Ratio | None = None
     bare_ratio: Ratio | None = None
     skip_ratio: Ratio | None = None
+    reliable: bool | None = None
+    conditions: Mapping[str, Any] | None = None
+    ceiling_ratio: Ratio | None = None
+    threads: Sequence[Json] | None = None
     saving_ms_per_site: Mapping[str, float] | None = None
+    form_ratios: Mapping[str, Ratio] | None = None
+    undecided: Sequence[str] | None = None
     bank: Mapping[str, DistilledChoice] | None = None
     finalists_floor: float | None = None
 
@@ -82,9 +97,11 @@ class Facts:
         """The facts there are, as plain JSON types."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
         out = {k: v for k, v in found.items() if v is not None}
-        for name in ("softmax_ratio", "bare_ratio", "skip_ratio"):
+        for name in RATIOS:
             if name in out:
                 out[name] = out[name].as_dict()
+        if self.form_ratios is not None:
+            out["form_ratios"] = {c: r.as_dict() for c, r in self.form_ratios.items()}
         if self.bank is not None:
             out["bank"] = {choice: row.as_dict() for choice, row in self.bank.items()}
         return out
@@ -93,8 +110,10 @@ class Facts:
     def from_dict(cls, value: Json) -> Facts:
         """The facts of plain JSON types; unknown ones are left out."""
         known = {f.name: value[f.name] for f in fields(cls) if f.name in value}
-        for name in ("softmax_ratio", "bare_ratio", "skip_ratio"):
+        for name in RATIOS:
             known[name] = record(Ratio, value.get(name))
+        rows = {c: record(Ratio, x) for c, x in (value.get("form_ratios") or {}).items()}
+        known["form_ratios"] = {c: x for c, x in rows.items() if x is not None} or None
         bank: Json = value.get("bank") or {}
         known["bank"] = {
             choice: DistilledChoice(
@@ -113,7 +132,8 @@ class RunResult:
         run: its id. status: ``done`` or ``interrupted``. task, metric, settings: what was asked.
         facts, device, versions: where and with what. sites, declined: verdicts of the matcher.
         sensitivity: divergence per site and choice. fit: calibration error per choice and site.
-        tried: how many plans were scored. front: the finalists, fastest first.
+        tried: how many plans were scored. front: the finalists that are faster than the
+            baseline beyond the noise, fastest first. slower: the others.
         nearest: where there is no finalist, plans that come nearest to the allowed drop.
         best: hash of the fastest proven plan, None where there is none.
     """
@@ -135,6 +155,7 @@ class RunResult:
     front: Sequence[PlanRow]
     nearest: Sequence[PlanRow]
     best: str | None
+    slower: Sequence[PlanRow] = ()
 
     @property
     def max_drop(self) -> float:
@@ -154,6 +175,7 @@ class RunResult:
             "sites": list(self.sites),
             "declined": list(self.declined),
             "front": [row.as_dict() for row in self.front],
+            "slower": [row.as_dict() for row in self.slower],
             "nearest": [row.as_dict() for row in self.nearest],
         }
 
@@ -178,4 +200,5 @@ class RunResult:
             front=[PlanRow.from_dict(row) for row in value.get("front", [])],
             nearest=[PlanRow.from_dict(row) for row in value.get("nearest", [])],
             best=value.get("best"),
+            slower=[PlanRow.from_dict(row) for row in value.get("slower", [])],
         )

@@ -24,7 +24,12 @@ from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.racing import choose_finalists, judge_held_out, recover_promising
 from attnpass.tuner.search.result import DistilledChoice, RunResult
 from attnpass.tuner.search.session import NotReproducedError, Session
-from attnpass.tuner.search.speed import measure_ceiling, measure_finalists, measure_savings
+from attnpass.tuner.search.speed import (
+    compare_threads,
+    measure_ceiling,
+    measure_finalists,
+    measure_savings,
+)
 from attnpass.tuner.search.summary import Findings, summarise
 
 
@@ -97,9 +102,10 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     yield (found := Findings(baseline))
     ceiling = measure_ceiling(latencies)
     yield (found := replace(found, ceiling=ceiling))
+    yield (found := replace(found, threads=compare_threads(latencies, ceiling)))
     library = PieceLibrary(inspection)
     yield (found := replace(found, fit=library.calibrate(session)))
-    savings = measure_savings(latencies, library, ceiling.base_ms)
+    savings = measure_savings(latencies, library, ceiling)
     yield (found := replace(found, savings=savings))
     watched = () if baseline.split.crossed else baseline.split.selection
     distillation = Distillation(inspection, session, watched)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
 
 from attnpass.errors import MeasureError
 from attnpass.plan import Plan, assign
-from attnpass.tuner.measure import Ratio, floor, median_ms, ratio
+from attnpass.tuner.measure import Conditions, Ratio, median_ms, ratio
 from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.plan_row import PlanLatency
 from attnpass.tuner.search.result import LOSSLESS
+from attnpass.tuner.search.session import Value
+from attnpass.tuner.search.stored import conforms
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,9 @@ class Ceiling:
         softer: whether the latter is the baseline. floor: how far two identical runs differ.
         softmax, bare, skipped: the unchanged model over the lossless plan, over attention that
             reads q, k, v once, and over all skippable blocks left out.
-        ceiling, ceiling_skipat: the baseline over the last two.
+        over_bare, over_skipped: the baseline over the last two.
+        reliable: whether the floor is narrow enough for a conclusion.
+        conditions: of the machine meanwhile, None where they are not known.
     """
 
     base_ms: float
@@ -33,8 +39,25 @@ class Ceiling:
     softmax: Ratio
     bare: Ratio
     skipped: Ratio
-    ceiling: float
-    ceiling_skipat: float
+    over_bare: Ratio
+    over_skipped: Ratio
+    reliable: bool = True
+    conditions: Conditions | None = None
+
+    @property
+    def ceiling(self) -> float:
+        """The speed-up that no plan can beat that keeps the projections."""
+        return self.over_bare.median
+
+    @property
+    def ceiling_skipat(self) -> float:
+        """The speed-up that no plan can beat that leaves attention blocks out."""
+        return self.over_skipped.median
+
+    @property
+    def most(self) -> float:
+        """The largest speed-up that any plan may have, its noise included."""
+        return max(self.over_bare.high, self.over_skipped.high, 1.0) * (1 + self.floor)
 
     @property
     def baseline(self) -> str:
@@ -46,6 +69,12 @@ class Ceiling:
         """Attention's share of the baseline's time, 0 to 1."""
         return max(0.0, 1 - self.ceiling**-1)
 
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The interval of this share."""
+        low, high = (max(0.0, 1 - 1 / x) for x in (self.over_bare.low, self.over_bare.high))
+        return low, high
+
 
 def measure_ceiling(latencies: Latencies) -> Ceiling:
     """The compiled baseline, its noise, and the two ceilings.
@@ -55,9 +84,10 @@ def measure_ceiling(latencies: Latencies) -> Ceiling:
     """
     progress = latencies.session.progress
     with progress.stage("baseline latency and ceiling", 1) as step:
-        base, again, softmax, bare, skipped = latencies.ceiling()
+        timed = latencies.ceiling()
         step("")
-    first, noise = ratio(base, softmax), floor(base, again)
+    base, _, softmax, bare, skipped = timed.times
+    first, noise = ratio(base, softmax), timed.floor or 0.0
     softer = first.low > 1 + noise
     reference = softmax if softer else base
     found = Ceiling(
@@ -67,65 +97,158 @@ def measure_ceiling(latencies: Latencies) -> Ceiling:
         softmax=first,
         bare=ratio(base, bare),
         skipped=ratio(base, skipped),
-        ceiling=ratio(reference, bare).median,
-        ceiling_skipat=ratio(reference, skipped).median,
+        over_bare=ratio(reference, bare),
+        over_skipped=ratio(reference, skipped),
+        reliable=timed.reliable,
+        conditions=timed.conditions,
     )
     if softer:
         progress.say(f"lossless (exact softmax by the kernels): {first}, nothing to recover")
     progress.say(
         f"baseline ({found.baseline}): {found.base_ms:.2f} ms; two identical runs"
         f" differ by up to {found.floor:.1%}"
+        + ("" if found.conditions is None else f"; {found.conditions}")
     )
+    low, high = found.shares
     progress.say(
-        f"attention is {found.share:.0%} of the baseline's time, no plan can gain more over it"
-        f" than {found.ceiling:.2f}x (skipat, which drops the projections too:"
-        f" {found.ceiling_skipat:.2f}x)",
+        f"attention is {found.share:.0%} [{low:.0%}, {high:.0%}] of the baseline's time, no plan"
+        f" can gain more over it than {found.over_bare} (skipat, which drops the projections too:"
+        f" {found.over_skipped})"
+        + ("" if found.reliable else "; unreliable, so nothing follows from it"),
         style="bold",
     )
     return found
 
 
+THREADS_MS = 4000.0
+"""About so many milliseconds are spent on each number of threads."""
+
+
+@dataclass(frozen=True)
+class ThreadCount:
+    """The unchanged model with some number of threads: its median, and two identical runs."""
+
+    threads: int
+    ms: float
+    floor: float
+
+
+def compare_threads(latencies: Latencies, ceiling: Ceiling) -> list[ThreadCount]:
+    """The model as it is served beside one thread, and the advice that follows."""
+    served, progress = torch.get_num_threads(), latencies.session.progress
+    if served == 1 or latencies.inspection.kind != "cpu":
+        return []
+    rounds = min(15, max(3, int(THREADS_MS / 2 / ceiling.base_ms)))
+
+    def take() -> Value:
+        rows = []
+        with progress.stage("threads", 2) as step:
+            for count in (served, 1):
+                timed = latencies.of_threads(count, rounds)
+                rows.append([count, median_ms(timed.times[0]), timed.floor or 0.0])
+                step(f"{count}")
+        return {"rows": rows}
+
+    timing, session = latencies.inspection.timing, latencies.session
+    try:
+        value = session.measured("threads", "threads", timing, take, fits=_is_pair)
+    except MeasureError as error:
+        progress.say(f"threads: {error}", style="yellow")
+        return []
+    found = [ThreadCount(int(count), ms, noise) for count, ms, noise in value["rows"]]
+    many, one = found
+    if one.ms <= many.ms or (many.floor > NOISY and one.floor < many.floor / 2):
+        progress.say(
+            f"1 thread is steadier here: OMP_NUM_THREADS=1 (two identical runs differ by"
+            f" {one.floor:.1%} instead of {many.floor:.1%}; {one.ms:.1f} ms a call, with"
+            f" {served} threads {many.ms:.1f})",
+            style="yellow",
+        )
+    return found
+
+
+def _is_pair(value: Value) -> bool:
+    """Whether a stored comparison is of two numbers of threads."""
+    return conforms(value.get("rows"), list[list[float]]) and [*map(len, value["rows"])] == [3, 3]
+
+
+NOISY = 0.03
+"""Two identical runs that differ by more are worth advice."""
+
+GAIN = 0.01
+"""A choice that provably makes the model faster by less than this share is left out."""
+
+
 @dataclass(frozen=True)
 class Savings:
-    """Milliseconds that each choice saves per site, negative where it is slower."""
+    """Milliseconds that each choice saves per site, negative where it is slower.
+
+    Attributes:
+        per_site: the median; where it is not decided whether a choice saves anything, the most
+            that it may save. ratios: the model over the plan that has it at every legal site.
+        slower: choices that were proven to gain nothing. undecided: those that noise hides.
+        least_ms: the latency that no plan can beat.
+    """
 
     per_site: Mapping[str, float]
+    ratios: Mapping[str, Ratio] = field(default_factory=dict)
+    slower: Sequence[str] = ()
+    undecided: Sequence[str] = ()
+    least_ms: float = 0.0
 
     @property
     def useful(self) -> list[str]:
-        """The choices that make the model faster."""
-        return [choice for choice, saved in self.per_site.items() if saved > 0]
-
-    @property
-    def slower(self) -> list[str]:
-        """The choices that do not."""
-        return [choice for choice, saved in self.per_site.items() if saved <= 0]
+        """The choices that may make the model faster."""
+        return [c for c, saved in self.per_site.items() if c not in self.slower and saved > 0]
 
     def of(self, choice: str) -> float:
         """Milliseconds of one choice, 0 for softmax and for choices that were not measured."""
         return self.per_site.get(choice, 0.0)
 
+    def left(self, base_ms: float, choices: Iterable[str]) -> float:
+        """The milliseconds of a plan with these choices, never less than a plan can have."""
+        return max(self.least_ms, base_ms - sum(self.of(c) for c in choices))
 
-def measure_savings(latencies: Latencies, library: PieceLibrary, base_ms: float) -> Savings:
-    """The saving of each choice, from the plan that has it at every legal site."""
+
+def measure_savings(latencies: Latencies, library: PieceLibrary, ceiling: Ceiling) -> Savings:
+    """The saving of each choice, from the plan that has it at every legal site.
+
+    A choice is left out where its whole interval says that it gains nothing, under a narrow
+    floor; a saving that the ceiling makes impossible is noise.
+    """
     inspection, progress = latencies.inspection, latencies.session.progress
     forms, legal = dict.fromkeys(inspection.settings.forms), inspection.legal
-    saved: dict[str, float] = {}
+    base_ms, saved, ratios = ceiling.base_ms, dict[str, float](), dict[str, Ratio]()
+    slower, undecided = list[str](), list[str]()
     with progress.stage("latency per form", len(forms)) as step:
         for choice in forms:
             names = [site for site, choices in legal.items() if choice in choices]
             if names:
                 plan = library.plan(dict.fromkeys(names, choice))
                 try:
-                    base, times = latencies.times(plan.hash, [None, plan], spare=True)
-                    saved[choice] = base_ms * (1 - 1 / ratio(base, times).median) / len(names)
+                    timed = latencies.times(plan.hash, [None, None, plan], spare=True)
                 except MeasureError as error:
                     progress.say(f"{choice}: {error}", style="yellow")
+                    step(choice)
+                    continue
+                base, _, times = timed.times
+                found = ratios[choice] = ratio(base, times)
+                possible = found.low <= ceiling.most or not ceiling.reliable
+                decided = timed.reliable and possible and not found.low <= 1 <= found.high
+                if found.high < 1 + GAIN and timed.reliable:
+                    slower.append(choice)
+                elif not decided:
+                    undecided.append(choice)
+                gain = found.high if choice in undecided else found.median
+                saved[choice] = base_ms * (1 - 1 / min(gain, ceiling.most)) / len(names)
             step(choice)
-    found = Savings(saved)
-    if found.slower:
-        progress.say(f"no gain here, left out of the search: {', '.join(found.slower)}")
-    return found
+    if slower:
+        told = ", ".join(f"{c} {ratios[c]}" for c in slower)
+        progress.say(f"no gain here, left out of the search: {told}")
+    if undecided:
+        told = ", ".join(f"{c} {ratios[c]}" for c in undecided)
+        progress.say(f"unreliable, kept in the search: {told}", style="yellow")
+    return Savings(saved, ratios, slower, undecided, base_ms / ceiling.most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,16 +294,16 @@ def measure_finalists(
             beside = [Plan(assign(sites, "softmax")[0])] if lossless else []
             plans = [None, None, *beside, *(c.plan for c in group)]
             try:
-                times = latencies.times(subject, plans, spare=len(group) > 1)
+                timed = latencies.times(subject, plans, spare=len(group) > 1, decides=True)
             except MeasureError as error:
                 groups += [[c] for c in group] if len(group) > 1 else []
                 if not (groups or bases):
                     raise
                 progress.say(str(error), style="yellow")
                 continue
-            base, again, *rest = times
+            base, _, *rest = timed.times
             exact = rest.pop(0) if lossless else None
-            floors.append(floor(base, again))
+            floors.append(timed.floor or 0.0)
             bases.append(median_ms(base))
             for candidate, series in zip(group, rest, strict=True):
                 over = None if exact is None else ratio(exact, series)

@@ -42,7 +42,7 @@ OTHERS: Mapping[str, Fields] = {
 def fields_of(kind: str, value: Mapping[str, Any]) -> Fields:
     """The fields that a measurement of a kind and outcome must have."""
     if kind in ("latency", "ceiling"):
-        return TIMES if value.get("outcome", "ok") == "ok" else FAILURE
+        return TIMES if value.get("outcome", "ok") in ("ok", "unreliable") else FAILURE
     if kind == "accuracy":
         if "scores" not in value:
             return BASELINE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from attnpass import environment
 from attnpass.tuner.measure import needed
@@ -14,7 +14,7 @@ from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.plan_row import PlanRow
 from attnpass.tuner.search.racing import nearest
 from attnpass.tuner.search.result import DistilledChoice, Facts, RunResult
-from attnpass.tuner.search.speed import Ceiling, Finalists, Savings
+from attnpass.tuner.search.speed import Ceiling, Finalists, Savings, ThreadCount
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Findings:
 
     baseline: Baseline | None = None
     ceiling: Ceiling | None = None
+    threads: Sequence[ThreadCount] = ()
     fit: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     savings: Savings | None = None
     distilled: Mapping[str, DistilledChoice] = field(default_factory=dict)
@@ -58,12 +59,23 @@ def facts_of(findings: Findings, max_drop: float) -> Facts:
             attention_share=ceiling.share,
             ceiling=ceiling.ceiling,
             ceiling_skipat=ceiling.ceiling_skipat,
+            reliable=None if ceiling.reliable else False,
+            conditions=None if ceiling.conditions is None else ceiling.conditions.as_dict(),
+            ceiling_ratio=ceiling.over_bare,
             softmax_ratio=ceiling.softmax,
             bare_ratio=ceiling.bare,
             skip_ratio=ceiling.skipped,
         )
+    if findings.threads:
+        facts = replace(facts, threads=[asdict(x) for x in findings.threads])
     if findings.savings is not None:
-        facts = replace(facts, saving_ms_per_site=dict(findings.savings.per_site))
+        found = findings.savings
+        facts = replace(
+            facts,
+            saving_ms_per_site=dict(found.per_site),
+            form_ratios=dict(found.ratios),
+            undecided=list(found.undecided) or None,
+        )
     if findings.distilled:
         facts = replace(facts, bank=dict(findings.distilled))
     finalists = findings.finalists
@@ -82,18 +94,12 @@ def summarise(
 ) -> RunResult:
     """The result of a run that is ``done`` or ``interrupted``."""
     facts, limit = facts_of(findings, inspection.settings.max_drop), inspection.settings.max_drop
-    rows = sorted((c.row for c in finalists), key=_speed_up, reverse=True)
+    judged = sorted((c.row for c in finalists), key=_speed_up, reverse=True)
     noise = facts.finalists_floor or 0.0
-    proven = [
-        row
-        for row in rows
-        if row.held_out is not None
-        and row.held_out.upper <= limit
-        and row.latency is not None
-        and row.latency.least > 1 + noise
-    ]
+    rows = [r for r in judged if r.latency is not None and r.latency.least > 1 + noise]
+    proven = [r for r in rows if r.held_out is not None and r.held_out.upper <= limit]
     candidates = findings.candidates
-    near = [] if rows or candidates is None else [c.row for c in nearest(candidates)]
+    near = [] if judged or candidates is None else [c.row for c in nearest(candidates)]
     return RunResult(
         run=inspection.run,
         status=status,
@@ -110,6 +116,7 @@ def summarise(
         fit=findings.fit,
         tried=len(candidates.tried) if candidates is not None else 0,
         front=rows,
+        slower=[r for r in judged if r not in rows],
         nearest=near,
         best=proven[0].plan if proven else None,
     )

@@ -12,7 +12,7 @@ from attnpass.console import PlainConsole
 from attnpass.errors import MissingDependencyError, OutputError
 from attnpass.files import reason, replace_file
 from attnpass.text import printable
-from attnpass.tuner.search import LOSSLESS, RunResult
+from attnpass.tuner.search import LOSSLESS, RunResult, advise
 from attnpass.tuner.show.pictures import draw_front
 from attnpass.tuner.show.tables import front_table, sensitivity_table
 from attnpass.tuner.show.words import verdict
@@ -30,6 +30,7 @@ def write_report(result: RunResult, path: Path) -> Path:
     parts = [
         f"<h1>attnpass: {html.escape(result.task)}</h1>",
         f"<p>{html.escape(verdict(result))}.</p>",
+        "".join(f"<p>{html.escape(line)}</p>" for line in advise(result)),
         _ceiling(result),
         _picture(result, path.with_suffix(".png")),
     ]

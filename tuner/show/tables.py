@@ -76,6 +76,9 @@ def front_table(result: RunResult) -> Table:
     for row in result.front:
         cells = _front_cells(row, lossless) + ([recovery_cell(row)] if distilled else [])
         table.add_row(*cells, style="bold green" if row.plan == result.best else None)
+    if result.slower:
+        noise = percent(result.facts.noise)
+        table.caption = f"{len(result.slower)} more were not faster than the noise ({noise})"
     return table
 
 

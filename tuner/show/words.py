@@ -22,7 +22,8 @@ def verdict(result: RunResult) -> str:
     limit, noise = percent(result.max_drop), percent(result.facts.noise)
     none = f"no plan is both proven within a drop of {limit} and faster than the noise ({noise})"
     if result.facts.baseline == LOSSLESS and result.facts.softmax_ratio is not None:
-        none = f"lossless: {result.facts.softmax_ratio}, nothing to recover (no options); {none}"
+        gain = result.facts.softmax_ratio
+        none = f"lossless is the answer: {gain}, drop 0, nothing to recover (no options); {none}"
     near = [_near(row, result.facts.baseline_ms) for row in result.nearest]
     if not near:
         return f"{none}: no gain"

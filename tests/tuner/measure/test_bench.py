@@ -13,7 +13,12 @@ from attnpass.task import load_task
 from attnpass.tuner.measure import bench as module
 from attnpass.tuner.measure import model_digest
 from attnpass.tuner.measure.bench import Bench
-from attnpass.tuner.measure.exchange import CeilingRequest, CompileSettings, PlansRequest
+from attnpass.tuner.measure.exchange import (
+    CeilingRequest,
+    CompileSettings,
+    PlansRequest,
+    Protocol,
+)
 
 
 @pytest.fixture
@@ -28,20 +33,20 @@ def path(bench, tmp_path):
 
 
 def test_plans_are_timed_once_compiled(bench, path):
-    found = bench.answer(PlansRequest((None, path, path), 2))
+    found = bench.answer(PlansRequest((None, path, path), Protocol(2)))
     assert found.hashes == ["", *[Plan.load(path).hash] * 2]
     assert [len(row) for row in found.times] == [2, 2, 2] and len(bench.compiled) == 2
 
 
 def test_a_ceiling_has_five_series(bench):
-    found = bench.answer(CeilingRequest(2))
+    found = bench.answer(CeilingRequest(Protocol(2)))
     assert len(found.times) == 5 and found.hashes == []
 
 
 def test_a_ceiling_where_no_attention_can_be_skipped_or_replaced(bench, monkeypatch):
     monkeypatch.setattr(module, "assign", lambda sites, form: assign(sites, "softmax"))
     monkeypatch.setattr("attnpass.tuner.measure.ablation._free", lambda site: False)
-    assert len(bench.answer(CeilingRequest(2)).times) == 5
+    assert len(bench.answer(CeilingRequest(Protocol(2))).times) == 5
 
 
 def test_another_result_is_refused(bench, path, monkeypatch):
@@ -53,13 +58,13 @@ def test_another_result_is_refused(bench, path, monkeypatch):
 
     monkeypatch.setattr(bench, "_compile", wrong)
     with pytest.raises(MeasureError, match="got a relative difference of 0.01"):
-        bench.answer(PlansRequest((path,), 1))
+        bench.answer(PlansRequest((path,), Protocol(1)))
 
 
 def test_another_plan_is_refused(bench, path, monkeypatch):
     monkeypatch.setattr(module, "compiled_report", lambda: Report(plan="other"))
     with pytest.raises(MeasureError, match=f"expected plan {Plan.load(path).hash} to run, got"):
-        bench.answer(PlansRequest((path,), 1))
+        bench.answer(PlansRequest((path,), Protocol(1)))
 
 
 def test_a_task_that_makes_another_model_each_time_is_refused():

@@ -9,6 +9,7 @@ from attnpass.tuner.measure.exchange import (
     CompileSettings,
     Failure,
     PlansRequest,
+    Protocol,
     Times,
 )
 
@@ -16,8 +17,8 @@ from attnpass.tuner.measure.exchange import (
 def test_they_pickle():
     messages = [
         CompileSettings("eager", None, "a.db"),
-        PlansRequest((None, "plan.json"), 30),
-        CeilingRequest(30),
+        PlansRequest((None, "plan.json"), Protocol(30)),
+        CeilingRequest(Protocol(30)),
         Times([[1.0]], [""]),
         Failure("oom", "why", "trace"),
     ]
@@ -27,6 +28,7 @@ def test_they_pickle():
 def test_they_are_stored_without_their_outcome():
     times = Times([[1.0, 2.0]], ["abc"])
     assert times.outcome == "ok"
-    assert times.as_dict() == {"times": [[1.0, 2.0]], "hashes": ["abc"]}
+    stored = {"times": [[1.0, 2.0]], "hashes": ["abc"], "conditions": {}}
+    assert times.as_dict() == stored
     assert Failure("timeout", "late").as_dict() == {"why": "late"}
     assert Failure("oom", "full", "here").as_dict() == {"why": "full", "trace": "here"}

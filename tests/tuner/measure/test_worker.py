@@ -11,7 +11,7 @@ from attnpass import Plan
 from attnpass.errors import MeasureError
 from attnpass.task import load_task
 from attnpass.tuner.measure import worker as module
-from attnpass.tuner.measure.exchange import CeilingRequest, Failure, Times
+from attnpass.tuner.measure.exchange import CeilingRequest, Failure, Protocol, Times
 from attnpass.tuner.measure.worker import ATTEMPTS, Worker, failure
 
 
@@ -20,11 +20,11 @@ from attnpass.tuner.measure.worker import ATTEMPTS, Worker, failure
 )
 def test_a_worker_that_dies_is_an_outcome_and_is_replaced(factory, timeout, outcome):
     with Worker(f"{TASKS}:{factory}", timeout=timeout, inner="eager") as worker:
-        reply = worker.measure([None], rounds=2)
+        reply = worker.measure([None], Protocol(2))
         assert reply.outcome == outcome
         assert worker.process is None
         worker.task, worker.timeout = TINY, 120
-        assert worker.measure([None], rounds=2).outcome == "ok"
+        assert worker.measure([None], Protocol(2)).outcome == "ok"
 
 
 def test_worker_proves_the_plan_and_refuses_a_wrong_one(tmp_path):
@@ -35,8 +35,8 @@ def test_worker_proves_the_plan_and_refuses_a_wrong_one(tmp_path):
     other["sites"]["blocks.0.attn"]["fits"]["heads"] = 99
     (tmp_path / "other.json").write_text(json.dumps(other))
     with Worker(TINY, timeout=120, inner="eager") as worker:
-        good = worker.measure([None, path], rounds=2)
-        bad = worker.measure([str(tmp_path / "other.json")], rounds=2)
+        good = worker.measure([None, path], Protocol(2))
+        bad = worker.measure([str(tmp_path / "other.json")], Protocol(2))
     assert good.outcome == "ok"
     assert good.hashes == ["", plan.hash]
     assert [len(t) for t in good.times] == [2, 2]
@@ -49,7 +49,7 @@ def test_a_wait_ends_where_the_run_is_to_stop():
         Worker(f"{TASKS}:hangs", inner="eager", stopped=lambda: True) as worker,
         pytest.raises(KeyboardInterrupt),
     ):
-        worker.ceiling(rounds=2)
+        worker.ceiling(Protocol(2))
 
 
 class Wrapped(Exception):
@@ -77,9 +77,9 @@ def test_a_worker_that_is_killed_is_replaced_and_asked_again(monkeypatch):
     worker, killed = Worker(TINY), Failure("killed", "SIGKILL")
     replies = [killed, killed, Times([[1.0]], [""])]
     monkeypatch.setattr(worker, "_ask_once", lambda request: replies.pop(0))
-    assert worker.measure([None], rounds=1).outcome == "ok" and replies == []
+    assert worker.measure([None], Protocol(1)).outcome == "ok" and replies == []
     replies = [killed] * 9
-    assert worker.measure([None], rounds=1) is killed and len(replies) == 9 - ATTEMPTS
+    assert worker.measure([None], Protocol(1)) is killed and len(replies) == 9 - ATTEMPTS
 
 
 def test_the_end_of_a_process_says_how_it_ended(monkeypatch):
@@ -112,7 +112,7 @@ def test_a_worker_whose_coordinator_is_gone_ends_quietly(at, monkeypatch):
         def recv(self):
             if at == "recv":
                 raise EOFError
-            return CeilingRequest(1)
+            return CeilingRequest(Protocol(1))
 
         def send(self, reply):
             assert reply.outcome == "compile_error" and "SystemExit" in reply.why

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from dataclasses import replace
 
 import pytest
-from tuning import Replies, failed, opened, settings
+from tuning import Replies, failed, opened, series, settings
 
 from attnpass import Plan
 from attnpass.errors import MeasureError
 from attnpass.plan import assign
 from attnpass.store import Store
 from attnpass.tuner.measure import Times
-from attnpass.tuner.search.latencies import Latencies, plans_folder
+from attnpass.tuner.search.latencies import Latencies, Timed, differing, plans_folder
+
+pytestmark = pytest.mark.usefixtures("little_noise")
 
 
 def test_a_stored_failure_is_tried_again_where_it_may_end_otherwise(tmp_path):
@@ -25,10 +28,10 @@ def test_a_stored_failure_is_tried_again_where_it_may_end_otherwise(tmp_path):
             asked = replace(inspection, settings=settings(**more))
             return Latencies(asked, session, Replies(*replies))
 
-        latencies = by(failed("timeout"), Times([[1.0]] * 5, []))
+        latencies = by(failed("timeout"), Times([[1.0] * 30] * 5, []))
         with pytest.raises(MeasureError, match="to measure ceiling, got timeout: no luck"):
             latencies.ceiling()
-        assert latencies.ceiling() == [[1.0]] * 5, "the run needs it"
+        assert latencies.ceiling().times == [[1.0] * 30] * 5, "the run needs it"
         for outcome in ("crashed", "timeout"):
             latencies = by(failed(outcome))
             for _ in range(2):  # the second is the stored one
@@ -38,7 +41,7 @@ def test_a_stored_failure_is_tried_again_where_it_may_end_otherwise(tmp_path):
         latencies = by(None, timeout=1800.0)
         with pytest.raises(MeasureError, match="got crashed"):
             latencies.times("crashed", [None], spare=True)
-        assert latencies.times("timeout", [None], spare=True) == [[1.0] * 30]
+        assert latencies.times("timeout", [None], spare=True).times == [[1.0] * 30]
 
 
 def test_times_of_another_plan_are_a_failure(tmp_path):
@@ -49,7 +52,7 @@ def test_times_of_another_plan_are_a_failure(tmp_path):
         latencies = Latencies(inspection, session, Replies(wrong, None))
         with pytest.raises(MeasureError, match="another plan ran than was asked for"):
             latencies.times("a", [plan])
-        assert latencies.times("a", [plan]) == [[1.0] * 30]
+        assert latencies.times("a", [plan]).times == [[1.0] * 30]
 
 
 def test_the_plans_of_a_process_that_was_killed_are_removed(tmp_path):
@@ -73,5 +76,106 @@ def test_times_of_another_number_are_taken_again(tmp_path, times):
         inspection, session = opened(store)
         session.keep("latency", "x", inspection.timing, {"times": times, "hashes": [""]})
         latencies = Latencies(inspection, session, Replies(None))
-        assert latencies.times("x", [None]) == [[1.0] * 30]
-        assert latencies.times("x", [None]) == [[1.0] * 30] and latencies.worker.replies == []
+        assert latencies.times("x", [None]).times == [[1.0] * 30]
+        assert latencies.times("x", [None]).times == [[1.0] * 30]
+        assert latencies.worker.replies == []
+
+
+def noisy(rounds: int, spread: float, *more: float) -> Times:
+    """The unchanged model twice, whose two series differ, and other models."""
+    twins = [series(rounds, 10.0, spread, seed) for seed in (1, 2)]
+    return Times([*twins, *([x] * rounds for x in more)], ["", ""])
+
+
+def test_noisy_times_are_taken_again_until_they_are_steady(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        worker = Replies(noisy(30, 0.5), noisy(60, 0.5), noisy(60, 0.01))
+        found = Latencies(inspection, session, worker).times("x", [None, None])
+        assert found.reliable and len(found.times[0]) == 60
+        steps = [(p.rounds, p.threads, p.pinned) for p in worker.asked]
+        assert steps == [(30, 0, False), (60, 0, False), (60, 1, False)]
+        again = Latencies(inspection, session, Replies()).times("x", [None, None])
+        assert again == found, "from the store"
+
+
+def test_times_that_stay_noisy_are_unreliable_and_never_served(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        worker = Replies(*(noisy(60, s) for s in (1.0, 0.8, 0.4, 0.6)))
+        found = Latencies(inspection, session, worker).times("x", [None, None])
+        assert not found.reliable and worker.replies == [] and worker.asked[-1].pinned
+        assert found.times == noisy(60, 0.4).times, "the steadiest of all is kept"
+        quiet = Replies(noisy(30, 0.0))
+        assert Latencies(inspection, session, quiet).times("x", [None, None]).reliable
+        assert quiet.replies == [], "what was unreliable is measured again"
+
+
+def test_a_failure_on_the_way_leaves_what_was_measured(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        worker = Replies(noisy(30, 0.5), failed("timeout"))
+        found = Latencies(inspection, session, worker).times("x", [None, None])
+        assert not found.reliable and len(found.times[0]) == 30
+
+
+def aged(store: Store, inspection, session, kind: str, subject: str) -> None:
+    """Make a stored measurement two hours old."""
+    value = session.find(kind, subject, inspection.timing)
+    session.keep(kind, subject, inspection.timing, value | {"taken": time.time() - 7200})
+
+
+def test_old_times_that_decide_are_run_again_shortly(tmp_path):
+    plan = None
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        plan = Plan(assign(inspection.sites, "hydra")[0])
+
+        def by(*replies) -> Latencies:
+            return Latencies(inspection, session, Replies(*replies))
+
+        def reply(rounds: int, ms: float, quicker: float) -> Times:
+            return Times([[ms] * rounds] * 2 + [[ms / quicker] * rounds], ["", "", plan.hash])
+
+        given = ("finalists", [None, None, plan])
+        first = by(reply(30, 10.0, 2.0)).times(*given, decides=True)
+        assert by().times(*given, decides=True) == first, "taken just now"
+        aged(store, inspection, session, "latency", "finalists")
+        assert by().times(*given) == first, "decides nothing"
+        same = by(reply(7, 11.0, 1.95))
+        assert same.times(*given, decides=True) == first and not same.stale
+        assert [p.rounds for p in same.worker.asked] == [7]
+        for short in (reply(7, 39.0, 2.0), reply(7, 10.0, 1.2), failed("crashed")):
+            aged(store, inspection, session, "latency", "finalists")
+            changed = by(short, reply(30, 39.0, 1.1))
+            found = changed.times(*given, decides=True)
+            assert found.times[0][0] == 39.0 and changed.worker.replies == []
+            assert changed.stale == isinstance(short, Times)
+            session.keep(
+                "latency",
+                "finalists",
+                inspection.timing,
+                reply(30, 10.0, 2.0).as_dict() | {"taken": time.time() - 7200},
+            )
+
+
+def test_where_stored_times_are_not_those_of_now_none_is_believed(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        latencies = Latencies(inspection, session, Replies(None, None))
+        first = latencies.times("other", [None])
+        assert latencies.times("other", [None]) == first and len(latencies.worker.replies) == 1
+        latencies.stale = True
+        latencies.times("other", [None])
+        assert latencies.worker.replies == []
+
+
+def test_what_a_short_run_has_otherwise():
+    def timed(*ms: float) -> Timed:
+        return Timed([[x] * 9 for x in ms], 0.0)
+
+    stored = timed(10, 10, 5)
+    assert differing(stored, timed(10, 10, 5)) == differing(stored, timed(12, 12, 6)) == ""
+    assert differing(stored, timed(192, 192, 96)).startswith("the unchanged model takes 192.00 ms")
+    assert differing(stored, timed(10, 10, 8)).startswith("a speed-up of 1.25x")
+    assert differing(Timed(stored.times, 1.0), timed(10, 10, 8)) == "", "within the noise"

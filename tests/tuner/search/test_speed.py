@@ -5,21 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tuning import Replies, failed, opened, pool
+import torch
+from tuning import Replies, failed, opened, pool, series
 
 from attnpass import Plan
 from attnpass.errors import MeasureError
 from attnpass.plan import assign
 from attnpass.store import Store
-from attnpass.tuner.measure import Times
+from attnpass.tuner.measure import Ratio, Times
 from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.speed import (
+    Ceiling,
+    compare_threads,
     measure_ceiling,
     measure_finalists,
     measure_savings,
 )
+
+pytestmark = pytest.mark.usefixtures("little_noise")
 
 
 def test_a_finalist_that_fails_leaves_the_others(tmp_path):
@@ -37,7 +42,7 @@ def test_a_finalist_that_fails_leaves_the_others(tmp_path):
         assert hashes == [made[0].plan.hash, made[2].plan.hash] and worker.replies == []
         assert list(candidates.tried) == hashes[::-1], "kept at once, the last was timed first"
         assert all(c.latency.ms == 3.0 for c in found.plans)
-        assert found.floor > 0
+        assert found.floor == 0
         latencies = replace(latencies, worker=Replies(failed("crashed"), failed("crashed")))
         again = measure_finalists(latencies, made, candidates.keep)
         assert [c.plan.hash for c in again.plans] == hashes, "what failed alone is tried again"
@@ -80,21 +85,117 @@ def test_the_baseline_is_the_faster_of_two(tmp_path, softer):
     assert found.bare.median == 2.5, "of the unchanged model"
 
 
-def test_a_choice_that_cannot_be_measured_or_saves_nothing_is_left_out(tmp_path):
-    with Store(tmp_path / "a.db") as store:
-        inspection, session = opened(store, forms=("hydra", "relu", "skipat r=0"))
+def ceiling(ms: float = 6.0, most: float = 4.0, **more) -> Ceiling:
+    """A made-up ceiling: no plan is faster than ``most``."""
+    same, best = Ratio(1, 1, 1, 9), Ratio(most, most, most, 9)
+    return Ceiling(ms, False, 0.0, same, best, best, best, best, **more)
+
+
+def savings(tmp_path, *replies, forms=("hydra", "relu", "skipat r=0"), given=None, db="a.db"):
+    """What is found for some choices whose times are given; a number is the plan's, of 2 ms."""
+    with Store(tmp_path / db) as store:
+        inspection, session = opened(store, forms=forms)
         library = PieceLibrary(inspection)
         library.calibrate(session)
-        hashes = [library.plan(dict.fromkeys(n, c)).hash for c, n in SITES.items()]
-        replies = (
-            Times([[2.0] * 9, [1.0] * 9], ["", hashes[0]]),
-            failed("compile_error"),
-            Times([[1.0] * 9, [2.0] * 9], ["", hashes[2]]),
+        made = []
+        for choice, reply in zip(forms, replies, strict=True):
+            hash_ = library.plan(dict.fromkeys(SITES[choice], choice)).hash
+            if isinstance(reply, float):
+                reply = Times([[2.0] * 30] * 2 + [[reply] * 30], [])
+            made += [
+                replace(x, hashes=["", "", hash_]) if isinstance(x, Times) else x
+                for x in (reply if isinstance(reply, list) else [reply])
+            ]
+        worker = Replies(*made)
+        found = measure_savings(
+            Latencies(inspection, session, worker), library, given or ceiling()
         )
-        found = measure_savings(Latencies(inspection, session, Replies(*replies)), library, 6.0)
+        assert worker.replies == []
+    return found
+
+
+def test_a_choice_that_cannot_be_measured_or_saves_nothing_is_left_out(tmp_path):
+    found = savings(tmp_path, 1.0, failed("compile_error"), 4.0)
     assert found.per_site == {"hydra": 1.0, "skipat r=0": -3.0}
     assert (found.useful, found.slower) == (["hydra"], ["skipat r=0"])
     assert (found.of("relu"), found.of("hydra")) == (0.0, 1.0)
+    assert not found.undecided
+
+
+def unsteady(quicker: float) -> list[Times]:
+    """Times that stay noisy: of the unchanged model by half, whose plan is so much quicker."""
+    base, again, plan = (series(30, 2.0 / x, 0.5, i) for i, x in enumerate((1, 1, quicker)))
+    return [Times([base, again, plan], [])] * 4
+
+
+def test_noise_excludes_nothing(tmp_path):
+    """Perhaps slower, but taken while two identical runs differed much."""
+    found = savings(tmp_path, unsteady(0.95), 1.0, 1.99)
+    assert found.undecided == ["hydra"] and found.slower == ["skipat r=0"], "1.99 of 2 ms: 0.5 %"
+    assert found.useful == ["hydra", "relu"]
+    most = found.ratios["hydra"].high
+    assert found.of("hydra") == pytest.approx(6.0 * (1 - 1 / most) / 3), "the most it may save"
+
+
+def test_a_saving_that_the_ceiling_makes_impossible_is_noise(tmp_path):
+    found = savings(tmp_path, 0.2, 1.0, 1.0)
+    assert found.undecided == ["hydra"], "10x where nothing gains more than 4x"
+    assert found.of("hydra") * 3 == pytest.approx(6.0 * (1 - 1 / 4))
+    every = ["hydra", "skipat r=0", "skipat r=0", "relu"]
+    assert found.left(6.0, every) == found.least_ms == 1.5, "and no plan is faster than that"
+    loose = savings(tmp_path, 0.2, 1.0, 1.0, given=ceiling(reliable=False), db="b.db")
+    assert not loose.undecided, "a ceiling that is noise itself is none"
+
+
+def test_a_ceiling_has_an_interval_and_says_whether_it_is_reliable(tmp_path):
+    given = [series(60, ms, 0.5, i) for i, ms in enumerate((10.0, 10.0, 10.0, 5.0, 2.0))]
+    with Store(tmp_path / "a.db") as store:
+        latencies = Latencies(*opened(store), Replies(*[Times(given, [])] * 4))
+        found = measure_ceiling(latencies)
+    assert not found.reliable and not found.softer
+    low, high = found.shares
+    assert low < found.share < high and high - low > 0.05
+    assert found.most == pytest.approx(found.over_skipped.high * (1 + found.floor))
+
+
+@pytest.mark.parametrize(
+    ("served", "one", "is_said"),
+    [
+        ((35.0, 0.0), (39.0, 0.0), False),
+        ((35.0, 0.3), (39.0, 0.01), True),  # steadier
+        ((35.0, 0.3), (39.0, 0.3), False),
+        ((41.0, 0.0), (39.0, 0.0), True),  # no slower
+    ],
+)
+def test_numbers_of_threads_are_compared_once(tmp_path, served, one, is_said, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    said = []
+    replies = [
+        Times([series(15, *x, 2 * i), series(15, *x, 2 * i + 1)], ["", ""])
+        for i, x in enumerate((served, one))
+    ]
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        monkeypatch.setattr(session.progress, "say", lambda text, **_: said.append(text))
+        latencies = Latencies(inspection, session, Replies(*replies))
+        found = compare_threads(latencies, ceiling(38.0))
+        assert [(p.rounds, p.threads) for p in latencies.worker.asked] == [(15, 2), (15, 1)]
+        assert compare_threads(latencies, ceiling(38.0)) == found, "from the store"
+    assert [x.threads for x in found] == [2, 1]
+    assert any("OMP_NUM_THREADS=1" in line for line in said) == is_said
+
+
+def test_one_thread_is_compared_with_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    with Store(tmp_path / "a.db") as store:
+        assert compare_threads(Latencies(*opened(store), Replies()), ceiling()) == []
+
+
+def test_threads_that_cannot_be_compared_end_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with Store(tmp_path / "a.db") as store:
+        latencies = Latencies(*opened(store), Replies(failed("crashed")))
+        assert compare_threads(latencies, ceiling()) == []
 
 
 EVERY = [f"blocks.{i}.attn" for i in range(3)]

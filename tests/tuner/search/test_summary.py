@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from attnpass.tuner.search.plan_row import PlanLatency
 from attnpass.tuner.search.speed import Finalists
 from attnpass.tuner.search.summary import Findings, facts_of, summarise
 
@@ -26,18 +27,17 @@ def test_the_fastest_proven_finalist_is_the_best(finished):
     def finalist(median: float, upper: float):
         bound = replace(one.selection, upper=upper)
         ratio = replace(finished.findings.ceiling.bare, median=median, low=median - 0.1)
-        latency = finished.result.front[0].latency if finished.result.front else None
-        assert latency is not None
-        return replace(one, held_out=bound, latency=replace(latency, ratio=ratio))
+        return replace(one, held_out=bound, latency=PlanLatency(5.0, ratio))
 
-    rows = [finalist(1.5, 0.2), finalist(2.0, 0.4), finalist(1.05, 0.1)]
+    rows = [finalist(1.5, 0.2), finalist(2.0, 0.4), finalist(1.05, 0.1), finalist(0.97, 0.1)]
     found = replace(finished.findings, finalists=Finalists(rows, 0.02, 5.0))
     result = summarise(finished.inspection, found, rows, status="done", created="now")
-    assert [r.latency.ratio.median for r in result.front] == [2.0, 1.5, 1.05]
+    assert [r.latency.ratio.median for r in result.front] == [2.0, 1.5]
+    assert [r.latency.ratio.median for r in result.slower] == [1.05, 0.97], "within the noise"
     assert result.best == rows[0].plan.hash and result.nearest == []
     assert (result.facts.finalists_floor, result.facts.baseline_ms) == (0.02, 5.0)
-    none = summarise(finished.inspection, found, rows[1:], status="done", created="now")
-    assert none.best is None
+    none = summarise(finished.inspection, found, rows[2:], status="done", created="now")
+    assert none.best is None and none.front == [] and len(none.slower) == 2
 
 
 def test_random_scores_are_marked_and_others_not(finished):

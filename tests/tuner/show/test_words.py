@@ -40,7 +40,7 @@ def test_the_best_plan_is_named_with_its_proof():
 def test_where_no_plan_is_proven_the_lossless_gain_is_left():
     facts = Facts(baseline_ms=8.0, baseline=LOSSLESS, softmax_ratio=Ratio(1.25, 1.2, 1.3, 30))
     said = verdict(replace(result(), facts=facts))
-    assert said.startswith("lossless: 1.250x [1.200, 1.300], nothing to recover (no options); no")
+    assert said.startswith("lossless is the answer: 1.250x [1.200, 1.300], drop 0, nothing to")
 
 
 def test_a_plan_is_compared_with_the_lossless_one_too():
