@@ -20,23 +20,24 @@ def test_a_busy_machine_stretches_calls_and_one_thread_may_find_a_processor():
 
 
 def test_the_truth_is_the_committed_run():
-    base_ms, ratios, limits = trust.truth()
-    assert base_ms > 1 and len(limits) == 3
-    assert max(ratios.values()) >= trust.WORTH, "a form worth having"
+    for found in trust.truths().values():
+        assert found.base_ms > 1 and len(found.ceilings) == 3
+        assert max(found.forms.values()) >= trust.WORTH, "a form worth having"
+    assert any(min(found.forms.values()) < 1 for found in trust.truths().values())
 
 
-def test_conclusions_of_a_quiet_and_of_a_busy_machine(tmp_path, monkeypatch):
+def test_conclusions_of_a_quiet_and_of_a_busy_machine(tmp_path):
     known = {"hydra": 1.3, "skipat r=0": 0.8}
-    monkeypatch.setattr(trust, "truth", lambda: (3.0, known, [1.0, 2.0, 2.0]))
+    truth = trust.Truth(3.0, known, [1.0, 2.0, 2.0])
     with Store(tmp_path / "a.db") as store:
         inspection, session = opened(store, forms=tuple(known))
         library = PieceLibrary(inspection)
         library.calibrate(session)
-        quiet = trust.simulated(inspection, library, 0, 1)
+        quiet = trust.simulated(inspection, library, truth, 0, 1)
         assert quiet["reliable"] and quiet["excluded"] == {"skipat r=0": 0.8}
         assert quiet["false"] == quiet["lost"] == [] and quiet["regret"] == 0
         for seed in range(3):
-            busy = trust.simulated(inspection, library, 6, seed)
+            busy = trust.simulated(inspection, library, truth, 6, seed)
             assert busy["false"] == busy["lost"] == []
 
 

@@ -125,7 +125,7 @@ class Latencies:
     ) -> Timed:
         """Milliseconds of each plan per round; None is the unchanged model.
 
-        Where the first two are the unchanged model, they tell the noise: times that are too noisy
+        Where the first two are the same, they tell the noise: times that are too noisy
         are taken again, with more rounds, then fewer threads, then on one processor. Times that
         ``decides`` something are re-checked where they come from the store. A stored failure is
         tried again where the run cannot ``spare`` these times, or waits longer now.
@@ -248,9 +248,9 @@ class Latencies:
 
 
 def _timed(value: Value, plans: Sequence[Plan | None] | None) -> Timed:
-    """The record of a measurement as it is stored; a ceiling begins with two identical runs."""
+    """The record of a measurement as it is stored; a ceiling begins with the same model twice."""
     times: list[list[float]] = value["times"]
-    twins = plans is None or [*plans[:2]] == [None, None]
+    twins = plans is None or (len(plans) > 1 and plans[0] is plans[1])
     noise = floor(times[0], times[1]) if twins else None
     return Timed(times, noise, Conditions.from_dict(value.get("conditions")))
 

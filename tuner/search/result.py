@@ -56,8 +56,8 @@ class Facts:
         conditions: of the machine while the baseline was timed. ceiling_ratio: ``ceiling`` with
             its interval. threads: milliseconds and floor of the unchanged model as it is served
             and with one thread.
-        saving_ms_per_site: per choice. form_ratios: the model over the plan that has a choice at
-            every legal site. undecided: choices whose gain noise hides.
+        saving_ms_per_site: per choice. form_ratios: the baseline over the plan that has a choice
+            at every legal site. undecided: choices whose gain noise hides.
         bank: the choices that were distilled.
         finalists_floor: ``floor`` where the finalists were measured.
     """

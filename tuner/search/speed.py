@@ -185,7 +185,7 @@ class Savings:
 
     Attributes:
         per_site: the median; where it is not decided whether a choice saves anything, the most
-            that it may save. ratios: the model over the plan that has it at every legal site.
+            that it may save. ratios: the baseline over the plan that has it at every legal site.
         slower: choices that were proven to gain nothing. undecided: those that noise hides.
         least_ms: the latency that no plan can beat.
     """
@@ -211,7 +211,7 @@ class Savings:
 
 
 def measure_savings(latencies: Latencies, library: PieceLibrary, ceiling: Ceiling) -> Savings:
-    """The saving of each choice, from the plan that has it at every legal site.
+    """The saving of each choice over the baseline, from the plan that has it at every legal site.
 
     A choice is left out where its whole interval says that it gains nothing, under a narrow
     floor; a saving that the ceiling makes impossible is noise.
@@ -220,13 +220,16 @@ def measure_savings(latencies: Latencies, library: PieceLibrary, ceiling: Ceilin
     forms, legal = dict.fromkeys(inspection.settings.forms), inspection.legal
     base_ms, saved, ratios = ceiling.base_ms, dict[str, float](), dict[str, Ratio]()
     slower, undecided = list[str](), list[str]()
+    exact = Plan(assign(inspection.sites, "softmax")[0]) if ceiling.softer else None
+    over = " over lossless" if ceiling.softer else ""
     with progress.stage("latency per form", len(forms)) as step:
         for choice in forms:
             names = [site for site, choices in legal.items() if choice in choices]
             if names:
                 plan = library.plan(dict.fromkeys(names, choice))
                 try:
-                    timed = latencies.times(plan.hash, [None, None, plan], spare=True)
+                    plans = [exact, exact, plan]
+                    timed = latencies.times(plan.hash + over, plans, spare=True)
                 except MeasureError as error:
                     progress.say(f"{choice}: {error}", style="yellow")
                     step(choice)

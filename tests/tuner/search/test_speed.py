@@ -122,6 +122,19 @@ def test_a_choice_that_cannot_be_measured_or_saves_nothing_is_left_out(tmp_path)
     assert not found.undecided
 
 
+def test_savings_are_over_the_lossless_plan_where_that_is_the_baseline(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store, forms=("hydra",))
+        library = PieceLibrary(inspection)
+        library.calibrate(session)
+        exact = Plan(assign(inspection.sites, "softmax")[0]).hash
+        plan = library.plan(dict.fromkeys(EVERY, "hydra")).hash
+        reply = Times([[8.0] * 30, [8.0] * 30, [4.0] * 30], [exact, exact, plan])
+        latencies = Latencies(inspection, session, Replies(reply))
+        found = measure_savings(latencies, library, replace(ceiling(8.0), softer=True))
+    assert found.per_site == {"hydra": pytest.approx(4.0 / 3)}
+
+
 def unsteady(quicker: float) -> list[Times]:
     """Times that stay noisy: of the unchanged model by half, whose plan is so much quicker."""
     base, again, plan = (series(30, 2.0 / x, 0.5, i) for i, x in enumerate((1, 1, quicker)))
