@@ -163,7 +163,7 @@ model(
     impls=EAGER,
     why={
         "NOT_ATTENTION:router": "state mixing: softmax of a projection",
-        "CROSS_GRAPH": "weights of the heads: softmax of a parameter",
+        "NOT_ATTENTION:pooling": "weights of the heads: softmax of a parameter",
     },
 )
 model("bat_resnext26ts", 256, impls=EAGER)
