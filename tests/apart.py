@@ -102,8 +102,12 @@ def run_kernel(
     way = chosen()
     assert way is not None
     command = [*way.runner, str(program(name, entry))]
-    env = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    # 1 is a kernel that refuses, so a fault must end otherwise
+    options = {"ASAN_OPTIONS": "detect_leaks=0:exitcode=99", "UBSAN_OPTIONS": "exitcode=99"}
+    env = {**os.environ, **options}
     done = subprocess.run(command, input=b"".join(sent), stdout=subprocess.PIPE, env=env)
+    if done.returncode == 1:
+        return False
     assert done.returncode == 0, f"{entry} ended with {done.returncode}"
     begin = 0
     for at, size in stores.items():
