@@ -106,7 +106,7 @@ def run_kernel(
     options = {"ASAN_OPTIONS": "detect_leaks=0:exitcode=99", "UBSAN_OPTIONS": "exitcode=99"}
     env = {**os.environ, **options}
     done = subprocess.run(command, input=b"".join(sent), stdout=subprocess.PIPE, env=env)
-    if done.returncode == 1:
+    if done.returncode == 1 and entry == "pointwise_backward" and _far(held):
         return False
     assert done.returncode == 0, f"{entry} ended with {done.returncode}"
     begin = 0
@@ -115,3 +115,9 @@ def run_kernel(
         begin += size
     assert begin == len(done.stdout)
     return True
+
+
+def _far(tensors: list[Tensor | None]) -> bool:
+    """Whether the seventh, where softmax has its log-sum-exp, is so far from 0 to be refused."""
+    lse = tensors[6]
+    return lse is not None and bool(((lse.abs() > 2**11) & lse.isfinite()).any())
