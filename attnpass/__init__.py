@@ -24,6 +24,7 @@ _HOME = {
     "reset_report": "report",
     "AttentionSite": "site",
     "Decline": "site",
+    "Metric": "task",
     "Task": "task",
     "load_task": "task",
     "AttnpassError": "errors",
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from attnpass.recover import calibrate, distil
     from attnpass.report import Report, compiled_report, reset_report
     from attnpass.site import AttentionSite, Decline
-    from attnpass.task import Task, load_task
+    from attnpass.task import Metric, Task, load_task
 
 
 def __getattr__(name: str) -> Any:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import math
 import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,18 @@ from attnpass.text import shown
 from attnpass.torch_internals import pytree
 
 BUILT_IN = {"digits": "attnpass.tuner.digits:task"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Another score that a plan has to keep, beside ``Task.score``.
+
+    Attributes:
+        score: as ``Task.score``. max_drop: allowed drop of its mean, None for that of the run.
+    """
+
+    score: Callable[[Any, Any], Tensor]
+    max_drop: float | None = None
 
 
 @dataclass
@@ -50,6 +63,10 @@ class Task:
             decides how distillation compares outputs.
         pooled: whether ``score`` needs all items of a split at once (retrieval). It is then called
             with the outputs and the targets of all batches, concatenated.
+        examples: calls of several shapes as served, each with its weight > 0, which are timed
+            instead of ``example``: ``[((x,), 0.8), ((longer,), 0.2)]``. A latency is then their
+            weighted mean.
+        metrics: by name, more scores that a plan has to keep, each within its own limit.
         path: the import path that the task was loaded from.
     """
 
@@ -63,11 +80,22 @@ class Task:
     recovery: Sequence[Batch] = ()
     outputs: str = "logits"
     pooled: bool = False
+    examples: Sequence[tuple[Batch, float]] = ()
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
     path: str = field(default="", repr=False)
+
+    @property
+    def served(self) -> list[tuple[Batch, float]]:
+        """The calls that are timed, each with its share of all calls; the shares add up to 1."""
+        given = list(self.examples) or [(self.example, 1.0)]
+        total = sum(weight for _, weight in given)
+        return [(batch, weight / total) for batch, weight in given]
 
     def contents(self) -> Contents:
         """Digests of all that decides a score: model, score, data, and the sources behind them."""
         judged = [self.metric, self.outputs, self.pooled, list(self.validation), self.example]
+        judged += [list(self.examples)] if self.examples else []
+        judged += [{name: (x.score, x.max_drop) for name, x in self.metrics.items()}]
         where = BUILT_IN.get(self.path, self.path).rpartition(":")[0]
         return contents(self.model, self.score, judged, [_module_name(where)])
 
@@ -197,6 +225,21 @@ def _check(task: Task, path: str) -> None:
         if len(getattr(task, name)) == 0:
             raise TaskError(f"expected {path} with at least one {name} batch, got none")
     _check_batch(task.example, "example", path)
+    for name, metric in task.metrics.items():
+        limit = metric.max_drop if isinstance(metric, Metric) else -1
+        named = isinstance(name, str) and name not in ("", task.metric)
+        if not named or not (limit is None or limit >= 0):
+            raise TaskError(
+                f"expected Task.metrics of {path} to be attnpass.Metric by a name of its own, each"
+                f" with max_drop >= 0 or None, got {shown(name)}: {shown(metric)}"
+            )
+    for i, pair in enumerate(task.examples):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not _is_weight(pair[1]):
+            raise TaskError(
+                f"expected Task.examples[{i}] of {path} to be (arguments, weight > 0), got"
+                f" {shown(pair)}"
+            )
+        _check_batch(pair[0], f"examples[{i}][0]", path)
     for name in ("calibration", "recovery"):
         if len(batches := getattr(task, name)):
             _check_batch(batches[0], f"{name}[0]", path)
@@ -207,6 +250,10 @@ def _check(task: Task, path: str) -> None:
                 f" {type(pair).__name__}"
             )
         _check_batch(pair[0], f"validation[{i}][0]", path)
+
+
+def _is_weight(x: object) -> bool:
+    return isinstance(x, (int, float)) and not isinstance(x, bool) and 0 < x < math.inf
 
 
 def _check_batch(batch: object, name: str, path: str) -> None:
@@ -229,7 +276,9 @@ FIELDS: tuple[tuple[str, str, Callable[[object], bool]], ...] = (
     ("calibration", "a sequence of batches", _batches),
     ("validation", "a sequence of batches", _batches),
     ("recovery", "a sequence of batches", _batches),
+    ("examples", "a sequence of (arguments, weight)", _batches),
     ("score", "a function", callable),
+    ("metrics", "a dict of attnpass.Metric by name", lambda x: isinstance(x, Mapping)),
     ("metric", "a string", lambda x: isinstance(x, str)),
     ("outputs", "a string", lambda x: isinstance(x, str)),
     ("pooled", "true or false", lambda x: isinstance(x, bool)),
@@ -237,31 +286,43 @@ FIELDS: tuple[tuple[str, str, Callable[[object], bool]], ...] = (
 """Fields of a task: the type that each must have, told and checked."""
 
 
-def score_batch(task: Task, output: object, target: object) -> Tensor:
-    """Per-item scores ``[n]`` in float64, checked.
+def score_batch(
+    task: Task,
+    output: object,
+    target: object,
+    metric: str | None = None,
+    worst: float | None = None,
+) -> Tensor:
+    """Per-item scores ``[n]`` in float64, checked; of ``Task.score``, or of another metric.
+
+    Scores that are not finite count as ``worst``, where that is given.
 
     Raises:
         TaskError: ``score`` fails, or gives other than one finite number per item.
     """
-    with users_code("Task.score(output, target) to return scores"):
-        scores = task.score(output, target)
+    name = "Task.score" if metric is None else f"Task.metrics[{metric!r}].score"
+    score = task.score if metric is None else task.metrics[metric].score
+    with users_code(f"{name}(output, target) to return scores"):
+        scores = score(output, target)
         if not isinstance(scores, Tensor) or scores.dim() != 1 or scores.is_complex():
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise TaskError(
-                f"expected Task.score to return one number per item (a 1-D tensor), got {got}"
+                f"expected {name} to return one number per item (a 1-D tensor), got {got}"
             )
         scores = scores.detach().double().cpu()
         items = _items(output, target)
         if items and len(scores) not in items:
             raise TaskError(
-                f"expected Task.score to return one number per item, got {len(scores)} for"
+                f"expected {name} to return one number per item, got {len(scores)} for"
                 f" {min(items)} items"
             )
+        if worst is not None:
+            scores = scores.where(torch.isfinite(scores), worst)
         if not bool(torch.isfinite(scores).all()):
             raise TaskError(
                 "expected finite scores, got"
                 f" {int((~torch.isfinite(scores)).sum())} that are NaN or infinite; check the"
-                " model's output and Task.score"
+                f" model's output and {name}"
             )
     return scores
 

@@ -145,9 +145,11 @@ class Judge:
     def _scores(self) -> dict[str, torch.Tensor]:
         batches = self.held_out
         if not self.task.pooled:
-            return {self.task.metric: scores(self.task, self.capture, batches)[0]}
+            return {self.task.metric: scores(self.task, self.capture, batches).main}
         outputs = [answer(self.task, self.capture, i) for i in batches]
-        return {name: pooled_scores(task, outputs, batches) for name, task in self.scored.items()}
+        return {
+            name: pooled_scores(task, outputs, batches).main for name, task in self.scored.items()
+        }
 
     def __call__(self, plan: attnpass.Plan) -> dict[str, Any]:
         """Bounds by metric, the task's own without a name."""

@@ -21,8 +21,9 @@ from attnpass.torch_internals import hint, statically_known_true
 ATEN_SCORES = 1024 * 1024
 """Up to this many scores T * S per head the compiler's own fusion beats the tiled plain torch."""
 
-ATEN_SMALL = 32 * 32
-"""The same threshold against the C++ kernel, where the fixed cost of a call decides."""
+ATEN_SMALL, ATEN_FEW = 32 * 32, 2**15
+"""The same threshold against the C++ kernel, where the fixed cost of a call decides: so many
+scores per head, and fewer than so many B * H * T * S in all."""
 
 HYDRA_TOKENS = 128
 """From this many tokens on the C++ kernel of causal hydra beats the cumsum of a compiler."""
@@ -64,7 +65,9 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None, causal: bool = False) -> T
         return Tile("aten")  # the kernels sum in float32
     fast = q.device.type == "cpu" and q.dtype == torch.float32 and has_kernel("pointwise")
     few = ATEN_SMALL if fast else ATEN_SCORES
-    if wide and statically_known_true(q.shape[2] * k.shape[2] <= few):
+    every = math.prod(hint(n) or 0 for n in (*q.shape[:3], k.shape[2]))
+    small = statically_known_true(q.shape[2] * k.shape[2] <= few)
+    if wide and small and (not fast or every < ATEN_FEW):
         return Tile("aten")
     queries = hint(q.shape[2]) or 0
     d, hidden = q.shape[3], causal * queries
@@ -98,6 +101,12 @@ def choose_softmax(
     if math.prod(rows) * s < least or not wins_softmax(wide):
         return Tile("aten")
     return default_tile("cpu", q.shape[-1], causal=causal * t)
+
+
+def can_run_softmax(q: Tensor, scale: float) -> bool:
+    """Whether the C++ kernel of exact softmax takes ``q``, whatever is quicker."""
+    known = q.device.type == "cpu" and q.dtype in SOFTMAX_SCORES
+    return known and scale > 0 and has_kernel("pointwise")
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -201,6 +201,7 @@ TUNER: dict[str, dict[str, str]] = {
     "tuner.search": {
         "tuner.measure": "accuracy, latency, and the worker that takes them",
         "tuner.progress": "says how far it is",
+        "tuner.tiles": "the first stage of a run",
     },
     "tuner.tiles": {
         "tuner.measure": "the timing protocol",

@@ -39,7 +39,7 @@ def test_the_python_examples_run(tmp_path, monkeypatch):
     task = load_task("my.py:task")
     plan = Plan.create(task.model, *task.example, form="hydra")
     assert set(attnpass.calibrate(task.model, plan, task.calibration)) == set(plan.sites)
-    assert scores(task, task.model, [0])[0].shape == (4,)
+    assert scores(task, task.model, [0]).main.shape == (4,)
 
 
 LOAD = """

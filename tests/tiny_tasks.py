@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from attnpass import Task
+from attnpass import Metric, Task
 from attnpass.tuner.digits import DigitsViT, correct
 
 
@@ -29,6 +29,16 @@ def tiny(batches: int = 6, score=correct) -> Task:
     return Task(
         "tiny", model, (images[:2],), [(images[:8],)], [((x,), y) for x, y in pairs], score
     )
+
+
+def served() -> Task:
+    """Two shapes as served, and a second score: the logit of the right class."""
+    task = tiny()
+    (images,) = task.example
+    task.examples = [((images,), 3.0), ((images[:1],), 1.0)]
+    score = lambda out, y: out.double().gather(1, y[:, None])[:, 0]  # noqa: E731
+    task.metrics = {"logit": Metric(score, max_drop=5.0)}
+    return task
 
 
 class Named(nn.Module):

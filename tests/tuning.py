@@ -32,7 +32,13 @@ QUIET = ProgressPrinter(quiet=True)
 
 
 def settings(**more) -> Settings:
-    given = {"inner": "eager", "trials": 4, "max_drop": 0.3, "forms": ("hydra", "skipat r=0")}
+    given = {
+        "inner": "eager",
+        "tiles": 0,
+        "trials": 4,
+        "max_drop": 0.3,
+        "forms": ("hydra", "skipat r=0"),
+    }
     return Settings(**{"task": TINY, **given, **more})
 
 

@@ -56,7 +56,8 @@ class GraphCompiler:
         self.graph = MatchedGraph.of(gm, inputs, options.allow)
         sites = [r.site for r in self.graph.regions]
         self.report = Report(sites, list(self.graph.declined), graphs=1)
-        self.kept = lossless(self.graph.regions, inputs)
+        self.tiles = self._tiles() if sites else {}
+        self.kept = lossless(self.graph.regions, inputs, self.tiles)
 
     def compile(self) -> Compiled:
         """The callable that Dynamo runs from now on.
@@ -81,7 +82,7 @@ class GraphCompiler:
         found = served(outline, self.inputs, plan)
         eager = self.options.inner == "eager"
         strict, held = self.options.strict, bool(plan.held)
-        meeting = Meeting(outline, plan, self._tiles(), strict, eager, held)
+        meeting = Meeting(outline, plan, self.tiles, strict, eager, held)
         self._refuse(found, plan)
         refuse_missed(self.inputs, plan, found.names, strict=strict)
         whole = all(own == name for own, name in found.names.items())

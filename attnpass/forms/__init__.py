@@ -9,7 +9,7 @@ All but two take ``forward(q [B,H,T,d], k [B,G,S,d], v [B,G,S,dv], bias, keep)``
 
 from __future__ import annotations
 
-from attnpass.forms.catalogue import build
+from attnpass.forms.catalogue import build, default_length
 from attnpass.forms.hydra import Hydra
 from attnpass.forms.options import OPTIONS, check_options
 from attnpass.forms.pointwise import Pointwise, Weights
@@ -26,5 +26,6 @@ __all__ = [
     "Weights",
     "build",
     "check_options",
+    "default_length",
     "linear_as",
 ]

@@ -51,7 +51,12 @@ def build(
         return SoftmaxWeights()
     if form == "softmax":
         return Softmax(
-            scale=scale, causal=causal, fill=site.fill, added=site.added, dropout=site.dropout
+            scale=scale,
+            causal=causal,
+            fill=site.fill,
+            added=site.added,
+            dropout=site.dropout,
+            tiles=tiles,
         )
     if form == "hydra":
         return Hydra(site.heads, site.head_dim, causal=causal, trainable=trainable)

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnpass.kernels.select import choose_softmax, default_tile
+from attnpass.kernels.activations import SOFTMAX
+from attnpass.kernels.select import can_run_softmax, choose_softmax, default_tile
 from attnpass.kernels.shapes import causal_mask, repeated
-from attnpass.kernels.tile import Tile
+from attnpass.kernels.tile import ShapeClass, Tile, Tiles
 
 
 class Softmax(nn.Module):
@@ -28,6 +29,7 @@ class Softmax(nn.Module):
         added: whether the model adds the fill to the logits instead of setting them.
         dropout: drop probability of the weights, also when the module is in evaluation mode.
         tile: what runs, whatever the call; without it each call's sizes decide.
+        tiles: measured launch parameters, which decide before the sizes.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class Softmax(nn.Module):
         added: bool = False,
         dropout: float = 0.0,
         tile: Tile | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         super().__init__()
-        self.tile = tile
+        self.tile, self.tiles = tile, tiles
         self.scale, self.causal, self.fill, self.dropout = scale, causal, fill, dropout
         self.added = added
 
@@ -57,8 +60,10 @@ class Softmax(nn.Module):
 
         ``bias`` is float and ``keep`` bool; both broadcast to ``[B, H, T, S]``.
         """
-        masked = keep is not None
-        tile = self.tile or self.choose(q, q.shape[2], k.shape[2], masked=masked)
+        masked, measured = keep is not None, self.measured("forward", q, k, v, bias, keep)
+        tile = self.tile or self.choose(
+            q, q.shape[2], k.shape[2], masked=masked, measured=measured
+        )
         if tile.implementation == "fused":
             return self._by_kernel(q, k, v, bias, keep, tile)
         causal = self.causal
@@ -107,19 +112,37 @@ class Softmax(nn.Module):
         *,
         masked: bool,
         trained: bool = False,
+        measured: Tile | None = None,
     ) -> Tile:
         """The tile of a call, ``aten`` for torch's own fused operator.
 
         Args:
             q: queries, features last. queries, keys: how many in each head. masked: ``keep`` is
-                given. trained: gradients are recorded.
+                given. trained: gradients are recorded. measured: the tile of such calls.
 
         The kernel knows no dropout, and for it a masked position counts nothing at all.
         """
         filled = masked and self.fill is not None and math.isfinite(self.fill)
         if self.dropout > 0 or (filled and self.added):
             return Tile("aten")
+        if measured is not None and can_run_softmax(q, self.scale):
+            return measured
         return choose_softmax(q, queries, keys, self.scale, causal=self.causal, trained=trained)
+
+    def measured(
+        self,
+        direction: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | None,
+        keep: Tensor | None,
+    ) -> Tile | None:
+        """The tile that was measured for the class of this call; None where none was."""
+        if not self.tiles:
+            return None
+        kind = ShapeClass.of(q, k, v, bias, keep, SOFTMAX, self.causal, direction)
+        return self.tiles.get(str(kind))
 
     def _by_kernel(
         self,
@@ -133,7 +156,8 @@ class Softmax(nn.Module):
         """By the operator ``attnpass::softmax``; rows without a kept key as ``fill`` says."""
         from attnpass.kernels import ops
 
-        grad = default_tile(q.device.type, q.shape[3], "backward", q.dtype)
+        grad = self.measured("backward", q, k, v, bias, keep)
+        grad = grad or default_tile(q.device.type, q.shape[3], "backward", q.dtype)
         tiles = tile.as_list(), grad.as_list()
         out: Tensor
         out, lse = ops.softmax(q, k, v, bias, keep, self.scale, self.causal, *tiles)

@@ -10,9 +10,10 @@ from torch import nn
 
 from attnpass import environment
 from attnpass.kernels.cpu import pointwise_launch
-from attnpass.kernels.select import default_tile
+from attnpass.kernels.select import default_tile, has_kernel
 from attnpass.kernels.tile import Tile
 from attnpass.plan.plan import Plan
+from attnpass.report import compiled_report, reset_report
 from attnpass.store import Store, measured_tiles
 
 HERE = environment.kernel_context()
@@ -63,6 +64,20 @@ class Attention(nn.Module):
     def forward(self, x):
         q, k, v = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        return out.transpose(1, 2).flatten(2)
+
+
+class Masked(Attention):
+    """The same, where the last keys of each item may be padding."""
+
+    def __init__(self, masked):
+        super().__init__()
+        self.masked = masked
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 8)).permute(2, 0, 3, 1, 4)
+        keep = (torch.arange(50) < 40)[None, None, None] if self.masked else None
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=keep)
         return out.transpose(1, 2).flatten(2)
 
 
@@ -142,6 +157,34 @@ def test_a_plan_carries_tiles_and_rows_measured_here_win(tmp_path, tile_that_run
     with Store(path) as store:
         store.put_tile(CLASS, HERE, better, {})
     assert tile_that_runs(plan=loaded, db=path)[0] == better.as_list()
+
+
+@pytest.mark.skipif(not has_kernel("pointwise"), reason="no C++ kernel here")
+@pytest.mark.parametrize("masked", [False, True])
+def test_which_exact_softmax_runs_is_what_was_measured(tmp_path, masked):
+    """Too few scores for the kernel by default; then it is measured to be quicker."""
+    mask = "+columns" if masked else ""
+    kind = f"softmax forward 2x64x64x8 float32 full{mask}"
+    torch.manual_seed(0)
+    model, x = Masked(masked).eval(), torch.randn(1, 50, 16)
+    with torch.no_grad():
+        want = model.double()(x.double())
+    model.float()
+
+    def rewritten() -> list[str]:
+        torch._dynamo.reset()
+        reset_report()
+        options = {"inner": "eager", "db": str(tmp_path / "a.db")}
+        with torch.no_grad():
+            got = torch.compile(model, backend="attnpass", options=options)(x)
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+        return list(compiled_report().rewritten)
+
+    assert rewritten() == []
+    for tile, found in ((TILE, ["root"]), (Tile("aten"), [])):
+        with Store(tmp_path / "a.db") as store:
+            store.put_tile(kind, HERE, tile, {})
+        assert rewritten() == found
 
 
 @pytest.mark.parametrize(

@@ -53,9 +53,9 @@ def verify_plan(plan: Plan, task: Task) -> Verification:
     problems = [*_misfits(plan, capture), *_other_weights(plan, capture)]
     batches = range(len(task.validation))
     base, converted = Counting(capture), Counting(capture)
-    before, _ = scores(task, base, batches)
+    before = scores(task, base, batches).main
     rewritten = capture.use(plan)
-    after, _ = scores(task, converted, batches)
+    after = scores(task, converted, batches).main
     if converted.bad > base.bad:
         problems.append(
             f"expected finite outputs, got {converted.bad - base.bad} that are NaN or infinite"

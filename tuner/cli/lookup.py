@@ -21,6 +21,18 @@ def task_named(path: str, limit: float) -> Task:
     return try_task(load_task(path, limit=limit))
 
 
+def with_tiles(plan: Plan, store: Store) -> Plan:
+    """The plan, which from now on carries the tiles that were measured on this device."""
+    import torch
+
+    from attnpass.environment import kernel_context
+
+    context = kernel_context("cuda" if torch.cuda.is_available() else "cpu")
+    if tiles := store.tiles(context):
+        plan.add_tiles(context, tiles)
+    return plan
+
+
 def result_named(store: Store, name: str) -> RunResult:
     """The stored result of a finished run: an id, the beginning of exactly one, or ``last``.
 

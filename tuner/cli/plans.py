@@ -8,7 +8,7 @@ import click
 
 from attnpass.errors import PlanError
 from attnpass.tuner.cli.command import Answer, main, options
-from attnpass.tuner.cli.lookup import plan_named
+from attnpass.tuner.cli.lookup import plan_named, with_tiles
 
 
 @main.command()
@@ -44,16 +44,10 @@ def unpin(name: str, as_json: bool, db: str | None) -> Answer:
 @options
 def export_(name: str, path: Path, as_json: bool, db: str | None) -> Answer:
     """Write a plan of the cache, or a run's best, to PATH (JSON and safetensors)."""
-    import torch
-
-    from attnpass.environment import kernel_context
     from attnpass.store import Store
 
     with Store(db, read=True) as store:
-        plan = plan_named(store, name)
-        context = kernel_context("cuda" if torch.cuda.is_available() else "cpu")
-        if tiles := store.tiles(context):
-            plan.add_tiles(context, tiles)
+        plan = with_tiles(plan_named(store, name), store)
     written = plan.save(path)
     return Answer({"plan": str(written)}, lambda c: c.print(f"plan: {written}"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -50,7 +49,7 @@ def tiles(
     shapes = (
         [Shape.parse(shape, **call)] if shape else shapes_of(task_named(task or "", load_timeout))
     )
-    shapes = [replace(s, direction="backward" if backward else "forward") for s in shapes]
+    shapes = [s.towards("backward" if backward else "forward") for s in shapes]
     progress = ProgressPrinter(as_json)
     with Store(db) as store:
         rows = tune(shapes, store, progress, trials=trials, seed=seed, refresh=refresh)

@@ -31,8 +31,23 @@ if TYPE_CHECKING:
 @click.option(
     "--forms",
     default="",
-    help="Comma-separated choices to consider (default: all but skipat r=1, the dearest).",
+    help="Comma-separated choices: sigmoid, relu, gelu, 'relu alpha=0.5', hydra, 'skipat r=1"
+    " kernel=5', or the groups usual, pointwise, skipat, all; softmax alone converts nothing"
+    " (default: by effort).",
 )
+@click.option(
+    "--objective",
+    default="inference",
+    show_default=True,
+    help="What is timed: inference, or train (a call with its backward).",
+)
+@click.option("--max-ms", default=0.0, help="Most milliseconds of a call (0: any).")
+@click.option("--max-p95-ms", default=0.0, help="Most milliseconds of 95 % of the calls.")
+@click.option("--max-memory-mb", default=0.0, help="Most MiB that a call may take at its peak.")
+@click.option(
+    "--budget", default="0", help="Time that the run may take, e.g. 90s, 30m, 2h (0: any)."
+)
+@click.option("--tiles", default=None, type=int, help="Tiles tried per shape (0: none).")
 @click.option("--seed", default=0, type=int)
 @click.option("--inner", default="inductor", show_default=True, help="Inner compiler.")
 @click.option("--mode", default=None, help="Inductor's mode, e.g. max-autotune.")
@@ -46,9 +61,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--recover-budget",
-    default="5m",
-    show_default=True,
-    help="Time that distilling may take in all, e.g. 90s, 5m, 1h.",
+    default="0",
+    help="Time that distilling may take in all, e.g. 90s, 5m, 1h (0: half of --budget, else 5m).",
 )
 @click.option(
     "--recover-rank",
@@ -64,6 +78,7 @@ def tune(
     forms: str,
     dry_run: bool,
     out: Path | None,
+    budget: str,
     recover_budget: str,
     as_json: bool,
     db: str | None,
@@ -72,11 +87,15 @@ def tune(
     """Search for plans; measured accuracy against measured latency."""
     from attnpass.store import Store
     from attnpass.tuner.progress import ProgressPrinter
-    from attnpass.tuner.search import USUAL, Settings, advise, execute, inspect_task
+    from attnpass.tuner.search import Settings, advise, execute, inspect_task
 
-    chosen = tuple(f.strip() for f in forms.split(",")) if forms else USUAL
-    budget = seconds(recover_budget, "--recover-budget")
-    settings = Settings(task=task, forms=chosen, recover_budget=budget, **given)
+    settings = Settings(
+        task=task,
+        forms=tuple(f.strip() for f in forms.split(",")) if forms else (),
+        budget=seconds(budget, "--budget"),
+        recover_budget=seconds(recover_budget, "--recover-budget"),
+        **given,
+    )
     progress = ProgressPrinter(quiet=as_json)
     with Store(db) as store:
         inspection = inspect_task(settings, store)
@@ -142,12 +161,13 @@ def _writable(folder: Path) -> Path:
 
 def _files(result: RunResult, store: Store, folder: Path) -> dict[str, str]:
     """Write the best plan and the picture; returns their paths."""
+    from attnpass.tuner.cli.lookup import with_tiles
     from attnpass.tuner.show import draw_front
 
     files = {}
     plan = store.plan(result.best) if result.best else None
     if plan is not None:
-        files["plan"] = str(plan.save(folder / "plan.json"))
+        files["plan"] = str(with_tiles(plan, store).save(folder / "plan.json"))
     if result.front and result.facts.ceiling is not None:
         try:
             files["picture"] = str(draw_front(result, folder / "front.png"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from attnpass.tuner.measure.accuracy import (
     HELD_OUT,
+    Scored,
     Split,
     answer,
     divergence,
@@ -20,24 +21,38 @@ from attnpass.tuner.measure.accuracy import (
 from attnpass.tuner.measure.bounds import Bound, binary, bound, needed
 from attnpass.tuner.measure.conditions import Conditions
 from attnpass.tuner.measure.exchange import Failure, Protocol, Reply, Times
-from attnpass.tuner.measure.latency import Ratio, events, floor, interleave, median_ms, ratio
+from attnpass.tuner.measure.latency import (
+    LOOK,
+    Ratio,
+    events,
+    floor,
+    interleave,
+    median_ms,
+    percentile_ms,
+    ratio,
+)
+from attnpass.tuner.measure.rejection import Rejection, by_batch, positions
 from attnpass.tuner.measure.trial import model_digest, try_task
 from attnpass.tuner.measure.worker import Worker
 
 __all__ = [
     "HELD_OUT",
+    "LOOK",
     "Bound",
     "Conditions",
     "Failure",
     "Protocol",
     "Ratio",
+    "Rejection",
     "Reply",
+    "Scored",
     "Split",
     "Times",
     "Worker",
     "answer",
     "binary",
     "bound",
+    "by_batch",
     "divergence",
     "events",
     "first_tensor",
@@ -46,7 +61,9 @@ __all__ = [
     "median_ms",
     "model_digest",
     "needed",
+    "percentile_ms",
     "pooled_scores",
+    "positions",
     "ratio",
     "scores",
     "split",

@@ -5,8 +5,7 @@ Scores are one number per item, higher is better.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from attnpass.batch import call
 from attnpass.recover import LOGIT_FLOOR
 from attnpass.task import Task, score_batch
 from attnpass.torch_internals import pytree
-from attnpass.tuner.measure.bounds import binary
+from attnpass.tuner.measure.rejection import Rejection
 
 HELD_OUT = 600
 """Items that a held-out split should have; below it the set is cross-fitted."""
@@ -52,38 +51,70 @@ def split(sizes: Sequence[int]) -> Split:
     return Split(tuple(selection), tuple(range(len(selection), len(sizes))), False)
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Scores of a model over some batches.
+
+    Attributes:
+        main: of ``Task.score``, ``[n]``, batch after batch. more: of each of ``Task.metrics``.
+        batches: that were scored, in ascending order. complete: whether they are all.
+    """
+
+    main: Tensor
+    more: Mapping[str, Tensor]
+    batches: tuple[int, ...]
+    complete: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """The scores as plain JSON types."""
+        more = {name: x.tolist() for name, x in self.more.items()}
+        rest = {"batches": list(self.batches), "complete": self.complete}
+        return {"scores": self.main.tolist(), **({"more": more} if more else {}), **rest}
+
+
 def scores(
     task: Task,
     run: Callable[..., Any],
     batches: Sequence[int],
     *,
-    base: Tensor | None = None,
-    max_drop: float = math.inf,
-) -> tuple[Tensor, bool]:
-    """Per-item scores of ``run`` over ``batches``, and whether they are complete.
+    worst: Mapping[str, float] | None = None,
+    rejection: Rejection | None = None,
+) -> Scored:
+    """Scores of ``run`` over ``batches``.
 
-    With ``base`` (the baseline's 0/1 scores of the same items) it stops as soon as the drop over
-    all items must exceed ``max_drop``, even if every item left that the baseline missed were won.
+    With ``rejection`` it stops as soon as they prove too large a drop. ``worst``: by metric, what
+    a score that is not finite counts as.
 
     Raises:
         TaskError: scores that are not one finite number per item.
     """
+    lowest = worst or {}
     if task.pooled:
-        return pooled_scores(task, [answer(task, run, i) for i in batches], batches), True
-    found: list[Tensor] = []
-    stops = base is not None and binary(base)
-    for i in batches:
+        outputs = [answer(task, run, i) for i in batches]
+        return pooled_scores(task, outputs, batches, lowest)
+    found: dict[int, Tensor] = {}
+    more: dict[int, dict[str, Tensor]] = {}
+    for i in batches if rejection is None else rejection.order:
         arguments, target = task.validation[i]
         with torch.no_grad():
-            found.append(score_batch(task, call(run, arguments), target))
-        if stops and base is not None:
-            done = torch.cat(found)
-            if binary(done) and len(done) < len(base):
-                lost = float((base[: len(done)] - done).sum())
-                hope = float((1 - base[len(done) :]).sum())
-                if (lost - hope) / len(base) > max_drop:
-                    return done, False
-    return torch.cat(found), True
+            output = call(run, arguments)
+        found[i], more[i] = _every(task, output, target, lowest)
+        if rejection is not None and rejection(found):
+            break
+    if rejection is not None:
+        rejection.note(found)
+    done = sorted(found)
+    joined = {m: torch.cat([more[i][m] for i in done]) for m in task.metrics}
+    main = torch.cat([found[i] for i in done])
+    return Scored(main, joined, tuple(done), len(done) == len(batches))
+
+
+def _every(
+    task: Task, output: object, target: object, lowest: Mapping[str, float]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The scores of one output by ``Task.score``, and by each of ``Task.metrics``."""
+    main = score_batch(task, output, target, worst=lowest.get(task.metric))
+    return main, {m: score_batch(task, output, target, m, lowest.get(m)) for m in task.metrics}
 
 
 def answer(task: Task, run: Callable[..., Any], batch: int) -> Tensor:
@@ -96,14 +127,20 @@ def answer(task: Task, run: Callable[..., Any], batch: int) -> Tensor:
         return first_tensor(call(run, task.validation[batch][0]))
 
 
-def pooled_scores(task: Task, outputs: Sequence[Tensor], batches: Sequence[int]) -> Tensor:
-    """Per-item scores where all items of a split are judged together.
+def pooled_scores(
+    task: Task,
+    outputs: Sequence[Tensor],
+    batches: Sequence[int],
+    lowest: Mapping[str, float] | None = None,
+) -> Scored:
+    """Scores where all items of a split are judged together.
 
     Raises:
         TaskError: scores that are not one finite number per item.
     """
     targets = torch.cat([task.validation[i][1] for i in batches])
-    return score_batch(task, torch.cat(list(outputs)), targets)
+    main, more = _every(task, torch.cat(list(outputs)), targets, lowest or {})
+    return Scored(main, more, tuple(batches), True)
 
 
 def divergence(

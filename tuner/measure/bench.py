@@ -7,12 +7,13 @@ the plan's hash.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from attnpass.batch import call
+from attnpass.batch import Batch, call
 from attnpass.capture import Capture, fresh_entry
 from attnpass.errors import MeasureError, TaskError
 from attnpass.plan import Plan, assign
@@ -23,7 +24,8 @@ from attnpass.tuner.measure.ablation import AblationPlan
 from attnpass.tuner.measure.accuracy import first_tensor
 from attnpass.tuner.measure.conditions import Watch, limited
 from attnpass.tuner.measure.exchange import CeilingRequest, CompileSettings, Request, Times
-from attnpass.tuner.measure.latency import interleave
+from attnpass.tuner.measure.latency import interleave, median_ms
+from attnpass.tuner.measure.memory import peak_mib
 from attnpass.tuner.measure.trial import model_digest
 
 GATE = 2e-3
@@ -57,6 +59,8 @@ class Bench:
         self.capture: Capture = self._run(Capture(self.task.model).trace)
         keep_recompile_limits()
         self.compiled: dict[str, Model] = {}
+        self.ablations: list[Model] = []
+        self.train = settings.objective == "train"
 
     def answer(self, request: Request) -> Times:
         """Times for one request.
@@ -70,17 +74,40 @@ class Bench:
         else:
             pairs = [self._plan(p) for p in request.plans]
             models, hashes = [m for m, _ in pairs], [h for _, h in pairs]
-        calls = [lambda model=model: self._run(model) for model in models]
-        how = request.protocol
-        with torch.no_grad(), limited(how.threads, how.pinned) as pinned:
+        how, served = request.protocol, self.task.served
+        times, shapes = [[0.0] * how.rounds for _ in models], list[list[float]]()
+        with torch.set_grad_enabled(self.train), limited(how.threads, how.pinned) as pinned:
             watch = Watch()
-            times = interleave(calls, rounds=how.rounds, synchronise=self._wait())
+            for batch, share in served:
+                calls = [partial(self._step, model, batch) for model in models]
+                found = interleave(calls, rounds=how.rounds, synchronise=self._wait())
+                shapes.append([median_ms(row) for row in found])
+                for total, row in zip(times, found, strict=True):
+                    total[:] = [a + share * b for a, b in zip(total, row, strict=True)]
             conditions = watch.conditions(pinned=pinned)
-        return Times(times, hashes, conditions.as_dict())
+            peaks = [self._peak(model) for model in models] if how.memory else []
+        known = [x for x in peaks if x is not None]
+        by_run = [list(row) for row in zip(*shapes, strict=True)]
+        return Times(times, hashes, conditions.as_dict(), by_run, known)
+
+    def _peak(self, model: Model) -> float | None:
+        """MiB that the dearest example takes beyond what was held before."""
+        cuda = self._wait() is not None
+        runs = [partial(self._step, model, batch) for batch, _ in self.task.served]
+        return max((peak_mib(run, cuda=cuda) or 0.0 for run in runs), default=None)
 
     def _run(self, model: Model) -> Any:
         """The model's output for the example of the task."""
         return call(model, self.task.example)
+
+    def _step(self, model: Model, batch: Batch) -> None:
+        """One call as it is timed: of a training step, with its backward."""
+        output = call(model, batch)
+        if not self.train:
+            return
+        first = first_tensor(output)
+        first.float().square().mean().backward()  # type: ignore[no-untyped-call]
+        self.task.model.zero_grad(set_to_none=True)
 
     def _wait(self) -> Callable[[], None] | None:
         """The function that waits for the device, where it is asynchronous."""
@@ -90,7 +117,8 @@ class Bench:
 
     def _plan(self, path: str | None) -> tuple[Model, str]:
         """The model compiled under a plan file, checked, and the hash of the plan that ran."""
-        plan = None if path is None else Plan.load(Path(path)).frozen()
+        plan = None if path is None else Plan.load(Path(path))
+        plan = plan if plan is None or self.train else plan.frozen()
         key = "" if plan is None else plan.hash
         if key not in self.compiled:
             options = None if plan is None else self._options(plan=plan)
@@ -117,11 +145,11 @@ class Bench:
             MeasureError: another result, or another plan than asked for ran.
         """
         self.capture.use(plan)
-        with torch.no_grad():
-            expected = first_tensor(self._run(self.capture)).double()
+        with torch.set_grad_enabled(self.train):
+            expected = first_tensor(self._run(self.capture)).detach().double()
             reset_report()
             compiled = self._compile(options)
-            got = first_tensor(self._run(compiled)).double()
+            got = first_tensor(self._run(compiled)).detach().double()
         self.capture.use(None)
         # a graph that no entry changes runs without a plan, as under the empty one
         ran = compiled_report().plan or Plan({}).hash
@@ -138,7 +166,10 @@ class Bench:
     def _ceilings(self) -> list[Model]:
         """The five models of ``Worker.ceiling``."""
         base, _ = self._plan(None)
-        sites = self.capture.sites
-        lossless, skipat = (Plan(assign(sites, form)[0]) for form in ("softmax", "skipat"))
-        plans = [lossless, AblationPlan.of(sites), skipat]
-        return [base, base, *(self._checked(p, self._options(plan=p)) for p in plans)]
+        if not self.ablations:
+            sites = self.capture.sites
+            lossless, skipat = (Plan(assign(sites, form)[0]) for form in ("softmax", "skipat"))
+            plans = [lossless, AblationPlan.of(sites), skipat]
+            self.ablations = [self._checked(p, self._options(plan=p)) for p in plans]
+            self.compiled[lossless.hash] = self.ablations[0]
+        return [base, base, *self.ablations]

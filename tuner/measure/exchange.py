@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 
@@ -11,12 +11,14 @@ class CompileSettings:
     """How the worker compiles: the inner compiler, its mode, and the database with the tiles.
 
     ``weights`` is the digest of the coordinator's model, which the worker's must have; empty: any.
+    ``objective``: ``inference``, or ``train`` for a call with its backward.
     """
 
     inner: str = "inductor"
     mode: str | None = None
     db: str | None = None
     weights: str = ""
+    objective: str = "inference"
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,13 @@ class Protocol:
     Attributes:
         rounds: of interleaved runs. threads: of torch, 0 as the coordinator has them.
         pinned: whether the worker is kept on one processor.
+        memory: whether the peak memory of a call is measured, too, once for each run.
     """
 
     rounds: int
     threads: int = 0
     pinned: bool = False
+    memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,19 +60,40 @@ class Times:
     """Interleaved times.
 
     Attributes:
-        times: milliseconds, one row per run, one column per round.
+        times: milliseconds, one row per run, one column per round; of a task with several
+            examples their weighted mean.
         hashes: of the plans that ran, ``""`` for the unchanged model; none for a ceiling.
         conditions: ``Conditions`` under which they were taken, as JSON.
+        shapes: median milliseconds, one row per run, one column per example of the task.
+        peaks: MiB that a call takes at most beyond what was held before, one per run; empty where
+            that was not asked for, or cannot be known.
     """
 
     times: list[list[float]]
     hashes: list[str]
     conditions: dict[str, Any] = field(default_factory=dict)
+    shapes: list[list[float]] = field(default_factory=list)
+    peaks: list[float] = field(default_factory=list)
     outcome: ClassVar[str] = "ok"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as the database stores them."""
-        return {"times": self.times, "hashes": self.hashes, "conditions": self.conditions}
+        return dict(vars(self))
+
+    def only(self, *which: int) -> Times:
+        """The times of some of the runs."""
+        return replace(
+            self,
+            times=[self.times[i] for i in which],
+            hashes=[self.hashes[i] for i in which] if self.hashes else [],
+            shapes=[self.shapes[i] for i in which] if self.shapes else [],
+            peaks=[self.peaks[i] for i in which] if self.peaks else [],
+        )
+
+    def and_then(self, more: Times) -> Times:
+        """These times and those of more rounds of the same runs, under the later conditions."""
+        times = [[*a, *b] for a, b in zip(self.times, more.times, strict=True)]
+        return replace(more, times=times, peaks=self.peaks or more.peaks)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,19 @@ scipy is imported where it is needed: showing stored ratios takes none of it.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+LOOK = 0.984
+"""Confidence of an interval that is looked at as pairs come in, up to four times: 95 % over all
+looks (Pocock 1977). Seven pairs are the fewest that reach it."""
+
+WARM_S = 0.5
+"""Seconds after which a run counts as warm, however few calls they were."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,7 @@ class Ratio:
 
     Attributes:
         median: the speed-up; above 1 the candidate is faster.
-        low, high: 95 % interval of the median (order statistics).
+        low, high: interval of the median by order statistics: 95 %, or over all looks together.
         pairs: how many.
     """
 
@@ -77,9 +85,12 @@ def interleave(
 
     clock = stopwatch or wall
     for run in runs:
+        start = time.perf_counter()
         for _ in range(warmup):
             run()
-    wait()
+            wait()
+            if time.perf_counter() - start > WARM_S:
+                break
     times: list[list[float]] = [[] for _ in runs]
     for i in range(rounds):
         for j in range(len(runs)):
@@ -114,10 +125,15 @@ def events() -> Callable[[Callable[[], Any]], float]:
     return stopwatch
 
 
-def floor(base: Sequence[float], again: Sequence[float]) -> float:
+def floor(base: Sequence[float], again: Sequence[float], confidence: float = 0.95) -> float:
     """The noise floor of speed-ups: how far the interval of two identical runs is from 1."""
-    same = ratio(base, again)
+    same = ratio(base, again, confidence)
     return max(abs(same.low - 1), abs(same.high - 1))
+
+
+def percentile_ms(times: Sequence[float], share: float) -> float:
+    """The least time that a ``share`` of a series, 0 to 1, does not exceed."""
+    return sorted(times)[max(0, math.ceil(share * len(times)) - 1)]
 
 
 def median_ms(times: Sequence[float]) -> float:

@@ -27,6 +27,8 @@ def try_task(task: Task) -> Task:
     # the user's generators and buffers are as they were
     with torch.no_grad(), seeded(0), buffers_kept(task.model):
         _run(task, task.example, "example")
+        for i, (batch, _) in enumerate(task.examples):
+            _run(task, batch, f"examples[{i}]")
         _run(task, task.calibration[0], "calibration[0]")
         first, again = (_score(task) for _ in range(2))
     if first.shape != again.shape or not torch.allclose(first, again, rtol=SAME, atol=SAME):

@@ -43,7 +43,7 @@ class Worker:
     Args:
         task: import path of the task. timeout: seconds per request.
         inner: inner compiler of the measured plans. mode: its mode. db: the database with its
-            tiles. weights: digest of the model that the task must make.
+            tiles. weights: digest of the model that the task must make. objective: what is timed.
         stopped: asked while waiting; true ends the wait with KeyboardInterrupt.
     """
 
@@ -56,10 +56,11 @@ class Worker:
         mode: str | None = None,
         db: str | None = None,
         weights: str = "",
+        objective: str = "inference",
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.timeout = task, timeout
-        self.settings = CompileSettings(inner, mode, db, weights)
+        self.settings = CompileSettings(inner, mode, db, weights, objective)
         self.stopped = stopped
         self.process: SpawnProcess | None = None
         self.pipe: Connection | None = None

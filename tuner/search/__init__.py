@@ -12,19 +12,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from attnpass.tuner.search.advice import advise
+from attnpass.tuner.search.menu import USUAL, form_of, menu
 from attnpass.tuner.search.plan_row import PlanRow
 from attnpass.tuner.search.result import LOSSLESS, Facts, RunResult
-from attnpass.tuner.search.settings import CHOICES, REJECTED, USUAL, Settings
+from attnpass.tuner.search.settings import REJECTED, Settings
 from attnpass.tuner.search.stored import read_result
 
 if TYPE_CHECKING:
     from attnpass.tuner.search.inspection import Inspection, inspect_task
+    from attnpass.tuner.search.questions import (
+        Solution,
+        Verdict,
+        differences,
+        explain_choice,
+        solve,
+    )
     from attnpass.tuner.search.run import execute
 
-_LATE = {"Inspection": "inspection", "inspect_task": "inspection", "execute": "run"}
+_LATE = {
+    **dict.fromkeys(("Inspection", "inspect_task"), "inspection"),
+    **dict.fromkeys(
+        ("Solution", "Verdict", "differences", "explain_choice", "solve"), "questions"
+    ),
+    "execute": "run",
+}
 
 __all__ = [
-    "CHOICES",
     "LOSSLESS",
     "REJECTED",
     "USUAL",
@@ -33,10 +46,17 @@ __all__ = [
     "PlanRow",
     "RunResult",
     "Settings",
+    "Solution",
+    "Verdict",
     "advise",
+    "differences",
     "execute",
+    "explain_choice",
+    "form_of",
     "inspect_task",
+    "menu",
     "read_result",
+    "solve",
 ]
 
 

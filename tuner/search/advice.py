@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 from attnpass.tuner.measure import Conditions
+from attnpass.tuner.search.budget import minutes
+from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.result import LOSSLESS, Facts, RunResult
-from attnpass.tuner.search.settings import CHOICES
+
+STEPS, CALLS = 300, 4
+"""Training steps that bring most plans back, and how many calls of the model each is worth."""
+
+LEAST_RECOVERY_S = 300.0
+"""Seconds of recovery below which nothing is advised."""
 
 SMALL_SHARE = 0.25
 """Below this share of the time, attention is little to gain from."""
@@ -51,13 +59,15 @@ def limits(result: RunResult) -> list[str]:
                 f"accuracy: the fastest plan drops {judged.drop:.2%}, at most {judged.upper:.2%}"
                 f" on {judged.items:.0f} {part} items, where {result.max_drop:.2%} are allowed"
             )
+    if facts.cut:
+        out.append(f"time: {'; '.join(facts.cut)}")
     return out
 
 
 def _illegal(result: RunResult) -> list[str]:
     """The choices that are not legal somewhere, and why."""
     out = []
-    for form in dict.fromkeys(CHOICES[c][0] for c in result.settings.get("forms", ())):
+    for form in dict.fromkeys(form_of(c)[0] for c in result.settings.get("forms", ())):
         why = Counter(
             no["code"] for site in result.sites if (no := site["legal"].get(form)) is not None
         )
@@ -81,6 +91,18 @@ def _slow(facts: Facts) -> list[str]:
     return out
 
 
+def _more_items(result: RunResult) -> list[str]:
+    """How many items would prove a plan that seems to keep the limit."""
+    for row in [*result.front, *result.nearest]:
+        judged = row.held_out or row.selection
+        if judged is not None and judged.drop < result.max_drop < judged.upper:
+            # the distance of a bound from the drop shrinks by the root of the items
+            wide, allowed = judged.upper - judged.drop, result.max_drop - judged.drop
+            items = math.ceil(judged.items * (wide / allowed) ** 2)
+            return [f"try: about {items} held-out items would prove {result.max_drop:.2%}"]
+    return []
+
+
 def next_steps(result: RunResult) -> list[str]:
     """What could change the answer."""
     facts, out = result.facts, []
@@ -88,12 +110,20 @@ def next_steps(result: RunResult) -> list[str]:
         out.append('try: torch.compile(model, backend="attnpass") without options is that gain')
     if facts.reliable is False or facts.undecided:
         out.append("try: close other programs, or OMP_NUM_THREADS=1, and the same command again")
+    if facts.cut:
+        out.append("try: a larger --budget; the same command goes on from what is measured")
     if (facts.attention_share or 0.0) < SMALL_SHARE:
         out.append(
-            "try: longer sequences or larger images, where attention takes more of the time"
+            "try: longer sequences, larger images or a larger batch, where attention takes more of"
+            " the time"
         )
     if (result.front or result.nearest) and result.settings.get("recover") != "distil":
-        out.append("try: --recover distil --recover-budget 15m, which trains what was converted")
+        spent = max(LEAST_RECOVERY_S, STEPS * CALLS * (facts.baseline_ms or 0.0) / 1e3)
+        out.append(
+            f"try: --recover distil --recover-budget {spent / 60:.0f}m, which trains what was"
+            f" converted (about {minutes(spent)} for {STEPS} steps)"
+        )
+    out += _more_items(result)
     if facts.provable and facts.held_out and facts.provable > facts.held_out:
         out.append(
             f"try: {facts.provable} held-out items or more prove a drop within"

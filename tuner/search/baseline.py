@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -13,8 +15,10 @@ from attnpass.batch import call
 from attnpass.errors import TaskError
 from attnpass.task import Task
 from attnpass.tuner.measure import (
+    Scored,
     Split,
     answer,
+    binary,
     first_tensor,
     needed,
     pooled_scores,
@@ -47,6 +51,9 @@ class Baseline:
         canary: scores and outputs on a few selection batches, taken in this run.
         canary_items: the positions of their items among those of the selection.
         random: whether two evaluations gave two results: nothing stored is served.
+        metric: the name of the score.
+        seconds: that scoring all items takes, by the first outputs.
+        more: scores of the selection and of the held-out items by each of ``Task.metrics``.
     """
 
     sizes: list[int]
@@ -57,6 +64,15 @@ class Baseline:
     canary: Canary
     canary_items: list[int]
     random: bool
+    metric: str = ""
+    seconds: float = 0.0
+    more: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> dict[str, float]:
+        """By metric what a score that is not finite counts as: the least of the baseline's."""
+        every = {self.metric: (self.selection, self.held_out), **self.more}
+        return {m: min(float(x.min()) for x in parts) for m, parts in every.items()}
 
     @property
     def scored(self) -> Tensor:
@@ -89,17 +105,30 @@ def measure_baseline(inspection: Inspection, session: Session) -> Baseline:
     row, canary = find_baseline(inspection, session) or _measured(inspection, session)
     session.rest_on(row.mark)
     parts = split(row.sizes)
+    start = time.perf_counter()
     with torch.no_grad():
         reference = [
             first_tensor(call(capture, task.validation[i][0])).double()
             for i in parts.selection[:REFERENCES]
         ]
+    some = sum(row.sizes[i] for i in parts.selection[:REFERENCES])
+    seconds = (time.perf_counter() - start) * sum(row.sizes) / max(some, 1)
     selection, held_out = (
         torch.tensor(x, dtype=torch.float64) for x in (row.selection, row.held_out)
     )
     items = row.items(canary.batches)
     baseline = Baseline(
-        row.sizes, parts, selection, held_out, reference, canary, items, row.random
+        row.sizes,
+        parts,
+        selection,
+        held_out,
+        reference,
+        canary,
+        items,
+        row.random,
+        task.metric,
+        seconds,
+        row.tensors,
     )
     total = baseline.scored
     session.progress.say(
@@ -107,7 +136,32 @@ def measure_baseline(inspection: Inspection, session: Session) -> Baseline:
         f" a drop of {limit:.2%} needs at least {needed(limit)} items to be proven, held out are"
         f" {len(held_out)}" + (" (cross-fitted)" if parts.crossed else "")
     )
+    for remark in remarks(baseline):
+        session.progress.say(remark, style="yellow")
     return baseline
+
+
+FEW = 30
+"""Fewer items than this prove next to nothing."""
+
+
+def remarks(baseline: Baseline) -> list[str]:
+    """What about the scores limits every conclusion from them: constant, few, or of any size."""
+    found = []
+    for name, parts in {"": (baseline.selection, baseline.held_out), **baseline.more}.items():
+        metric = name or baseline.metric
+        every = torch.cat(list(parts))
+        low, high = float(every.min()), float(every.max())
+        if low == high:
+            found.append(f"{metric}: every item scores {low:g}, which tells no plan from another")
+        elif not binary(every):
+            found.append(
+                f"{metric}: scores from {low:.4g} to {high:.4g}; bounds by Student's t hold as far"
+                " as the items seen are like all others"
+            )
+    if len(baseline.scored) < FEW:
+        found.append(f"{len(baseline.scored)} items are too few to prove any small drop")
+    return found
 
 
 def _measured(inspection: Inspection, session: Session) -> tuple[BaselineRow, Canary]:
@@ -118,12 +172,12 @@ def _measured(inspection: Inspection, session: Session) -> tuple[BaselineRow, Ca
     """
     task, capture, say = inspection.task, inspection.capture, session.progress.say
     with fingerprint.files_read() as read:
-        sizes, selection, held_out = _score(inspection, session)
+        sizes, selection, held_out, more = _score(inspection, session)
         if sum(sizes) < 2:
             raise TaskError(f"expected two validation items or more, got {sum(sizes)}")
         batches = canary_batches(task, sizes, split(sizes).selection)
         canary, again = (take(task, capture, batches) for _ in range(2))
-    row = BaselineRow(sizes, selection, held_out, canary, False, uuid.uuid4().hex[:16])
+    row = BaselineRow(sizes, selection, held_out, canary, False, uuid.uuid4().hex[:16], more=more)
     items = row.items(batches)
     differs = score_difference([selection[i] for i in items], canary.scores, items, canary.noise)
     differs = differs or difference(canary, again, items)
@@ -143,25 +197,36 @@ def _measured(inspection: Inspection, session: Session) -> tuple[BaselineRow, Ca
     return row, canary
 
 
-def _score(inspection: Inspection, session: Session) -> tuple[list[int], list[float], list[float]]:
-    """Items per batch, and scores of the selection and of the held-out batches."""
+def _score(
+    inspection: Inspection, session: Session
+) -> tuple[list[int], list[float], list[float], dict[str, list[list[float]]]]:
+    """Items per batch, scores of the selection and of the held-out batches, those by metric."""
     task, capture = inspection.task, inspection.capture
     every = range(len(task.validation))
-    batches: list[Tensor] = []
+    outputs, batches = list[Tensor](), list[Scored]()
     with session.progress.stage("baseline accuracy", len(every)) as step:
         for i in every:
-            pooled = task.pooled
-            batches.append(answer(task, capture, i) if pooled else scores(task, capture, [i])[0])
+            if task.pooled:
+                outputs.append(answer(task, capture, i))
+            else:
+                batches.append(scores(task, capture, [i]))
             step("")
-    sizes = [len(task.validation[i][1]) if task.pooled else len(batches[i]) for i in every]
+    sizes = [len(task.validation[i][1]) if task.pooled else len(batches[i].main) for i in every]
     parts = split(sizes) if sum(sizes) else Split((), (), True)
-    selection, held_out = (_joined(task, batches, x) for x in (parts.selection, parts.held_out))
-    return sizes, selection, held_out
+    found = [
+        pooled_scores(task, [outputs[i] for i in part], part)
+        if task.pooled
+        else _joined(task, [batches[i] for i in part])
+        for part in (parts.selection, parts.held_out)
+    ]
+    more = {m: [x.more[m].tolist() for x in found] for m in task.metrics}
+    selection, held_out = (x.main.tolist() for x in found)
+    return sizes, selection, held_out, more
 
 
-def _joined(task: Task, batches: list[Tensor], chosen: tuple[int, ...]) -> list[float]:
-    """Scores of the chosen batches; ``batches`` holds scores, or outputs of a pooled task."""
-    taken = [batches[i] for i in chosen]
-    if task.pooled:
-        return list(pooled_scores(task, taken, chosen).tolist())
-    return list(torch.cat(taken).tolist()) if taken else []
+def _joined(task: Task, batches: list[Scored]) -> Scored:
+    """The scores of several batches as one record."""
+    none = [torch.zeros(0, dtype=torch.float64)]
+    more = {m: torch.cat(none + [x.more[m] for x in batches]) for m in task.metrics}
+    every = tuple(i for x in batches for i in x.batches)
+    return Scored(torch.cat(none + [x.main for x in batches]), more, every, True)

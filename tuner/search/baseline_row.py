@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from attnpass import fingerprint
 from attnpass.task import Task
 from attnpass.tuner.measure import split
@@ -26,6 +29,7 @@ class BaselineRow:
         random: whether a second evaluation gave other scores.
         mark: that of this measurement: whatever is measured beside it has it in its key.
         read: digests of the files that loading and judging the task read, by path.
+        more: scores of both parts by each of ``Task.metrics``.
     """
 
     sizes: list[int]
@@ -35,10 +39,21 @@ class BaselineRow:
     random: bool
     mark: str
     read: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, list[list[float]]] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """``more`` as tensors of float64."""
+        return {
+            m: (torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64))
+            for m, (a, b) in self.more.items()
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """The row as plain JSON types."""
-        return {**vars(self), "canary": self.canary.as_dict(), "read": dict(self.read)}
+        return {**vars(self), "canary": self.canary.as_dict(), "read": dict(self.read)} | {
+            "more": dict(self.more)
+        }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> BaselineRow:
@@ -54,8 +69,11 @@ class BaselineRow:
         lengths = [sum(sizes[i] for i in batches) for batches in wanted]
         if lengths != [len(selection), len(held_out), len(canary.scores)]:
             raise ValueError("expected one score per item")
+        more = {m: [list(map(float, x)) for x in xs] for m, xs in value.get("more", {}).items()}
+        if any([len(x) for x in xs] != lengths[:2] for xs in more.values()):
+            raise ValueError("expected one score per item of each metric")
         random, mark, read = bool(value["random"]), str(value["mark"]), dict(value["read"])
-        return cls(sizes, selection, held_out, canary, random, mark, read)
+        return cls(sizes, selection, held_out, canary, random, mark, read, more)
 
     def items(self, batches: Sequence[int]) -> list[int]:
         """The numbers of the items of some batches in the set.
@@ -98,6 +116,8 @@ def _fits(value: Mapping[str, Any], task: Task) -> bool:
     try:
         row = BaselineRow.from_dict(value)
     except (KeyError, TypeError, ValueError, IndexError):
+        return False
+    if row.more.keys() != task.metrics.keys():
         return False
     if len(row.sizes) != len(task.validation) or min(row.sizes) < 0 or sum(row.sizes) < 2:
         return False

@@ -105,7 +105,7 @@ def take(task: Task, run: Callable[..., Any], batches: Sequence[int]) -> Canary:
         if not task.pooled:
             scores += score_batch(task, output, target).tolist()
     if task.pooled:
-        scores = pooled_scores(task, tensors, batches).tolist()
+        scores = pooled_scores(task, tensors, batches).main.tolist()
     kinds = [torch.finfo(x.dtype).eps for x in tensors if x.is_floating_point()]
     return Canary(batches, scores, outputs, min(32 * max(kinds, default=0.0), MOST_NOISE))
 

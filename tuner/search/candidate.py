@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,8 @@ class Candidate:
             measured.
         judged: where the set is cross-fitted, the items that did not select the plan.
         latency, held_out: of finalists. recovery: of plans that were distilled globally.
+        more, others, held_others: scores and bounds by each of ``Task.metrics``. limits: allowed
+            drop by metric, that of ``Task.score`` under ``""``.
     """
 
     assignment: dict[str, str]
@@ -38,6 +41,17 @@ class Candidate:
     held_out: Bound | None = None
     latency: PlanLatency | None = None
     recovery: Recovery | None = None
+    more: Mapping[str, Tensor] = field(default_factory=dict)
+    others: Mapping[str, Bound] = field(default_factory=dict)
+    held_others: Mapping[str, Bound] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=lambda: {"": 0.0})
+
+    @property
+    def excess(self) -> float:
+        """How far the bound on the drop is over what is allowed, by the metric that is worst."""
+        assert self.selection is not None
+        found = [self.selection.upper - self.limits[""]]
+        return max(found + [x.upper - self.limits[m] for m, x in self.others.items()])
 
     @property
     def row(self) -> PlanRow:
@@ -51,6 +65,7 @@ class Candidate:
             divergence=self.divergence,
             latency=self.latency,
             recovery=self.recovery,
+            others=dict(self.held_others or self.others),
         )
 
     def as_dict(self) -> dict[str, Any]:

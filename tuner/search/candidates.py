@@ -7,13 +7,13 @@ the papers' recipes, and Optuna.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from attnpass import environment
 from attnpass.plan import Plan
-from attnpass.tuner.measure import bound, divergence, scores
+from attnpass.tuner.measure import Rejection, bound, by_batch, divergence, positions, scores
 from attnpass.tuner.search.baseline import Baseline
 from attnpass.tuner.search.canary import score_difference, take
 from attnpass.tuner.search.candidate import Candidate
@@ -24,8 +24,9 @@ from attnpass.tuner.search.session import NotReproducedError, Session, Value
 from attnpass.tuner.search.settings import REJECTED
 from attnpass.tuner.search.speed import Savings
 
-HOPELESS = 0.25
-"""Drop beyond which the scoring of a plan is stopped early."""
+HOPELESS, TIMES = 0.05, 3.0
+"""The scoring of a plan is stopped where it must drop more than this, and than so many times the
+allowed drop: recovery is not likely to give back more."""
 
 Damage = Mapping[str, Mapping[str, float]]
 """Per site and choice how far this choice alone moves the outputs; 0 for softmax."""
@@ -50,6 +51,11 @@ class Candidates:
         self.inspection, self.session, self.baseline = inspection, session, baseline
         self.library, self.base_ms, self.savings = library, base_ms, savings
         self.tried: dict[str, Candidate] = {}
+        limit = max(HOPELESS, TIMES * inspection.settings.max_drop)
+        selection = baseline.split.selection
+        by = by_batch(baseline.selection, baseline.sizes, selection)
+        self.rejection = Rejection(by, limit, inspection.settings.seed)
+        self.positions = positions(baseline.sizes, selection)
 
     def of(self, assignment: Mapping[str, str]) -> Candidate:
         """The plan of choices per site, made of the pieces, with its selection scores."""
@@ -66,21 +72,27 @@ class Candidates:
         known = self.tried.get(plan.hash)
         if known is not None:
             return known
-        base = self.baseline.selection
+        base, limits = self.baseline.selection, self.inspection.limits
         context = {**self.inspection.context, "batches": list(self.baseline.split.selection)}
         value = self.session.find("accuracy", plan.hash, context, fits=self._fits)
         if value is None:
             value = self._score(plan)
             self.session.keep("accuracy", plan.hash, context, value)
         elif not self.session.verified:
-            self._verify(plan, value["scores"])
+            self._verify(plan, value)
         taken = torch.tensor(value["scores"], dtype=torch.float64)
+        same = base[[i for b in value["batches"] for i in self.positions[b]]]
+        more = {m: torch.tensor(x, dtype=torch.float64) for m, x in value.get("more", {}).items()}
+        whole = {m: x for m, x in more.items() if value["complete"]}
         candidate = Candidate(
             assignment,
             plan,
             cost=self.savings.left(self.base_ms, assignment.values()),
             scores=taken,
-            selection=bound(base[: len(taken)], taken),
+            selection=bound(same, taken),
+            more=whole,
+            others={m: bound(self.baseline.more[m][0], x) for m, x in whole.items()},
+            limits=limits,
             divergence=self.divergence(plan) if value["complete"] else REJECTED,
         )
         self.keep(candidate)
@@ -96,20 +108,24 @@ class Candidates:
 
     def _fits(self, value: Value) -> bool:
         """Whether stored scores are of all items, or of the first ones where it was stopped."""
-        if not {"scores", "complete"} <= value.keys():
+        if not {"scores", "complete", "batches"} <= value.keys():
             return False
-        wanted, found = len(self.baseline.selection), len(value["scores"])
-        return found == wanted if value["complete"] else 0 < found < wanted
+        batches, found, more = value["batches"], len(value["scores"]), value.get("more", {})
+        if not set(batches) <= self.positions.keys() or more.keys() != self.baseline.more.keys():
+            return False
+        wanted = sum(len(self.positions[b]) for b in batches)
+        whole = value["complete"] == (len(batches) == len(self.positions))
+        return 0 < found == wanted and whole and all(len(x) == found for x in more.values())
 
-    def _verify(self, plan: Plan, stored: list[float]) -> None:
+    def _verify(self, plan: Plan, value: Value) -> None:
         """Compare the first stored scores of a plan with those of now, on the canary's items.
 
         Raises:
             NotReproducedError: a score is another one.
         """
         task, capture, baseline = self.inspection.task, self.inspection.capture, self.baseline
-        items = [i for i in baseline.canary_items if i < len(stored)]
-        if len(items) < len(baseline.canary_items):
+        stored, items = value["scores"], baseline.canary_items
+        if not value["complete"]:
             return  # its scoring was stopped early
         capture.use(plan)
         now = take(task, capture, baseline.canary.batches)
@@ -120,17 +136,17 @@ class Candidates:
         self.session.verified = True
 
     def _score(self, plan: Plan) -> Value:
-        capture, baseline = self.inspection.capture, self.baseline
+        capture, baseline, task = self.inspection.capture, self.baseline, self.inspection.task
         capture.use(plan)
-        found, complete = scores(
-            self.inspection.task,
+        found = scores(
+            task,
             capture,
             baseline.split.selection,
-            base=baseline.selection,
-            max_drop=HOPELESS,
+            worst=baseline.worst,
+            rejection=self.rejection,
         )
         capture.use(None)
-        return {"scores": found.tolist(), "complete": complete}
+        return found.as_dict()
 
     def _diverge(self, plan: Plan) -> Value:
         task, capture, baseline = self.inspection.task, self.inspection.capture, self.baseline
@@ -158,8 +174,16 @@ def measure_damage(candidates: Candidates) -> Iterator[Damage]:
             yield damage
 
 
-def search_plans(candidates: Candidates, damage: Damage) -> None:
+class OutOfTimeError(Exception):
+    """The search has to leave the rest of its time to the stages after it."""
+
+
+def search_plans(
+    candidates: Candidates, damage: Damage, reserve: Callable[[], float] = lambda: 0.0
+) -> None:
     """Score the plans of the integer program, the recipes, then those that Optuna proposes.
+
+    Fewer where the budget has less left than the ``reserve``, the seconds that the finalists need.
 
     Raises:
         KeyboardInterrupt: the run is to stop; ``candidates`` holds the plans scored so far.
@@ -171,20 +195,28 @@ def search_plans(candidates: Candidates, damage: Damage) -> None:
     if all(len(choices) == 1 for choices in space.values()):
         return
     settings, base = candidates.inspection.settings, candidates.baseline.selection
-    unchanged = dict.fromkeys(damage, "softmax")
+    budget, unchanged = candidates.session.budget, dict.fromkeys(damage, "softmax")
     with candidates.session.progress.stage("search", settings.limits["trials"]) as step:
 
         def evaluate(assignment: dict[str, str]) -> Outcome:
+            if budget.left < reserve():
+                raise OutOfTimeError
             if assignment == unchanged:
                 same = bound(base, base)
                 return Outcome(candidates.base_ms, same.upper - settings.max_drop)
             found = candidates.of(assignment)
             assert found.selection is not None
             step(f"{found.cost:.1f} ms, {found.selection.score:.3f}")
-            return Outcome(found.cost, found.selection.upper - settings.max_drop)
+            late = found.cost / settings.max_ms - 1 if settings.max_ms else -1.0
+            return Outcome(found.cost, max(found.excess, late))
 
         seeds = first_plans(damage, candidates.savings)
-        search(space, evaluate, seeds, trials=settings.limits["trials"], seed=settings.seed)
+        trials = settings.limits["trials"]
+        try:
+            search(space, evaluate, seeds, trials=trials, seed=settings.seed)
+        except OutOfTimeError:
+            done = len(candidates.tried)
+            budget.leave_out(f"search: {done} plans scored, {trials} were allowed")
 
 
 def first_plans(damage: Damage, savings: Savings) -> list[dict[str, str]]:

@@ -141,7 +141,9 @@ def _train_pieces(
         keys = {tuple(k.split("|")): loss for k, loss in stage["best"].items()}
         losses = {site: loss for (c, site), loss in keys.items() if c == choice}
         name = session.store.save_plan(plan)
-        done[choice] = DistilledChoice(name, losses, stage["steps"], stage["seconds"])
+        # a choice without parameters had no part in the stage
+        steps, seconds = (stage["steps"], stage["seconds"]) if losses else (0, 0.0)
+        done[choice] = DistilledChoice(name, losses, steps, seconds)
         session.keep("bank", choice, distillation.context, done[choice].as_dict())
     saved.remove()
     return done
@@ -152,7 +154,8 @@ def affordable_plans(budget: float, distilled: Mapping[str, DistilledChoice]) ->
 
     A global step is taken to be as long as three local ones of one choice.
     """
-    each = [x.seconds / max(x.steps, 1) / len(distilled) for x in distilled.values()]
+    trained = [x for x in distilled.values() if x.steps]
+    each = [x.seconds / x.steps / len(trained) for x in trained]
     left = budget * (1 - LOCAL_SHARE)
     return max(int(left / (3 * GLOBAL_STEPS * max([1e-9, *each]))), 1)
 

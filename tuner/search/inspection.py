@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from attnpass import environment, fingerprint
 from attnpass.batch import Batch, call
 from attnpass.capture import Capture
 from attnpass.errors import CaptureError
+from attnpass.forms import default_length
 from attnpass.plan import Plan, assign
 from attnpass.report import Report
 from attnpass.seeds import seeded
@@ -21,11 +23,16 @@ from attnpass.site import AttentionSite
 from attnpass.store import Store, now
 from attnpass.task import Task, load_task, users_code
 from attnpass.torch_internals import pytree
-from attnpass.tuner.measure import needed, try_task
-from attnpass.tuner.search.settings import CHOICES, Settings
+from attnpass.tuner.measure import needed, split, try_task
+from attnpass.tuner.search.menu import form_of
+from attnpass.tuner.search.settings import Settings
 
 NOT_IDENTITY = ("refresh", "timeout", "load_timeout")
 """Settings that change neither what a run measures nor its id."""
+
+
+COMPILE_S = {"inductor": 20.0}
+"""Seconds that an inner compiler takes for one plan, as a guess before anything is compiled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,35 +70,76 @@ class Inspection:
         return self.capture.sites
 
     @property
+    def limits(self) -> dict[str, float]:
+        """Allowed drop by metric; that of ``Task.score`` stands under the empty name."""
+        most = self.settings.max_drop
+        asked = {m: x.max_drop for m, x in self.task.metrics.items()}
+        return {"": most, **{m: most if x is None else x for m, x in asked.items()}}
+
+    @property
     def legal(self) -> dict[str, list[str]]:
         """Per site the choices asked for that are legal there."""
         return {
-            s.name: [c for c in self.settings.forms if s.legal.get(CHOICES[c][0]) is None]
+            s.name: [c for c in self.settings.forms if _differs(s, *form_of(c))]
             for s in self.sites
         }
+
+    def under_tiles(self, store: Store) -> Inspection:
+        """The inspection for latencies under the tiles that compiled plans find in ``store``."""
+        return replace(self, timing={**self.timing, "tiles": _tiles(store, self.kind)})
 
     def report(self) -> Report:
         """The verdicts of the matcher."""
         return Report(self.sites, self.capture.declined)
 
     def outline(self) -> dict[str, Any]:
-        """A description of the search, nothing measured."""
+        """A description of the search: sites, forms, the space, the time, and what is in reach."""
         rows = self.legal
         size = 1
         for row in rows.values():
             size *= len(row) + 1
-        return {
+        settings, items = self.settings, needed(self.settings.max_drop)
+        found: dict[str, Any] = {
             "run": self.run,
-            "task": self.settings.task,
+            "task": settings.task,
             "sites": rows,
+            "forms": list(settings.forms),
             "space": size,
-            "trials": self.settings.limits["trials"],
-            "items_needed": needed(self.settings.max_drop),
+            "trials": settings.limits["trials"],
+            "items_needed": items,
         }
+        judged = self._held_out()
+        if judged is not None:
+            # with not a single item lost
+            found |= {"held_out": judged, "reachable": judged >= items}
+        return found | {"estimated_s": round(self._seconds()), "budget_s": settings.budget or None}
+
+    def _held_out(self) -> int | None:
+        """How many items will judge plans, where the targets have a length."""
+        sizes = [len(y) for _, y in self.task.validation if hasattr(y, "__len__")]
+        if len(sizes) < len(self.task.validation):
+            return None
+        return sum(sizes[i] for i in split(sizes).held_out)
+
+    def _seconds(self) -> float:
+        """About how long the run will take: by one call of the model, and a guess per compile."""
+        start = time.perf_counter()
+        with torch.no_grad():
+            call(self.capture, self.task.example)
+        once, limits = time.perf_counter() - start, self.settings.limits
+        choices = {c for row in self.legal.values() for c in row}
+        compiled = 4 + len(choices) + limits["finalists"]
+        timed = once * limits["rounds"] * (compiled + 6)
+        scored = once * len(self.task.validation) * (1 + limits["trials"] / 2)
+        recovered = self.settings.recover_budget if self.settings.recover == "distil" else 0.0
+        total = compiled * COMPILE_S.get(self.settings.inner, 1.0) + timed + scored + recovered
+        return min(total, self.settings.budget) if self.settings.budget else total
 
 
 def inspect_task(settings: Settings, store: Store) -> Inspection:
     """The task of ``settings``, its model captured; ``store`` holds the tiles that plans find.
+
+    The run's id does not depend on tiles, which the run itself may find.
 
     Raises:
         TaskError: the task is not usable. CaptureError: its model has no softmax attention.
@@ -115,13 +163,14 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
         **context,
         "inner": settings.inner,
         "mode": settings.mode,
-        "shapes": environment.shapes(task.example),
+        "shapes": [[environment.shapes(batch), share] for batch, share in task.served],
+        "objective": settings.objective,
         "rounds": settings.limits["rounds"],
-        "tiles": _tiles(store, kind),
+        "seconds": settings.limits["seconds"],
     }
     asked = {k: v for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
     text = json.dumps([asked, timing, inputs], sort_keys=True, default=str)
-    return Inspection(
+    found = Inspection(
         settings=settings,
         asked=asked,
         task=task,
@@ -136,6 +185,13 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
         run=hashlib.sha256(text.encode()).hexdigest()[:12],
         created=now(),
     )
+    return found.under_tiles(store)
+
+
+def _differs(site: AttentionSite, form: str, options: Mapping[str, Any]) -> bool:
+    """Whether a choice is legal at a site, and another than the form with a default length."""
+    known = options.get("L") != default_length(site)
+    return form != "softmax" and site.legal.get(form) is None and known
 
 
 def _context(capture: Capture, base: Plan, kind: str) -> dict[str, Any]:

@@ -6,18 +6,20 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
 
 from attnpass.errors import MeasureError
 from attnpass.plan import Plan
 from attnpass.tuner.measure import (
+    LOOK,
     Conditions,
     Failure,
     Protocol,
+    Ratio,
     Reply,
     Times,
     Worker,
@@ -64,8 +66,20 @@ WIDE = 0.05
 ESCALATION = (Protocol(1), Protocol(2), Protocol(2, threads=1), Protocol(2, 1, pinned=True))
 """How a measurement is taken, one after the other until it is steady; rounds as a multiple."""
 
+FIRST = 7
+"""Rounds of the first look at a measurement; each look that decides nothing doubles them."""
+
+PRECISE = 0.03
+"""Half the width of an interval, as a share of its middle, with which a measurement may end."""
+
+ALIKE = 0.01
+"""The same, where the interval leaves open which of two is faster."""
+
 TRUSTED = 3600.0
 """Seconds for which times are taken from the store unseen; older ones are run again shortly."""
+
+LEAST_PATIENCE = 20.0
+"""Seconds that a request is waited for even where the budget is spent."""
 
 SHORT = 7
 """Rounds of a short run that re-checks stored times."""
@@ -82,16 +96,39 @@ class Timed:
         times: milliseconds, one row per model, one column per round.
         floor: how far two identical runs differ, None where the unchanged model ran once.
         conditions: of the machine, None where they are not known.
+        shapes: median milliseconds per model and example of the task. peaks: MiB that a call of
+            each model takes at most; both may be empty.
     """
 
     times: list[list[float]]
     floor: float | None = None
     conditions: Conditions | None = None
+    shapes: Sequence[Sequence[float]] = ()
+    peaks: Sequence[float] = ()
 
     @property
     def reliable(self) -> bool:
         """Whether two identical runs are near enough."""
         return self.floor is None or self.floor <= WIDE
+
+    def ratio(self, candidate: int, base: int = 0) -> Ratio:
+        """The speed-up of one series over another."""
+        return ratio(self.times[base], self.times[candidate], LOOK)
+
+    @property
+    def settled(self) -> bool:
+        """Whether more rounds would change no decision.
+
+        The floor is narrow, and each interval narrow and on one side of 1, or very narrow.
+        """
+        if self.floor is None or not self.reliable:
+            return False
+        for found in (self.ratio(i) for i in range(2, len(self.times))):
+            width = (found.high - found.low) / 2 / found.median
+            apart = found.low > 1 + self.floor or found.high < 1 - self.floor
+            if width > (PRECISE if apart else ALIKE):
+                return False
+        return True
 
 
 @dataclass(eq=False)
@@ -100,12 +137,23 @@ class Latencies:
 
     Attributes:
         stale: whether stored times were found to be none of this machine as it is now.
+        left: the seconds that the stage may still take. asked: of each request, how many plans it
+            was for and the seconds it took. taken: kinds and subjects that this run measured.
     """
 
     inspection: Inspection
     session: Session
     worker: Worker
     stale: bool = False
+    left: Callable[[], float] = field(default=lambda: math.inf)
+    asked: list[tuple[int, float]] = field(default_factory=list)
+    taken: set[tuple[str, str]] = field(default_factory=set)
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait for a reply: as asked for, never long beyond the run's budget."""
+        most = max(LEAST_PATIENCE, self.session.budget.left)
+        return min(self.inspection.settings.timeout, most)
 
     def ceiling(self) -> Timed:
         """The five series of ``Worker.ceiling``.
@@ -135,6 +183,30 @@ class Latencies:
         """
         return self._times("latency", subject, plans, spare=spare, decides=decides)
 
+    def each(
+        self, plans: Mapping[str, Plan], beside: Plan | None
+    ) -> Iterator[tuple[str, Timed | MeasureError]]:
+        """The times of each plan beside one that runs twice: ``[beside, beside, plan]``.
+
+        Those that are not stored are taken together, which runs ``beside`` once for all; where
+        that fails, one after the other. ``plans`` are by their subject in the store.
+        """
+        missing = {
+            subject: plan
+            for subject, plan in plans.items()
+            if self._stored("latency", subject, [beside, beside, plan], True, False) is None
+        }
+        if len(missing) > 1 and self.left() > 0:
+            reply = self._steady(f"{len(missing)} choices", [beside, beside, *missing.values()])
+            if isinstance(reply, Times):
+                for i, (subject, plan) in enumerate(missing.items(), 2):
+                    self._keep("latency", subject, [beside, beside, plan], reply.only(0, 1, i))
+        for subject, plan in plans.items():
+            try:
+                yield subject, self.times(subject, [beside, beside, plan], spare=True)
+            except MeasureError as error:
+                yield subject, error
+
     def of_threads(self, threads: int, rounds: int) -> Timed:
         """The unchanged model twice, with so many threads.
 
@@ -156,35 +228,56 @@ class Latencies:
         spare: bool,
         decides: bool,
     ) -> Timed:
-        session, timing = self.session, self.inspection.timing
-        least = self.inspection.settings.limits["rounds"]
-        runs = 5 if plans is None else len(plans)
-
-        def fits(value: Value) -> bool:
-            lengths = [len(x) for x in value.get("times", [[0] * least] * runs)]
-            return len(lengths) == runs and len({*lengths}) == 1 and lengths[0] >= least
-
-        value = None if self.stale else session.find(kind, subject, timing, fits=fits)
-        if value is not None and (
-            self._again(value, spare) or not self._holds(value, plans, decides)
-        ):
-            value = None
+        value = self._stored(kind, subject, plans, spare, decides)
         if value is None:
             reply = self._steady(subject, plans)
-            value = reply.as_dict() | {
-                "limit": self.inspection.settings.timeout,
-                "taken": time.time(),
-            }
-            outcome = reply.outcome
-            if isinstance(reply, Times) and not _timed(value, plans).reliable:
-                outcome = "unreliable"
-            session.keep(kind, subject, timing, value, outcome=outcome)
-            value = session.find(kind, subject, timing, fresh=True) or value
+            value = self._keep(kind, subject, plans, reply)
         if value.get("outcome", "ok") not in ("ok", "unreliable"):
             raise MeasureError(
                 f"expected to measure {subject}, got {value['outcome']}: {value.get('why')}"
             )
         return _timed(value, plans)
+
+    def _stored(
+        self,
+        kind: str,
+        subject: str,
+        plans: Sequence[Plan | None] | None,
+        spare: bool,
+        decides: bool,
+    ) -> Value | None:
+        """What is stored and may be believed; times of one number of rounds, enough for a look."""
+        runs = 5 if plans is None else len(plans)
+
+        def fits(value: Value) -> bool:
+            lengths = [len(x) for x in value.get("times", [[0] * FIRST] * runs)]
+            return len(lengths) == runs and len({*lengths}) == 1 and lengths[0] >= FIRST
+
+        timing, taken = self.inspection.timing, (kind, subject) in self.taken
+        if self.stale and not taken:
+            return None
+        value = self.session.find(kind, subject, timing, fresh=taken, fits=fits)
+        if value is None or taken:
+            return value
+        again = self._again(value, spare) or not self._holds(value, plans, decides)
+        return None if again else value
+
+    def _keep(
+        self, kind: str, subject: str, plans: Sequence[Plan | None] | None, reply: Reply
+    ) -> Value:
+        """Commit a reply; gives it as it is stored."""
+        value = reply.as_dict() | {
+            "limit": self.worker.timeout,
+            "taken": time.time(),
+        }
+        outcome = reply.outcome
+        if isinstance(reply, Times) and not _timed(value, plans).reliable:
+            outcome = "unreliable"
+        timing = self.inspection.timing
+        self.session.keep(kind, subject, timing, value, outcome=outcome)
+        if isinstance(reply, Times):
+            self.taken.add((kind, subject))
+        return self.session.find(kind, subject, timing, fresh=True) or value
 
     def _again(self, value: Value, spare: bool) -> bool:
         """Whether a stored failure may end otherwise, or must."""
@@ -216,14 +309,14 @@ class Latencies:
         rounds, say = self.inspection.settings.limits["rounds"], self.session.progress.say
         least, best = math.inf, None
         for step in ESCALATION if self.inspection.kind == "cpu" else ESCALATION[:2]:
-            reply = self._ask(plans, replace(step, rounds=rounds * step.rounds))
+            reply = self._looked_at(plans, replace(step, rounds=rounds * step.rounds))
             if isinstance(reply, Failure):
                 return best or reply
             found = _timed(reply.as_dict(), plans)
             noise = found.floor or 0.0
             if noise < least:
                 least, best = noise, reply
-            if found.reliable:
+            if found.reliable or self.left() <= 0:
                 return reply
             under = "" if found.conditions is None else f" ({found.conditions})"
             say(f"{subject}: two identical runs differ by up to {noise:.0%}{under}", style="dim")
@@ -232,7 +325,32 @@ class Latencies:
         assert best is not None
         return best
 
+    def _looked_at(self, plans: Sequence[Plan | None] | None, protocol: Protocol) -> Reply:
+        """Times of as many rounds as settle the matter, at most those of the protocol."""
+        most, seconds = protocol.rounds, self.inspection.settings.limits["seconds"]
+        found, end = None, time.monotonic() + seconds
+        first = FIRST if _has_twins(plans) else most  # else nothing tells the noise
+        while True:
+            done = 0 if found is None else len(found.times[0])
+            more = max(done, first)
+            more = more if most - done - more >= FIRST else most - done
+            reply = self._ask(plans, replace(protocol, rounds=more, memory=not done))
+            if isinstance(reply, Failure):
+                return reply
+            found = reply if found is None else found.and_then(reply)
+            over = time.monotonic() > end or self.left() <= 0
+            if len(found.times[0]) >= most or over or _timed(found.as_dict(), plans).settled:
+                return found
+
     def _ask(self, plans: Sequence[Plan | None] | None, protocol: Protocol) -> Reply:
+        start = time.monotonic()
+        self.worker.timeout = self.patience
+        try:
+            return self._answer(plans, protocol)
+        finally:
+            self.asked.append((5 if plans is None else len(plans), time.monotonic() - start))
+
+    def _answer(self, plans: Sequence[Plan | None] | None, protocol: Protocol) -> Reply:
         if plans is None:
             return self.worker.ceiling(protocol)
         with plans_folder(self.session.store.path) as folder:
@@ -250,9 +368,15 @@ class Latencies:
 def _timed(value: Value, plans: Sequence[Plan | None] | None) -> Timed:
     """The record of a measurement as it is stored; a ceiling begins with the same model twice."""
     times: list[list[float]] = value["times"]
-    twins = plans is None or (len(plans) > 1 and plans[0] is plans[1])
-    noise = floor(times[0], times[1]) if twins else None
-    return Timed(times, noise, Conditions.from_dict(value.get("conditions")))
+    noise = floor(times[0], times[1], LOOK) if _has_twins(plans) else None
+    conditions = Conditions.from_dict(value.get("conditions"))
+    more = (value.get(name) or () for name in ("shapes", "peaks"))
+    return Timed(times, noise, conditions, *more)
+
+
+def _has_twins(plans: Sequence[Plan | None] | None) -> bool:
+    """Whether the first two runs are the same; those of a ceiling are."""
+    return plans is None or (len(plans) > 1 and plans[0] is plans[1])
 
 
 def differing(stored: Timed, now: Timed) -> str:
@@ -261,8 +385,8 @@ def differing(stored: Timed, now: Timed) -> str:
     if not was / DRIFT <= base <= was * DRIFT:
         return f"the unchanged model takes {base:.2f} ms, stored are {was:.2f}"
     noise = WIDE + (stored.floor or 0.0) + (now.floor or 0.0)
-    for before, after in zip(stored.times[1:], now.times[1:], strict=True):
-        old, new = ratio(stored.times[0], before), ratio(now.times[0], after)
+    for i in range(1, len(stored.times)):
+        old, new = stored.ratio(i), now.ratio(i)
         if not old.low / (1 + noise) <= new.median <= old.high * (1 + noise):
             return f"a speed-up of {new.median:.2f}x, stored is {old}"
     return ""

@@ -14,8 +14,8 @@ from torch import nn
 from attnpass.plan import Delta, Entry, Plan, assign
 from attnpass.recover import fit_sites, observe
 from attnpass.tuner.search.inspection import Inspection
+from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.session import Session
-from attnpass.tuner.search.settings import CHOICES
 
 Piece = tuple[dict[str, nn.Parameter], dict[str, Delta]]
 """A form's parameters by name, and the deltas that are added to the weights of its site."""
@@ -34,7 +34,8 @@ class PieceLibrary:
         Raises:
             KeyboardInterrupt: the run is to stop; the choices fitted so far stay calibrated.
         """
-        capture, choices = self.inspection.capture, self.inspection.settings.forms
+        capture, legal = self.inspection.capture, self.inspection.legal.values()
+        choices = [c for c in self.inspection.settings.forms if any(c in row for row in legal)]
         errors = {}
         with session.progress.stage("calibrate", len(choices)) as step:
             observed = observe(capture, list(self.inspection.task.calibration))
@@ -49,7 +50,7 @@ class PieceLibrary:
     def everywhere(self, choice: str) -> Plan:
         """The plan that has one choice wherever it is legal, from the pieces there are."""
         sites = self.inspection.sites
-        entries, _ = assign(sites, *CHOICES[choice])
+        entries, _ = assign(sites, *form_of(choice))
         plan = Plan(entries).initialise(sites)
         for site in plan.sites:
             self._put(plan, site, choice)
@@ -66,7 +67,7 @@ class PieceLibrary:
         """The plan of choices per site, from the pieces; sites not named stay softmax."""
         entries = {}
         for name, entry in self.inspection.base.sites.items():
-            form, options = CHOICES.get(assignment.get(name, "softmax"), ("softmax", {}))
+            form, options = form_of(assignment.get(name, "softmax"))
             entries[name] = Entry(form, options, entry.fits, entry.weights)
         plan = Plan(entries)
         for name, choice in assignment.items():

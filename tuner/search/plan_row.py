@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -21,11 +21,17 @@ class PlanLatency:
     Attributes:
         ms: its median. ratio: the model as it is over the plan, above 1 where the plan is faster.
         over_lossless: the lossless plan over this one, where that is a gain itself.
+        p95_ms: the time that 95 % of the calls do not exceed. peak_mib: MiB that a call takes at
+            most beyond what was held before, None where that is not known. shapes_ms: the median
+            per example of the task.
     """
 
     ms: float
     ratio: Ratio
     over_lossless: Ratio | None = None
+    p95_ms: float | None = None
+    peak_mib: float | None = None
+    shapes_ms: Sequence[float] = ()
 
     @property
     def least(self) -> float:
@@ -71,6 +77,7 @@ class PlanRow:
         estimate_ms: the latency that the search assumed.
         selection, held_out: bounds on its drop. divergence: how far it moves the outputs.
         latency: measured, of finalists. recovery: of plans that were distilled globally.
+        others: bounds by each of ``Task.metrics``, on held-out items where ``held_out`` is there.
     """
 
     plan: str
@@ -81,6 +88,7 @@ class PlanRow:
     divergence: float | None = None
     latency: PlanLatency | None = None
     recovery: Recovery | None = None
+    others: Mapping[str, Bound] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The row as plain JSON types."""
@@ -92,7 +100,12 @@ class PlanRow:
             "held_out": self.held_out.as_dict() if self.held_out else None,
             "latency": self.latency_dict(),
             "recovery": self.recovery.as_dict() if self.recovery else {},
-        }
+        } | self._others_dict()
+
+    def _others_dict(self) -> dict[str, Any]:
+        """The bounds by other metrics, no key where there are none."""
+        rows = {m: x.as_dict() for m, x in self.others.items()}
+        return {"others": rows} if rows else {}
 
     def latency_dict(self) -> dict[str, Any]:
         """Milliseconds and ratio; the divergence stands beside them, as it always has."""
@@ -103,6 +116,10 @@ class PlanRow:
             out |= {"ms": self.latency.ms, "ratio": self.latency.ratio.as_dict()}
             if self.latency.over_lossless is not None:
                 out["over_lossless"] = self.latency.over_lossless.as_dict()
+            more = {"p95_ms": self.latency.p95_ms, "peak_mib": self.latency.peak_mib}
+            out |= {k: v for k, v in more.items() if v is not None}
+            if len(self.latency.shapes_ms) > 1:
+                out["shapes_ms"] = list(self.latency.shapes_ms)
         return out
 
     @classmethod
@@ -110,7 +127,7 @@ class PlanRow:
         """The row of plain JSON types."""
         stored: Json = value.get("latency") or {}
         ratio, lossless = (record(Ratio, stored.get(n)) for n in ("ratio", "over_lossless"))
-        recovery = value.get("recovery")
+        recovery, others = value.get("recovery"), value.get("others") or {}
         return cls(
             plan=value["plan"],
             forms=value.get("forms", {}),
@@ -118,10 +135,14 @@ class PlanRow:
             selection=record(Bound, value.get("selection")),
             held_out=record(Bound, value.get("held_out")),
             divergence=stored.get("divergence"),
-            latency=PlanLatency(stored["ms"], ratio, lossless)
+            latency=PlanLatency(
+                *(stored["ms"], ratio, lossless),
+                *(stored.get("p95_ms"), stored.get("peak_mib"), stored.get("shapes_ms", ())),
+            )
             if ratio and "ms" in stored
             else None,
             recovery=Recovery.from_dict(recovery) if recovery else None,
+            others={m: x for m, row in others.items() if (x := record(Bound, row)) is not None},
         )
 
 

@@ -79,8 +79,11 @@ def likely(candidates: Candidates, candidate: Candidate, confidence: float) -> f
     baseline = candidates.baseline
     if len(candidate.scores) < len(baseline.selection):
         return 0.0
-    limit, items = candidates.inspection.settings.max_drop, len(baseline.held_out)
-    return chance(baseline.selection, candidate.scores, limit, items, confidence)
+    limits, items = candidates.inspection.limits, len(baseline.held_out)
+    found = [chance(baseline.selection, candidate.scores, limits[""], items, confidence)]
+    for m, taken in candidate.more.items():
+        found.append(chance(baseline.more[m][0], taken, limits[m], items, confidence))
+    return min(found)
 
 
 def promising(candidates: Candidates, count: int) -> list[Candidate]:
@@ -110,8 +113,8 @@ def _quickest(candidate: Candidate) -> tuple[float, float]:
     return candidate.cost, candidate.divergence
 
 
-def choose_finalists(candidates: Candidates) -> list[Candidate]:
-    """The plans that promise the largest proven gain.
+def choose_finalists(candidates: Candidates, affordable: int | None = None) -> list[Candidate]:
+    """The plans that promise the largest proven gain, no more than are ``affordable``.
 
     Where the set is cross-fitted: the fastest that keeps the limit on each half, to be judged
     on the other.
@@ -119,6 +122,7 @@ def choose_finalists(candidates: Candidates) -> list[Candidate]:
     tried, baseline = list(candidates.tried.values()), candidates.baseline
     if not baseline.split.crossed:
         most = candidates.inspection.settings.limits["finalists"]
+        most = most if affordable is None else min(most, affordable)
         return choose(
             tried, lambda c: gain(candidates, c), lambda c, p: likely(candidates, c, p), most
         )
@@ -137,14 +141,21 @@ def allowed(candidates: Candidates, items: list[int] | None) -> list[Candidate]:
 
     ``None`` is the whole selection.
     """
-    base, limit = candidates.baseline.selection, candidates.inspection.settings.max_drop
+    baseline, limits = candidates.baseline, candidates.inspection.limits
+    base = baseline.selection
     chosen = list(range(len(base))) if items is None else items
+
+    def keeps(c: Candidate) -> bool:
+        pairs = [(base, c.scores, limits[""])]
+        pairs += [(baseline.more[m][0], x, limits[m]) for m, x in c.more.items()]
+        return all(bound(a[chosen], b[chosen]).upper <= limit for a, b, limit in pairs)
+
     faster = [
         c
         for c in candidates.tried.values()
         if c.cost < candidates.base_ms and len(c.scores) == len(base)
     ]
-    kept = [c for c in faster if bound(base[chosen], c.scores[chosen]).upper <= limit]
+    kept = [c for c in faster if keeps(c)]
     return sorted(kept, key=_quickest)
 
 
@@ -184,19 +195,26 @@ def _judged(candidates: Candidates, candidate: Candidate, confidence: float) -> 
 
     def score() -> Value:
         capture.use(plan)
-        found, _ = scores(task, capture, baseline.split.held_out)
+        found = scores(task, capture, baseline.split.held_out, worst=baseline.worst)
         capture.use(None)
-        return {"scores": found.tolist()}
+        return {k: v for k, v in found.as_dict().items() if k in ("scores", "more")}
 
     context = {**inspection.context, "batches": list(baseline.split.held_out)}
 
     def fits(value: Value) -> bool:
-        return len(value.get("scores", [])) == len(baseline.held_out)
+        more = value.get("more", {})
+        lengths = {len(x) for x in (value.get("scores", []), *more.values())}
+        return lengths == {len(baseline.held_out)} and more.keys() == task.metrics.keys()
 
     value = candidates.session.measured("accuracy", f"held out {plan.hash}", context, score, fits)
     taken = torch.tensor(value["scores"], dtype=torch.float64)
     items = list(candidate.judged) or list(range(len(taken)))
     held_out = bound(baseline.held_out[items], taken[items], confidence)
+    # all limits have to be kept: each is tested at the whole level (intersection-union test)
+    others = {}
+    for m, row in value.get("more", {}).items():
+        other = torch.tensor(row, dtype=torch.float64)
+        others[m] = bound(baseline.more[m][1][items], other[items], confidence)
     plan.measured = {
         "held_out": held_out.as_dict(),
         "latency": candidate.row.latency_dict(),
@@ -204,4 +222,4 @@ def _judged(candidates: Candidates, candidate: Candidate, confidence: float) -> 
         "baseline_ms": candidates.base_ms,
     }
     candidates.session.store.save_plan(plan)
-    return replace(candidate, held_out=held_out)
+    return replace(candidate, held_out=held_out, held_others=others)

@@ -60,6 +60,7 @@ class Facts:
             at every legal site. undecided: choices whose gain noise hides.
         bank: the choices that were distilled.
         finalists_floor: ``floor`` where the finalists were measured.
+        cut: what there was no time for.
     """
 
     items: int | None = None
@@ -87,6 +88,7 @@ class Facts:
     undecided: Sequence[str] | None = None
     bank: Mapping[str, DistilledChoice] | None = None
     finalists_floor: float | None = None
+    cut: Sequence[str] | None = None
 
     @property
     def noise(self) -> float:
@@ -133,9 +135,11 @@ class RunResult:
         facts, device, versions: where and with what. sites, declined: verdicts of the matcher.
         sensitivity: divergence per site and choice. fit: calibration error per choice and site.
         tried: how many plans were scored. front: the finalists that are faster than the
-            baseline beyond the noise, fastest first. slower: the others.
+                baseline beyond the noise and within the limits on time and memory, fastest first.
+            slower: the others.
         nearest: where there is no finalist, plans that come nearest to the allowed drop.
         best: hash of the fastest proven plan, None where there is none.
+        scored: every plan that was scored on the selection, by its estimate, fastest first.
     """
 
     run: str
@@ -156,6 +160,7 @@ class RunResult:
     nearest: Sequence[PlanRow]
     best: str | None
     slower: Sequence[PlanRow] = ()
+    scored: Sequence[PlanRow] = ()
 
     @property
     def max_drop(self) -> float:
@@ -177,6 +182,7 @@ class RunResult:
             "front": [row.as_dict() for row in self.front],
             "slower": [row.as_dict() for row in self.slower],
             "nearest": [row.as_dict() for row in self.nearest],
+            "scored": [row.as_dict() for row in self.scored],
         }
 
     @classmethod
@@ -201,4 +207,5 @@ class RunResult:
             nearest=[PlanRow.from_dict(row) for row in value.get("nearest", [])],
             best=value.get("best"),
             slower=[PlanRow.from_dict(row) for row in value.get("slower", [])],
+            scored=[PlanRow.from_dict(row) for row in value.get("scored", [])],
         )

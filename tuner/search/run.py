@@ -8,6 +8,7 @@ which field differs.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -16,12 +17,14 @@ from attnpass.store import Store
 from attnpass.tuner.measure import Worker, model_digest
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search.baseline import measure_baseline
+from attnpass.tuner.search.budget import Budget
 from attnpass.tuner.search.candidates import Candidates, measure_damage, search_plans
 from attnpass.tuner.search.distillation import Distillation, affordable_plans, distil_pieces
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.racing import choose_finalists, judge_held_out, recover_promising
+from attnpass.tuner.search.reserve import Reserve
 from attnpass.tuner.search.result import DistilledChoice, RunResult
 from attnpass.tuner.search.session import NotReproducedError, Session
 from attnpass.tuner.search.speed import (
@@ -31,6 +34,7 @@ from attnpass.tuner.search.speed import (
     measure_savings,
 )
 from attnpass.tuner.search.summary import Findings, summarise
+from attnpass.tuner.search.tiling import tune_tiles
 
 
 def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> RunResult:
@@ -42,12 +46,14 @@ def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> 
         AttnpassError: the task, the model or the store is not usable.
     """
     settings, findings = inspection.settings, Findings()
-    session = Session(inspection.run, store, progress, refresh=settings.refresh)
+    budget = Budget(settings.budget or math.inf)
+    session = Session(inspection.run, store, progress, refresh=settings.refresh, budget=budget)
     known = store.run(inspection.run)
     created = known["created"] if known else inspection.created
     with session.stop.handled():
         _save(inspection, store, created, "running", None)
         try:
+            inspection = tune_tiles(inspection, session)
             with _worker(inspection, session) as worker:
                 latencies = Latencies(inspection, session, worker)
                 for done in believed(session, lambda: stages(inspection, session, latencies)):
@@ -56,9 +62,11 @@ def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> 
         except KeyboardInterrupt:
             session.stop.close()
             candidates, status = findings.candidates, "interrupted"
-            finalists = choose_finalists(candidates) if candidates is not None else []
+            finalists = [] if candidates is None else choose_finalists(candidates)
         session.stop.close()
-        result = summarise(inspection, findings, finalists, status=status, created=created)
+        result = summarise(
+            inspection, findings, finalists, status=status, created=created, cut=budget.cut
+        )
         _save(inspection, store, created, status, result)
     return result
 
@@ -73,6 +81,7 @@ def _worker(inspection: Inspection, session: Session) -> Worker:
         mode=settings.mode,
         db=str(session.store.path),
         weights=model_digest(inspection.task.model),
+        objective=settings.objective,
         stopped=lambda: session.stop.requested,
     )
 
@@ -97,16 +106,25 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     Raises:
         KeyboardInterrupt: the run is to stop; the findings yielded last are those that there are.
     """
-    settings = inspection.settings
+    settings, budget = inspection.settings, session.budget
     baseline = measure_baseline(inspection, session)
     yield (found := Findings(baseline))
+    latencies.left = budget.stage()
     ceiling = measure_ceiling(latencies)
     yield (found := replace(found, ceiling=ceiling))
+    if not any(ceiling.allows(form) for form in ("hydra", "skipat")):
+        return
+    latencies.left = budget.stage()
     yield (found := replace(found, threads=compare_threads(latencies, ceiling)))
     library = PieceLibrary(inspection)
     yield (found := replace(found, fit=library.calibrate(session)))
+    latencies.left = budget.stage()
     savings = measure_savings(latencies, library, ceiling)
     yield (found := replace(found, savings=savings))
+    if not savings.useful:
+        return
+    reserve = Reserve(latencies, baseline)
+    session.progress.say(reserve.outlook(), style="dim")
     watched = () if baseline.split.crossed else baseline.split.selection
     distillation = Distillation(inspection, session, watched)
     if settings.recover == "distil":
@@ -116,11 +134,12 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     found = replace(found, candidates=candidates)
     for damage in measure_damage(candidates):
         yield (found := replace(found, damage=damage))
-    search_plans(candidates, found.damage)
+    search_plans(candidates, found.damage, reserve.needed)
     if settings.recover == "distil":
         affordable = affordable_plans(settings.recover_budget, found.distilled)
         recover_promising(candidates, distillation, affordable)
-    chosen = choose_finalists(candidates)
+    latencies.left = lambda: budget.left
+    chosen = choose_finalists(candidates, reserve.affordable())
     finalists = measure_finalists(latencies, chosen, candidates.keep, lossless=ceiling.softer)
     yield (found := replace(found, finalists=finalists))
     judged = judge_held_out(candidates, finalists.plans)
@@ -144,6 +163,9 @@ def distil_useful(
         say(f"not distilled, calibrated only: {error}", style="yellow")
         return {}
     for choice, row in found.items():
+        if not row.steps:
+            say(f"{choice}: nothing to train")
+            continue
         worst = max(row.losses.values(), default=0.0)
         say(
             f"{choice}: {row.steps} steps, blocks off by at most {worst:.0%} of their"

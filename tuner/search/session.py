@@ -9,6 +9,7 @@ from typing import Any
 
 from attnpass.store import Store
 from attnpass.tuner.progress import ProgressPrinter
+from attnpass.tuner.search.budget import Budget
 from attnpass.tuner.search.stored import whole
 
 Context = Mapping[str, Any]
@@ -70,16 +71,23 @@ class Session:
     """The store of one run, with its progress and its request to stop.
 
     Args:
-        run: id of the run. refresh: measure again what is stored.
+        run: id of the run. refresh: measure again what is stored. budget: the run's time.
 
     Attributes:
         verified: whether the stored scores of a plan were reproduced in this run.
     """
 
     def __init__(
-        self, run: str, store: Store, progress: ProgressPrinter, *, refresh: bool = False
+        self,
+        run: str,
+        store: Store,
+        progress: ProgressPrinter,
+        *,
+        refresh: bool = False,
+        budget: Budget | None = None,
     ) -> None:
         self.run, self.store, self.progress, self.refresh = run, store, progress, refresh
+        self.budget = Budget() if budget is None else budget
         self.stop = StopRequest()
         self.verified = False
         self._ground: Context = {}

@@ -9,14 +9,18 @@ import torch
 
 from attnpass.errors import MeasureError
 from attnpass.plan import Plan, assign
-from attnpass.tuner.measure import Conditions, Ratio, median_ms, ratio
+from attnpass.tuner.measure import Conditions, Ratio, median_ms, percentile_ms
 from attnpass.tuner.search.candidate import Candidate
-from attnpass.tuner.search.latencies import Latencies
+from attnpass.tuner.search.latencies import Latencies, Timed
+from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.plan_row import PlanLatency
 from attnpass.tuner.search.result import LOSSLESS
 from attnpass.tuner.search.session import Value
 from attnpass.tuner.search.stored import conforms
+
+GAIN = 0.01
+"""A choice that provably makes the model faster by less than this share is left out."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,11 @@ class Ceiling:
         """The largest speed-up that any plan may have, its noise included."""
         return max(self.over_bare.high, self.over_skipped.high, 1.0) * (1 + self.floor)
 
+    def allows(self, form: str) -> bool:
+        """Whether a form may gain anything: only skipat saves more than attention itself."""
+        best = self.over_skipped if form == "skipat" else self.over_bare
+        return not self.reliable or best.high * (1 + self.floor) >= 1 + GAIN
+
     @property
     def baseline(self) -> str:
         """The name of the baseline."""
@@ -86,19 +95,18 @@ def measure_ceiling(latencies: Latencies) -> Ceiling:
     with progress.stage("baseline latency and ceiling", 1) as step:
         timed = latencies.ceiling()
         step("")
-    base, _, softmax, bare, skipped = timed.times
-    first, noise = ratio(base, softmax), timed.floor or 0.0
+    first, noise = timed.ratio(2), timed.floor or 0.0
     softer = first.low > 1 + noise
-    reference = softmax if softer else base
+    reference = 2 if softer else 0
     found = Ceiling(
-        base_ms=median_ms(reference),
+        base_ms=median_ms(timed.times[reference]),
         softer=softer,
         floor=noise,
         softmax=first,
-        bare=ratio(base, bare),
-        skipped=ratio(base, skipped),
-        over_bare=ratio(reference, bare),
-        over_skipped=ratio(reference, skipped),
+        bare=timed.ratio(3),
+        skipped=timed.ratio(4),
+        over_bare=timed.ratio(3, reference),
+        over_skipped=timed.ratio(4, reference),
         reliable=timed.reliable,
         conditions=timed.conditions,
     )
@@ -175,9 +183,6 @@ def _is_pair(value: Value) -> bool:
 NOISY = 0.03
 """Two identical runs that differ by more are worth advice."""
 
-GAIN = 0.01
-"""A choice that provably makes the model faster by less than this share is left out."""
-
 
 @dataclass(frozen=True)
 class Savings:
@@ -222,29 +227,30 @@ def measure_savings(latencies: Latencies, library: PieceLibrary, ceiling: Ceilin
     slower, undecided = list[str](), list[str]()
     exact = Plan(assign(inspection.sites, "softmax")[0]) if ceiling.softer else None
     over = " over lossless" if ceiling.softer else ""
-    with progress.stage("latency per form", len(forms)) as step:
-        for choice in forms:
-            names = [site for site, choices in legal.items() if choice in choices]
-            if names:
-                plan = library.plan(dict.fromkeys(names, choice))
-                try:
-                    plans = [exact, exact, plan]
-                    timed = latencies.times(plan.hash + over, plans, spare=True)
-                except MeasureError as error:
-                    progress.say(f"{choice}: {error}", style="yellow")
-                    step(choice)
-                    continue
-                base, _, times = timed.times
-                found = ratios[choice] = ratio(base, times)
-                possible = found.low <= ceiling.most or not ceiling.reliable
-                decided = timed.reliable and possible and not found.low <= 1 <= found.high
-                if found.high < 1 + GAIN and timed.reliable:
-                    slower.append(choice)
-                elif not decided:
-                    undecided.append(choice)
-                gain = found.high if choice in undecided else found.median
-                saved[choice] = base_ms * (1 - 1 / min(gain, ceiling.most)) / len(names)
+    names = {c: [site for site, row in legal.items() if c in row] for c in forms}
+    asked = {c: at for c, at in names.items() if at}
+    hopeless = [c for c in asked if not ceiling.allows(form_of(c)[0])]
+    if hopeless:
+        progress.say(f"no gain possible, not timed: {', '.join(hopeless)}")
+    plans = {c: library.plan(dict.fromkeys(at, c)) for c, at in asked.items() if c not in hopeless}
+    subjects = {plan.hash + over: (choice, plan) for choice, plan in plans.items()}
+    timings = {subject: plan for subject, (_, plan) in subjects.items()}
+    with progress.stage("latency per form", len(plans)) as step:
+        for subject, timed in latencies.each(timings, exact):
+            choice, _ = subjects[subject]
             step(choice)
+            if isinstance(timed, MeasureError):
+                progress.say(f"{choice}: {timed}", style="yellow")
+                continue
+            found = ratios[choice] = timed.ratio(2)
+            possible = found.low <= ceiling.most or not ceiling.reliable
+            decided = timed.reliable and possible and not found.low <= 1 <= found.high
+            if found.high < 1 + GAIN and timed.reliable:
+                slower.append(choice)
+            elif not decided:
+                undecided.append(choice)
+            gain = found.high if choice in undecided else found.median
+            saved[choice] = base_ms * (1 - 1 / min(gain, ceiling.most)) / len(names[choice])
     if slower:
         told = ", ".join(f"{c} {ratios[c]}" for c in slower)
         progress.say(f"no gain here, left out of the search: {told}")
@@ -252,6 +258,19 @@ def measure_savings(latencies: Latencies, library: PieceLibrary, ceiling: Ceilin
         told = ", ".join(f"{c} {ratios[c]}" for c in undecided)
         progress.say(f"unreliable, kept in the search: {told}", style="yellow")
     return Savings(saved, ratios, slower, undecided, base_ms / ceiling.most)
+
+
+def _latency(timed: Timed, plan: int, lossless: int | None) -> PlanLatency:
+    """What one series says of its plan; ``lossless``: the number of the lossless plan's series."""
+    series = timed.times[plan]
+    return PlanLatency(
+        ms=median_ms(series),
+        ratio=timed.ratio(plan),
+        over_lossless=None if lossless is None else timed.ratio(plan, lossless),
+        p95_ms=percentile_ms(series, 0.95),
+        peak_mib=timed.peaks[plan] if timed.peaks else None,
+        shapes_ms=list(timed.shapes[plan]) if timed.shapes else [],
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,13 +323,11 @@ def measure_finalists(
                     raise
                 progress.say(str(error), style="yellow")
                 continue
-            base, _, *rest = timed.times
-            exact = rest.pop(0) if lossless else None
+            first = 3 if lossless else 2
             floors.append(timed.floor or 0.0)
-            bases.append(median_ms(base))
-            for candidate, series in zip(group, rest, strict=True):
-                over = None if exact is None else ratio(exact, series)
-                latency = PlanLatency(median_ms(series), ratio(base, series), over)
+            bases.append(median_ms(timed.times[0]))
+            for i, candidate in enumerate(group, first):
+                latency = _latency(timed, i, 2 if lossless else None)
                 measured[candidate.plan.hash] = replace(candidate, latency=latency)
                 keep(measured[candidate.plan.hash])
         step("")

@@ -91,14 +91,22 @@ def summarise(
     *,
     status: str,
     created: str,
+    cut: Sequence[str] = (),
 ) -> RunResult:
-    """The result of a run that is ``done`` or ``interrupted``."""
-    facts, limit = facts_of(findings, inspection.settings.max_drop), inspection.settings.max_drop
+    """The result of a run, ``done`` or ``interrupted``; ``cut``: what there was no time for."""
+    limit = inspection.settings.max_drop
+    facts = replace(facts_of(findings, limit), cut=list(cut) or None)
     judged = sorted((c.row for c in finalists), key=_speed_up, reverse=True)
     noise = facts.finalists_floor or 0.0
-    rows = [r for r in judged if r.latency is not None and r.latency.least > 1 + noise]
-    proven = [r for r in rows if r.held_out is not None and r.held_out.upper <= limit]
+    settings = inspection.settings
+    rows = [
+        r
+        for r in judged
+        if r.latency is not None and r.latency.least > 1 + noise and settings.allows(r.latency)
+    ]
+    proven = [r for r in rows if _proven(r, inspection.limits)]
     candidates = findings.candidates
+    tried = [] if candidates is None else list(candidates.tried.values())
     near = [] if judged or candidates is None else [c.row for c in nearest(candidates)]
     return RunResult(
         run=inspection.run,
@@ -114,12 +122,20 @@ def summarise(
         declined=[d.as_dict() for d in inspection.capture.declined],
         sensitivity=findings.damage,
         fit=findings.fit,
-        tried=len(candidates.tried) if candidates is not None else 0,
+        tried=len(tried),
         front=rows,
         slower=[r for r in judged if r not in rows],
         nearest=near,
         best=proven[0].plan if proven else None,
+        scored=sorted((c.row for c in tried), key=lambda r: r.estimate_ms),
     )
+
+
+def _proven(row: PlanRow, limits: Mapping[str, float]) -> bool:
+    """Whether the held-out items prove that a plan keeps the limit of every metric."""
+    if row.held_out is None or row.held_out.upper > limits[""]:
+        return False
+    return all(x.upper <= limits[m] for m, x in row.others.items())
 
 
 def _speed_up(row: PlanRow) -> float:

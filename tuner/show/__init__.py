@@ -9,6 +9,7 @@ from __future__ import annotations
 from attnpass.tuner.show.html import write_report
 from attnpass.tuner.show.pictures import draw_front, draw_similarities
 from attnpass.tuner.show.plans import plan_table
+from attnpass.tuner.show.questions import choice_table, difference_table, solution_table
 from attnpass.tuner.show.tables import (
     cka_table,
     forms_line,
@@ -20,7 +21,9 @@ from attnpass.tuner.show.tables import (
 from attnpass.tuner.show.words import verdict
 
 __all__ = [
+    "choice_table",
     "cka_table",
+    "difference_table",
     "draw_front",
     "draw_similarities",
     "forms_line",
@@ -28,6 +31,7 @@ __all__ = [
     "plan_table",
     "runs_table",
     "sensitivity_table",
+    "solution_table",
     "tile_table",
     "verdict",
     "write_report",

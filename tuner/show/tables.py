@@ -9,7 +9,7 @@ from rich.table import Table
 
 from attnpass.errors import StoreError
 from attnpass.tuner.measure import Ratio
-from attnpass.tuner.search import LOSSLESS, REJECTED, PlanRow, RunResult, read_result
+from attnpass.tuner.search import LOSSLESS, REJECTED, PlanRow, RunResult, form_of, read_result
 
 if TYPE_CHECKING:
     from attnpass.tuner.check import Similarities
@@ -32,10 +32,17 @@ def forms_line(forms: Mapping[str, str]) -> str:
 
 
 def latency_cells(row: PlanRow) -> tuple[str, str]:
-    """Milliseconds, and the speed-up with its interval."""
+    """Milliseconds, with the 95th percentile, and the speed-up with its interval."""
     if row.latency is None:
         return "-", "-"
-    return f"{row.latency.ms:.2f}", interval(row.latency.ratio)
+    late = "" if row.latency.p95_ms is None else f" ({row.latency.p95_ms:.2f})"
+    return f"{row.latency.ms:.2f}{late}", interval(row.latency.ratio)
+
+
+def memory_cell(row: PlanRow) -> str:
+    """MiB that a call takes at most beyond what was held before."""
+    peak = row.latency.peak_mib if row.latency is not None else None
+    return "-" if peak is None else f"{peak:.0f}"
 
 
 def interval(ratio: Ratio | None) -> str:
@@ -59,12 +66,17 @@ def front_table(result: RunResult) -> Table:
     )
     distilled = any(row.recovery for row in result.front)
     lossless = result.facts.baseline == LOSSLESS
+    others = list(dict.fromkeys(name for row in result.front for name in row.others))
+    late = any(row.latency and row.latency.p95_ms is not None for row in result.front)
+    memory = any(row.latency and row.latency.peak_mib is not None for row in result.front)
     for column in (
         "plan",
         f"{result.metric} held out",
         "drop",
         "bound on drop",
-        "ms",
+        *(f"{name}: drop, bound" for name in others),
+        "ms (95 %)" if late else "ms",
+        *(["MiB"] if memory else []),
         "speed-up [95 %]",
         *(["over lossless"] if lossless else []),
         "form per layer (. is softmax)",
@@ -72,13 +84,19 @@ def front_table(result: RunResult) -> Table:
     ):
         table.add_column(column)
     for cells in _baseline_rows(result):
+        cells[4:4] = ["0, 0" for _ in others]
+        if memory:
+            cells.insert(5 + len(others), "-")
         table.add_row(*cells, *([""] if distilled else []))
     for row in result.front:
-        cells = _front_cells(row, lossless) + ([recovery_cell(row)] if distilled else [])
+        cells = _front_cells(row, lossless, memory, others)
+        cells += [recovery_cell(row)] if distilled else []
         table.add_row(*cells, style="bold green" if row.plan == result.best else None)
     if result.slower:
         noise = percent(result.facts.noise)
-        table.caption = f"{len(result.slower)} more were not faster than the noise ({noise})"
+        table.caption = (
+            f"{len(result.slower)} more were not faster than the noise ({noise}), or over a limit"
+        )
     return table
 
 
@@ -103,8 +121,8 @@ def _baseline_rows(result: RunResult) -> list[list[str]]:
     ]
 
 
-def _front_cells(row: PlanRow, lossless: bool) -> list[str]:
-    """The row of one plan, with its speed-up over the lossless one where that is asked for."""
+def _front_cells(row: PlanRow, lossless: bool, memory: bool, others: Sequence[str]) -> list[str]:
+    """The row of one plan: other metrics, peak memory, speed-up over lossless where asked for."""
     judged = row.held_out
     proof = ["-", "-", "-"]
     if judged is not None:
@@ -114,7 +132,11 @@ def _front_cells(row: PlanRow, lossless: bool) -> list[str]:
             f"{percent(judged.upper)} ({judged.confidence:.2%})",
         ]
     over = [interval(row.latency.over_lossless if row.latency else None)] if lossless else []
-    return [row.plan, *proof, *latency_cells(row), *over, forms_line(row.forms)]
+    ms, speed = latency_cells(row)
+    peak = [memory_cell(row)] if memory else []
+    more = [row.others.get(name) for name in others]
+    proof += ["-" if x is None else f"{percent(x.drop)}, {percent(x.upper)}" for x in more]
+    return [row.plan, *proof, ms, *peak, speed, *over, forms_line(row.forms)]
 
 
 def sensitivity_table(result: RunResult) -> Table:
@@ -130,7 +152,7 @@ def sensitivity_table(result: RunResult) -> Table:
     for site in result.sites:
         cells = []
         for choice in saving:
-            no = site["legal"].get(choice.split()[0])
+            no = site["legal"].get(form_of(choice)[0])
             value = result.sensitivity.get(site["name"], {}).get(choice)
             if value is None:
                 cells.append(no["code"] if no else "no gain")

@@ -6,7 +6,7 @@ Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,8 +18,9 @@ from attnpass.batch import call
 from attnpass.capture import Capture
 from attnpass.errors import CaptureError, OptionError
 from attnpass.kernels import ops, reference, torch_whole
+from attnpass.kernels.activations import SOFTMAX
 from attnpass.kernels.call import PointwiseCall
-from attnpass.kernels.select import choose, default_tile
+from attnpass.kernels.select import choose, choose_softmax, default_tile, has_kernel
 from attnpass.kernels.tile import ShapeClass, Tile
 from attnpass.site import AttentionSite
 from attnpass.task import Task
@@ -37,7 +38,8 @@ class Shape:
 
     Attributes:
         batch: B. heads: H. kv_heads: G. queries: T. keys: S. head_dim: d. value_dim: of values.
-        dtype: ``float32``, ``bfloat16`` or ``float16``. h: the pointwise function.
+        dtype: ``float32``, ``bfloat16`` or ``float16``. h: the pointwise function,
+            or ``softmax``.
         causal: keep only s <= t. mask: ``none``, ``columns`` or ``rows``.
         direction: ``forward``, or ``backward`` for both together. device: ``cpu`` or ``cuda``.
     """
@@ -59,8 +61,8 @@ class Shape:
     def __post_init__(self) -> None:
         if self.dtype not in ALLOWED:
             raise OptionError(f"expected dtype of {', '.join(ALLOWED)}, got {self.dtype!r}")
-        if self.h not in reference.H_FUNCTIONS:
-            known = ", ".join(reference.H_FUNCTIONS)
+        if self.h not in (SOFTMAX, *reference.H_FUNCTIONS):
+            known = ", ".join((SOFTMAX, *reference.H_FUNCTIONS))
             raise OptionError(f"expected h of {known}, got {self.h!r}")
         if self.mask not in ("none", "columns", "rows"):
             raise OptionError(f"expected mask of none, columns, rows, got {self.mask!r}")
@@ -88,6 +90,10 @@ class Shape:
         kind = ShapeClass.of(q, k, v, None, keep, self.h, self.causal, self.direction)
         assert kind is not None
         return kind
+
+    def towards(self, direction: str) -> Shape:
+        """The same call in another direction."""
+        return replace(self, direction=direction)
 
     def default(self) -> Tile:
         """The tile of the fused operator where nothing was measured."""
@@ -133,6 +139,7 @@ class Call:
         if shape.mask != "none":
             rows = t if shape.mask == "rows" else 1
             self.keep = torch.rand(b, 1, rows, s, generator=draw).to(shape.device) < 0.8
+            self.keep[..., 0] = True  # a row without any key has no softmax
         self.offset = torch.full((1, 1, 1, 1), -math.log(s), device=shape.device)
         self.gain = torch.ones(1, 1, 1, 1, device=shape.device)
         self.rest = (shape.head_dim**-0.5, shape.h, shape.causal)
@@ -140,12 +147,21 @@ class Call:
 
     def default(self) -> Tile:
         """The tile that runs where nothing was measured."""
+        if self.shape.h == SOFTMAX:
+            trained = self.shape.direction == "backward"
+            return choose_softmax(
+                *(self.q, self.shape.queries, self.shape.keys, self.rest[0]),
+                causal=self.shape.causal,
+                trained=trained,
+            )
         if self.shape.direction == "forward":
             return choose(self.q, self.k, causal=self.shape.causal)
         return self.shape.default()
 
     def forward(self, tile: Tile) -> Tensor:
         """``[B, H, T, dv]`` under a tile; of the backward alone where that is tuned."""
+        if self.shape.h == SOFTMAX:
+            return self._softmax(tile)
         inputs: Any = (self.q, self.k, self.v, None, self.keep, None, self.offset, self.gain)
         if tile.implementation == "aten":
             if self.compiled is None:
@@ -158,6 +174,16 @@ class Call:
         other = replace(self.shape, direction="forward").default()
         tiles = (tile, tile) if self.shape.direction == "forward" else (other, tile)
         out: Tensor = ops.pointwise(*inputs, *self.rest, *(x.as_list() for x in tiles))
+        return out
+
+    def _softmax(self, tile: Tile) -> Tensor:
+        """Exact softmax under a tile; plain ATen is torch's own fused operator."""
+        shape = self.shape
+        backward = {str(shape.kind): tile} if shape.direction == "backward" else {}
+        if backward and tile.implementation == "fused":
+            tile = replace(shape, direction="forward").default()
+        form = forms.Softmax(scale=self.rest[0], causal=shape.causal, tile=tile, tiles=backward)
+        out: Tensor = form(self.q, self.k, self.v, None, self.keep)
         return out
 
     def run(self, tile: Tile) -> list[Tensor]:
@@ -179,14 +205,18 @@ class Call:
         keep = self.q.new_ones((1, 1, self.shape.queries, self.shape.keys), dtype=torch.bool)
         keep = keep.tril() if self.shape.causal else keep
         keep = keep if self.keep is None else keep & self.keep
-        options: dict[str, Any] = {"scale": self.rest[0], "h": self.shape.h, "causal": False}
+        softmax = self.shape.h == SOFTMAX
+        rest: tuple[Any, ...] = () if softmax else (None, self.offset)
+        more = {"fill": -math.inf} if softmax else {"h": self.shape.h}
+        options: dict[str, Any] = {"scale": self.rest[0], "causal": False, **more}
+        right = reference.softmax if softmax else reference.pointwise
         if self.shape.direction == "forward":
             rows = self.rows()
             q, k, v, keep = self.q[:, :, rows], self.k, self.v, keep[:, :, rows]
-            return [reference.pointwise(q, k, v, None, keep, None, self.offset, **options)]
+            return [right(q, k, v, None, keep, *rest, **options)]
         found = self.sample([self.q, self.k, self.v])
         q, k, v = wide = [x.detach().double().requires_grad_() for x in found]
-        out = reference.pointwise(q, k, v, None, keep[:1], None, self.offset, **options)
+        out = right(q, k, v, None, keep[:1], *rest, **options)
         return list(torch.autograd.grad(out, wide, self.grad[:1, : found[0].shape[1]].double()))
 
     def rows(self) -> Tensor:
@@ -200,13 +230,22 @@ class Call:
         return max(float((g.double() - w).norm() / w.norm().clamp_min(1e-30)) for g, w in pairs)
 
 
-def shapes_of(task: Task) -> list[Shape]:
-    """The attention shapes of a task's example, for sigmoid and for relu.
+def shapes_of(
+    task: Task,
+    functions: Sequence[str] = (SOFTMAX, "sigmoid", "relu"),
+    capture: Capture | None = None,
+) -> list[Shape]:
+    """The attention shapes of a task's examples, for each of the functions.
+
+    Of exact softmax where there is another implementation than torch's own. ``capture``: of the
+    task's model, where there is one; it runs under no plan afterwards.
 
     Raises:
         CaptureError: the model has no attention that these forms can take.
     """
-    capture, met = call(Capture(task.model).trace, task.example), dict[Shape, None]()
+    met = dict[Shape, None]()
+    if capture is None:
+        capture = call(Capture(task.model).trace, task.example)
 
     def noted(site: AttentionSite) -> nn.Module:
         module = forms.build("softmax", site)
@@ -221,13 +260,16 @@ def shapes_of(task: Task) -> list[Shape]:
         }
     )
     with torch.no_grad():
-        call(capture, task.example)
+        for batch, _ in task.served:
+            call(capture, batch)
+    capture.use(None)
     if not met:
         raise CaptureError(
             "expected attention that sigmoid or relu can take, found none;"
             " attnpass sites says what there is"
         )
-    return [replace(shape, h=h) for shape in met for h in ("sigmoid", "relu")]
+    every = [replace(shape, h=h) for shape in met for h in functions]
+    return [x for x in every if x.h != SOFTMAX or (x.device == "cpu" and has_kernel("pointwise"))]
 
 
 def _note(met: dict[Shape, None], given: tuple[Any, ...], site: AttentionSite) -> None:

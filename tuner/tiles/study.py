@@ -9,6 +9,7 @@ that a study goes on where it was interrupted, also by a tile that takes the GPU
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from attnpass import environment
 from attnpass.errors import MeasureError
+from attnpass.kernels.activations import SOFTMAX
 from attnpass.kernels.gpu import limits as gpu
 from attnpass.kernels.select import ATEN_SCORES, space
 from attnpass.kernels.tile import Tile
@@ -42,11 +44,13 @@ def search_tile(
     recall: Callable[[Tile], dict[str, Any] | None] = lambda tile: None,
     note: Callable[[Tile, dict[str, Any]], None] = lambda tile, row: None,
     tick: Callable[[str], None] = lambda s: None,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> dict[str, Any]:
     """Search the tile of a shape; returns the choice, its gain over the default and all trials.
 
     The default tile is the choice unless another is faster by more than can be told apart.
-    ``recall`` gives an outcome that need not be measured again; ``note`` is told every one.
+    ``recall`` gives an outcome that need not be measured again; ``note`` is told every new one.
+    The search ends early when no seconds are ``left``.
 
     Raises:
         MeasureError: a tile took the GPU down; its outcome was noted first.
@@ -64,14 +68,16 @@ def search_tile(
         if tile.implementation in choices["implementation"]:
             problem.enqueue_trial({k: v for k, v in tile.as_dict().items() if k in choices})
     for _ in range(4 * trials):
-        if len(known) >= trials:
+        if len(known) >= trials or (known and left() <= 0):
             break
         trial = problem.ask()
         given = {k: trial.suggest_categorical(k, list(v)) for k, v in choices.items()}
         tile = _tile(given)
         if tile not in known:
-            known[tile] = recall(tile) or _try(call, tile, default, expected)
-            note(tile, known[tile])
+            stored = recall(tile)
+            known[tile] = stored or _try(call, tile, default, expected)
+            if stored is None:
+                note(tile, known[tile])
             if known[tile]["outcome"] == "crashed" and _lost(shape):
                 raise MeasureError(
                     f"expected the GPU to survive {tile}, got: {known[tile]['why']};"
@@ -100,7 +106,9 @@ def _choices(shape: Shape) -> dict[str, list[Any]]:
         found["heads"] = [h for h in found["heads"] if h <= shape.batch * shape.heads]
     # plain ATen rounds low precision logits, and holds all of them
     plain = shape.dtype == "float32" and shape.queries * shape.keys <= ATEN_SCORES
-    if not plain or shape.direction == "backward":
+    plain = plain and shape.direction == "forward"
+    # torch's own softmax is as exact and fused, in both directions
+    if not (plain or shape.h == SOFTMAX):
         found["implementation"] = ["fused"]
     return found
 
@@ -164,7 +172,7 @@ def _final(call: Call, known: Outcomes, default: Tile) -> dict[str, Any]:
     once = min(_times(call, runs[:1], 3, 3)[0])
     rounds = int(min(60, max(15, 1500 / max(once, 1e-3) / len(runs))))
     times = _times(call, runs, rounds, 1)
-    same, ratios = floor(*times[:2]), [ratio(times[0], x) for x in times]
+    same, ratios = floor(times[0], times[1]), [ratio(times[0], x) for x in times]
     faster = [i for i in range(2, len(tiles)) if ratios[i].low > 1 + same]
     i = max(faster, key=lambda i: ratios[i].median, default=1)
     ms = statistics.median(times[i])
@@ -179,24 +187,32 @@ def tune(
     trials: int = 24,
     seed: int = 0,
     refresh: bool = False,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> list[dict[str, Any]]:
-    """A study per distinct shape class, committed as it ends; stored ones are not repeated."""
+    """A study per distinct shape class, committed as it ends; stored ones are not repeated.
+
+    When no seconds are ``left``, the study that runs ends with the best tile so far and goes on
+    another time; the classes after it are left out.
+    """
     out = list[dict[str, Any]]()
     distinct = {str(shape.kind): shape for shape in reversed(shapes)}
     for kind, shape in reversed(distinct.items()):
         context = environment.kernel_context(shape.device)
         asked = {**context, "trials": trials, "seed": seed}
         found, why = store.get("tiles", kind, asked)
+        if found is None and left() <= 0:
+            progress.say(f"{kind}: no time left for it", style="yellow")
+            continue
         if found is None or refresh:
             progress.say(f"{kind}: {why or 'measured again'}")
             given = (store, {**context, "shape": asdict(shape)})
             recall = (lambda tile: None) if refresh else functools.partial(_recall, *given)
             note = functools.partial(_note, *given)
             with progress.stage(kind, trials) as tick:
-                found = search_tile(
-                    shape, trials=trials, seed=seed, recall=recall, note=note, tick=tick
-                )
-            store.put("tiles", kind, asked, found)
+                ways = functools.partial(search_tile, recall=recall, note=note, tick=tick)
+                found = ways(shape, trials=trials, seed=seed, left=left)
+            if left() > 0:
+                store.put("tiles", kind, asked, found)
             store.put_tile(kind, context, Tile(**found["tile"]), found["gain"])
             why = "measured"
         out.append({**found, "source": why or "cached"})

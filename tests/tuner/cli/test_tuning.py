@@ -23,6 +23,9 @@ def test_dry_run_measures_nothing(tmp_path):
     assert found.returncode == 0
     # five choices and softmax at the first site but for two skipat, six at the others
     assert data["space"] == 4 * 6 * 6
+    assert data["forms"] == ["sigmoid", "relu", "hydra", "skipat r=0", "skipat r=0.5"]
+    assert data["items_needed"] == 299 and data["estimated_s"] > 0 and data["budget_s"] is None
+    assert data["reachable"] == (data["held_out"] >= 299)
     with Store(tmp_path / "a.db") as store:
         assert store.runs() == [] and store.db.table("measurements").count == 0
 
@@ -48,8 +51,11 @@ def test_times(text, want):
     [
         (["--recover", "labels"], "expected to recover by calibrate or distil, got 'labels'"),
         (["--recover-budget", "soon"], "expected --recover-budget like 90s, 5m or 1h, got 'soon'"),
-        (["--recover-budget", "inf"], "expected a recover-budget > 0, got inf s"),
-        (["--recover-budget", "0"], "expected a recover-budget > 0, got 0 s"),
+        (["--recover-budget", "inf"], "expected recover-budget >= 0, got inf"),
+        (["--budget", "soon"], "expected --budget like 90s, 5m or 1h, got 'soon'"),
+        (["--budget", "-3"], "expected budget >= 0, got -3"),
+        (["--objective", "speed"], "expected objective of inference, train, got 'speed'"),
+        (["--forms", "hydra r=1"], "expected options of form hydra (no options), got r"),
         (["--recover-rank", "-1"], "expected a recover-rank >= 0, got -1"),
     ],
 )
@@ -91,6 +97,8 @@ def test_kill_9_loses_nothing_and_the_same_command_goes_on(tmp_path, after):
         "0.3",
         "--forms",
         "hydra,skipat r=0",
+        "--tiles",
+        "2",
         "--json",
         "--db",
         str(path),

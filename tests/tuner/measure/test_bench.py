@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tuning import TINY
+from tuning import TASKS, TINY
 
 from attnpass import Plan
 from attnpass.errors import MeasureError, TaskError
@@ -36,6 +36,26 @@ def test_plans_are_timed_once_compiled(bench, path):
     found = bench.answer(PlansRequest((None, path, path), Protocol(2)))
     assert found.hashes == ["", *[Plan.load(path).hash] * 2]
     assert [len(row) for row in found.times] == [2, 2, 2] and len(bench.compiled) == 2
+
+
+def test_several_examples_are_one_weighted_time():
+    bench = Bench(f"{TASKS}:served", CompileSettings("eager"))
+    found = bench.answer(PlansRequest((None, None), Protocol(3, memory=True)))
+    assert [len(row) for row in found.times] == [3, 3] and [len(x) for x in found.shapes] == [2, 2]
+    assert len(found.peaks) == 2 and all(x >= 0 for x in found.peaks)
+    low, high = min(found.shapes[0]), max(found.shapes[0])
+    middle = sorted(found.times[0])[1]
+    assert low * 0.5 < middle < high * 2, "a mean of both"
+
+
+def test_a_training_step_has_a_backward_and_leaves_no_gradients(path):
+    bench = Bench(TINY, CompileSettings("eager", objective="train"))
+    hooked = []
+    first = next(bench.task.model.parameters())
+    first.register_hook(lambda g: hooked.append(g.shape))
+    bench.answer(PlansRequest((None, path), Protocol(2)))
+    assert hooked and all(p.grad is None for p in bench.task.model.parameters())
+    assert all(not p.requires_grad for p in Plan.load(path).frozen().parameters())
 
 
 def test_a_ceiling_has_five_series(bench):

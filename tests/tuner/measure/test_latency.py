@@ -44,7 +44,7 @@ def test_a_stopwatch_of_its_own_takes_the_times():
         synchronise=lambda: ticks.append("wait"),
         tick=lambda: ticks.append("round"),
     )
-    assert times == [[7.0] * 3] * 2 and ticks == ["wait", "round", "round", "round"]
+    assert times == [[7.0] * 3] * 2 and ticks == [*["wait"] * 6, *["round"] * 3]
 
 
 def test_the_median_of_an_even_number_is_the_larger_one():

@@ -7,7 +7,9 @@ import torch
 from tuning import pool, rows
 
 from attnpass.store import Store
+from attnpass.tuner.measure import Scored
 from attnpass.tuner.search import candidates as module
+from attnpass.tuner.search.budget import Budget
 from attnpass.tuner.search.candidates import first_plans, measure_damage, search_plans
 from attnpass.tuner.search.session import NotReproducedError
 from attnpass.tuner.search.settings import REJECTED
@@ -43,7 +45,7 @@ def test_the_first_stored_plan_is_evaluated_anew(finished, monkeypatch):
 
 
 def test_a_hopeless_plan_is_rejected_without_its_divergence(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "scores", lambda *a, **k: (torch.zeros(10).double(), False))
+    monkeypatch.setattr(module, "scores", lambda *a, **k: Scored(torch.zeros(10), {}, (0,), False))
     monkeypatch.setattr(module, "divergence", lambda *a: 1 / 0)
     with Store(tmp_path / "a.db") as store:
         found = pool(store).of({"blocks.0.attn": "hydra"})
@@ -75,6 +77,24 @@ def test_the_first_plans_begin_with_the_unchanged_and_end_with_single_sites():
     assert found[0] == softmax
     assert found[-3:] == [{**softmax, site: "hydra"} for site in "bca"]
     assert dict.fromkeys("abc", "hydra") in found
+
+
+def test_the_search_leaves_time_to_the_finalists(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        clock = [0.0]
+        candidates.session.budget = Budget(10.0, lambda: clock[0])
+        sites = [s.name for s in candidates.inspection.sites]
+        damage = {s: {"softmax": 0.0, "hydra": 0.5} for s in sites}
+
+        def reserve():
+            clock[0] += 1.0
+            return 7.5
+
+        search_plans(candidates, damage, reserve)
+        assert 0 < len(candidates.tried) <= 2
+        (cut,) = candidates.session.budget.cut
+        assert cut == f"search: {len(candidates.tried)} plans scored, 4 were allowed"
 
 
 def test_where_nothing_is_faster_nothing_is_searched(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from attnpass.tuner.show import front_table, runs_table, sensitivity_table, verd
 KEYS = [
     *("run", "status", "task", "created", "metric", "settings", "facts", "device", "versions"),
     *("sites", "declined", "sensitivity", "fit", "tried", "front", "nearest", "best"),
-    "slower",
+    *("slower", "scored"),
 ]
 """The keys of a stored result, in their order; the database and --json hold exactly these."""
 
@@ -22,7 +22,7 @@ FACTS = [
     *("items", "selection", "held_out", "crossed", "baseline_score", "provable", "baseline_ms"),
     *("floor", "baseline", "attention_share", "ceiling", "ceiling_skipat", "softmax_ratio"),
     *("bare_ratio", "skip_ratio", "reliable", "conditions", "ceiling_ratio", "threads"),
-    *("saving_ms_per_site", "form_ratios", "undecided", "bank", "finalists_floor"),
+    *("saving_ms_per_site", "form_ratios", "undecided", "bank", "finalists_floor", "cut"),
 ]
 
 
@@ -30,7 +30,7 @@ def test_a_run_keeps_the_shape_of_its_json(recovered):
     value = json.loads(json.dumps(recovered.result.as_dict()))
     assert list(value) == KEYS
     assert [k for k in FACTS if k in value["facts"]] == list(value["facts"])
-    rare = {"finalists_floor", "reliable", "undecided", "threads"}
+    rare = {"finalists_floor", "reliable", "undecided", "threads", "cut"}
     assert set(FACTS) - set(value["facts"]) <= rare
     assert set(value["facts"]["bank"]["hydra"]) == {"plan", "losses", "steps", "seconds"}
     with Store(recovered.path) as store:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from tuning import DISTIL, QUIET, opened, rows, settings
+from tuning import DISTIL, QUIET, TASKS, opened, rows, settings
 
 from attnpass.errors import MeasureError
 from attnpass.store import Store
@@ -34,9 +36,48 @@ def test_result_holds_what_was_measured(finished):
     assert [*result.front, *result.slower]
     for row in [*result.front, *result.slower]:
         assert set(row.forms) == {f"blocks.{i}.attn" for i in range(3)}
-        assert row.latency.ratio.pairs >= 30
+        assert row.latency.ratio.pairs >= 7 and row.latency.p95_ms >= row.latency.ms
         # cross-fitted: at most the half that did not select the plan judges it
         assert row.held_out.items in (30, 60)
+
+
+def test_several_shapes_and_scores_in_one_run(tmp_path):
+    found = repeated(tmp_path / "a.db", task=f"{TASKS}:served", forms=("skipat r=0",))
+    for row in [*found.front, *found.slower]:
+        assert len(row.latency.shapes_ms) == 2 and row.others["logit"].items == row.held_out.items
+        assert RunResult.from_dict(found.as_dict()).scored == found.scored
+    assert found.scored and all(set(r.others) == {"logit"} for r in found.scored)
+    again = repeated(tmp_path / "a.db", task=f"{TASKS}:served", forms=("skipat r=0",))
+    assert again.front == found.front
+
+
+def test_a_training_step_is_timed_where_that_is_the_objective(tmp_path):
+    served = repeated(tmp_path / "a.db", forms=("skipat r=0",))
+    found = repeated(tmp_path / "a.db", forms=("skipat r=0",), objective="train")
+    assert found.run != served.run and found.facts.baseline_ms > 0
+    assert found.facts.baseline_score == served.facts.baseline_score
+    assert {r.plan for r in found.scored} == {r.plan for r in served.scored}
+
+
+def test_a_spent_budget_ends_a_run_with_what_it_has(tmp_path):
+    found = repeated(tmp_path / "a.db", budget=0.5)
+    assert found.status == "done" and found.facts.baseline_ms > 0
+    assert len([*found.front, *found.slower]) <= 1, "one finalist, though the time is over"
+
+
+def test_nothing_is_converted_where_the_menu_is_softmax_alone(tmp_path):
+    found = repeated(tmp_path / "a.db", forms=("softmax",))
+    assert found.status == "done" and found.tried == 0 and not found.front
+
+
+def test_tiles_of_the_task_are_searched_first(tmp_path):
+    found = repeated(tmp_path / "a.db", tiles=2, forms=("relu",))
+    with Store(tmp_path / "a.db") as store:
+        kinds = [r["context"] for r in store.db.query("SELECT context FROM tiles")]
+    assert {json.loads(x)["class"].split()[0] for x in kinds} == {"softmax", "relu"}
+    assert found.status == "done"
+    again = repeated(tmp_path / "a.db", tiles=2, forms=("relu",))
+    assert again.run == found.run, "tiles that a run finds do not make it another"
 
 
 def test_the_same_command_measures_nothing_again(finished, monkeypatch):

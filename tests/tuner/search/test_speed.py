@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tuning import Replies, failed, opened, pool, series
+from tuning import Replies, failed, opened, pool, series, settings
 
 from attnpass import Plan
 from attnpass.errors import MeasureError
@@ -106,7 +106,8 @@ def savings(tmp_path, *replies, forms=("hydra", "relu", "skipat r=0"), given=Non
                 replace(x, hashes=["", "", hash_]) if isinstance(x, Times) else x
                 for x in (reply if isinstance(reply, list) else [reply])
             ]
-        worker = Replies(*made)
+        # all together fail, so that they are taken one after the other
+        worker = Replies(failed("crashed"), *made)
         found = measure_savings(
             Latencies(inspection, session, worker), library, given or ceiling()
         )
@@ -135,10 +136,45 @@ def test_savings_are_over_the_lossless_plan_where_that_is_the_baseline(tmp_path)
     assert found.per_site == {"hydra": pytest.approx(4.0 / 3)}
 
 
+def test_choices_are_timed_together_and_stored_one_by_one(tmp_path):
+    forms = ("hydra", "relu", "skipat r=0")
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store, forms=forms)
+        library = PieceLibrary(inspection)
+        library.calibrate(session)
+        hashes = [library.plan(dict.fromkeys(SITES[c], c)).hash for c in forms]
+        times = [[x] * 30 for x in (2.0, 2.0, 1.0, 4.0, 0.5)]
+        worker = Replies(Times(times, ["", "", *hashes]))
+        found = measure_savings(Latencies(inspection, session, worker), library, ceiling())
+        medians = {c: r.median for c, r in found.ratios.items()}
+        assert medians == {"hydra": 2.0, "relu": 0.5, "skipat r=0": 4.0}
+        again = Latencies(inspection, session, Replies())
+        assert measure_savings(again, library, ceiling()) == found, "from the store"
+        more = ("hydra", "relu", "skipat r=0", "sigmoid")
+        inspection = replace(inspection, settings=settings(forms=more))
+        library = PieceLibrary(inspection)
+        library.calibrate(session)
+        later = Latencies(inspection, session, Replies(None))
+        assert measure_savings(later, library, ceiling()).ratios.keys() == {*more}
+
+
+def test_what_the_ceiling_makes_impossible_is_not_timed(tmp_path):
+    least = Ratio(1.001, 1.0, 1.005, 9)
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store, forms=("hydra", "skipat r=0"))
+        library = PieceLibrary(inspection)
+        library.calibrate(session)
+        given = replace(ceiling(), over_bare=least)
+        assert [given.allows(f) for f in ("hydra", "relu", "skipat")] == [False, False, True]
+        assert replace(given, reliable=False).allows("hydra"), "noise excludes nothing"
+        found = measure_savings(Latencies(inspection, session, Replies(None)), library, given)
+    assert found.ratios.keys() == {"skipat r=0"} and "hydra" not in found.useful
+
+
 def unsteady(quicker: float) -> list[Times]:
     """Times that stay noisy: of the unchanged model by half, whose plan is so much quicker."""
     base, again, plan = (series(30, 2.0 / x, 0.5, i) for i, x in enumerate((1, 1, quicker)))
-    return [Times([base, again, plan], [])] * 4
+    return [Times([base, again, plan], [])] * 7
 
 
 def test_noise_excludes_nothing(tmp_path):

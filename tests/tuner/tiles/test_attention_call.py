@@ -9,7 +9,7 @@ from tuning import TASKS, TINY
 
 from attnpass.errors import CaptureError, OptionError
 from attnpass.kernels import reference
-from attnpass.kernels.select import default_tile
+from attnpass.kernels.select import default_tile, has_kernel
 from attnpass.kernels.tile import ShapeClass, Tile
 from attnpass.task import load_task
 from attnpass.tuner.tiles.attention_call import ALLOWED, Call, Shape, shapes_of
@@ -54,7 +54,7 @@ def test_the_class_of_a_shape_is_that_of_its_tensors():
     ("change", "message"),
     [
         ({"dtype": "float64"}, "expected dtype of float32, bfloat16, float16, got 'float64'"),
-        ({"h": "softmax"}, "expected h of sigmoid, .*, got 'softmax'"),
+        ({"h": "tanh"}, "expected h of softmax, sigmoid, .*, got 'tanh'"),
         ({"mask": "causal"}, "expected mask of none, columns, rows, got 'causal'"),
         ({"queries": 0}, "expected sizes >= 1"),
         ({"heads": 3}, "heads a multiple of kv heads"),
@@ -82,14 +82,26 @@ def test_the_default_is_what_runs_where_nothing_was_measured():
 def test_shapes_of_a_task():
     task = load_task(TINY)
     found = shapes_of(task)
-    assert {s.h for s in found} == {"sigmoid", "relu"}
-    assert len({s.kind for s in found}) == len(found) == 2
+    exact = {"softmax"} if has_kernel("pointwise") else set()
+    assert {s.h for s in found} == {"sigmoid", "relu"} | exact
+    assert len({s.kind for s in found}) == len(found) == 2 + len(exact)
+    (gelu,) = shapes_of(task, ["gelu"])
+    assert gelu.h == "gelu" and gelu.towards("backward").kind.direction == "backward"
 
 
 def test_every_h_can_be_tuned():
     for h in reference.H_FUNCTIONS:
         call = Call(replace(SMALL, h=h))
         assert call.error(TILE, call.expected()) <= ALLOWED["float32"]
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("more", [{}, {"causal": True}, {"mask": "rows"}, {"mask": "columns"}])
+def test_exact_softmax_can_be_tuned_as_a_kernel_and_as_torchs_own(direction, more):
+    same = {"queries": 70, "keys": 70} if more.get("causal") else {}
+    call = Call(replace(SMALL, h="softmax", direction=direction, **more, **same))
+    for tile in (TILE, Tile("aten"), call.default()):
+        assert call.error(tile, call.expected()) <= ALLOWED["float32"]
 
 
 def test_a_task_without_such_attention_is_an_error():
