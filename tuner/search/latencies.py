@@ -75,6 +75,9 @@ PRECISE = 0.03
 ALIKE = 0.01
 """The same, where the interval leaves open which of two is faster."""
 
+THREADS = 2
+"""From here on in ``ESCALATION`` the model runs otherwise than it is served."""
+
 TRUSTED = 3600.0
 """Seconds for which times are taken from the store unseen; older ones are run again shortly."""
 
@@ -136,6 +139,7 @@ class Latencies:
     """Where a run takes its latencies from: the store, else the worker.
 
     Attributes:
+        begin: which of ``ESCALATION`` a measurement begins with.
         stale: whether stored times were found to be none of this machine as it is now.
         left: the seconds that the stage may still take. asked: of each request, how many plans it
             was for and the seconds it took. taken: kinds and subjects that this run measured.
@@ -144,6 +148,7 @@ class Latencies:
     inspection: Inspection
     session: Session
     worker: Worker
+    begin: int = 0
     stale: bool = False
     left: Callable[[], float] = field(default=lambda: math.inf)
     asked: list[tuple[int, float]] = field(default_factory=list)
@@ -308,7 +313,8 @@ class Latencies:
         """The first measurement that is steady; the steadiest where none is."""
         rounds, say = self.inspection.settings.limits["rounds"], self.session.progress.say
         least, best = math.inf, None
-        for step in ESCALATION if self.inspection.kind == "cpu" else ESCALATION[:2]:
+        steps = ESCALATION if self.inspection.kind == "cpu" else ESCALATION[:2]
+        for i, step in enumerate(steps[self.begin :], self.begin):
             reply = self._looked_at(plans, replace(step, rounds=rounds * step.rounds))
             if isinstance(reply, Failure):
                 return best or reply
@@ -316,6 +322,8 @@ class Latencies:
             noise = found.floor or 0.0
             if noise < least:
                 least, best = noise, reply
+            if found.reliable and i >= THREADS:
+                self.begin = i  # what follows is taken as what was steady, and compares with it
             if found.reliable or self.left() <= 0:
                 return reply
             under = "" if found.conditions is None else f" ({found.conditions})"

@@ -74,7 +74,7 @@ def test_the_command_distils_a_model_whose_arguments_are_named(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["status"] == "done" and result["settings"]["recover"] == "distil"
-    trained = [c for c in result["front"] if c["recovery"]]
+    trained = [c for c in result["scored"] if c["recovery"]]
     assert trained and all(c["recovery"]["steps"] > 0 for c in trained)
 
 

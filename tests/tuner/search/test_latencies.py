@@ -102,6 +102,17 @@ def test_noisy_times_are_taken_again_until_they_are_steady(tmp_path):
         assert again == found, "from the store"
 
 
+def test_what_follows_is_taken_as_what_was_steady(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        looks = [noisy(30, 0.5), *[noisy(30, 0.5)] * 2, noisy(60, 0.0)]
+        worker = Replies(*looks, noisy(60, 0.0))
+        latencies = Latencies(inspection, session, worker)
+        latencies.times("x", [None, None])
+        latencies.times("y", [None, None])
+        assert [p.threads for p in worker.asked] == [0, 0, 0, 1, 1]
+
+
 def test_times_that_stay_noisy_are_unreliable_and_never_served(tmp_path):
     with Store(tmp_path / "a.db") as store:
         inspection, session = opened(store)
