@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
     """Let ``write`` make a file beside ``path``, then rename it to ``path``.
 
     The name of the file beside holds the process id, so that two processes do not share it. Where
-    ``write`` raises, ``path`` is unchanged and the file beside is gone.
+    ``write`` raises, ``path`` is unchanged and the file beside is gone. ``durable``: the content
+    and the name are on the disk when the call returns.
 
     Raises:
         OSError: ``path`` is there and no regular file: a device must not be replaced.
@@ -29,10 +30,23 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     half = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         write(half)
+        if durable:
+            _sync(half)
         half.replace(path)
+        if durable:
+            _sync(path.parent)
     except BaseException:
         half.unlink(missing_ok=True)
         raise
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def reason(error: Exception) -> str:

@@ -67,6 +67,8 @@ ARROWS: dict[str, dict[str, str]] = {
     },
     "store": {
         "errors": "a database that is not usable",
+        "files": "a file of tensors is replaced whole",
+        "fingerprint": "a file of tensors is named by its content",
         "kernels": "stores tiles",
         "plan": "stores plans",
         "text": "messages list names",

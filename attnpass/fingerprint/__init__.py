@@ -11,7 +11,7 @@ from attnpass.fingerprint.contents import Contents, contents
 from attnpass.fingerprint.graphs import computation
 from attnpass.fingerprint.reads import changed_file, digests_of, files_read
 from attnpass.fingerprint.sources import kernels_digest, recovery_digest
-from attnpass.fingerprint.values import digest, digest_weights
+from attnpass.fingerprint.values import content_digest, digest, digest_weights
 from attnpass.fingerprint.walk import Walk
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Walk",
     "changed_file",
     "computation",
+    "content_digest",
     "contents",
     "digest",
     "digest_weights",

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from attnpass.torch_internals import OpOverload, pytree
 
+PIECE = 2**20
+"""Numbers of a tensor that are read at once."""
+
 
 def name(x: object) -> str:
     """The name of an operator, a function or a class, or of an object's class."""
@@ -38,10 +41,19 @@ def digest(tree: object) -> str:
 
 def digest_weights(parameters: Iterable[Tensor]) -> str:
     """Digest of tensors (dtype, shape, bytes), 16 hex digits."""
+    return content_digest(parameters)[:16]
+
+
+def content_digest(tensors: Iterable[Tensor]) -> str:
+    """SHA-256 of tensors (dtype, shape, bytes), 64 hex digits.
+
+    A tensor on the CPU is read in pieces, no whole copy of it is made.
+    """
     h = hashlib.sha256()
-    for parameter in parameters:
-        # a copy: numpy makes the storage it reads one that sharding can no longer free
-        value = parameter.detach().cpu().contiguous().clone()
+    for tensor in tensors:
+        value = tensor.detach().cpu().contiguous()
         h.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        h.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return h.hexdigest()[:16]
+        for piece in value.reshape(-1).split(PIECE):
+            # a copy: numpy makes the storage it reads one that sharding can no longer free
+            h.update(piece.clone().view(torch.uint8).numpy().data)
+    return h.hexdigest()

@@ -10,6 +10,7 @@ from attnpass.plan.delta import Delta, added
 from attnpass.plan.entry import Entry, assign, warn_or_raise
 from attnpass.plan.identity import Place, Places, places_in
 from attnpass.plan.plan import Plan
+from attnpass.plan.tensors import read_tensors
 
 __all__ = [
     "Delta",
@@ -20,5 +21,6 @@ __all__ = [
     "added",
     "assign",
     "places_in",
+    "read_tensors",
     "warn_or_raise",
 ]

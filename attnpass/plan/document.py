@@ -9,7 +9,7 @@ The JSON holds a digest of the parameters, and others are refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,18 +60,21 @@ class Document:
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by their names in the file, detached and on the CPU."""
-        found: dict[str, Tensor] = {
-            f"{site}|{name}": value
-            for site, values in self.values.items()
-            for name, value in values.items()
-        }
-        found |= {
-            f"{site}|{path}|{name}": value
-            for site, changes in changed_deltas(self.sites, self.deltas).items()
-            for path, delta in changes.items()
-            for name, value in delta.named_parameters()
-        }
-        return {key: value.detach().cpu().contiguous() for key, value in found.items()}
+        return {key: value for held in self.tensors_by_site() for key, value in held.items()}
+
+    def tensors_by_site(self) -> Iterator[dict[str, Tensor]]:
+        """The same of one site after the other: what is copied to the CPU is of one site."""
+        deltas = changed_deltas(self.sites, self.deltas)
+        for site in {**self.values, **deltas}:
+            held: dict[str, Tensor] = {
+                f"{site}|{name}": value for name, value in self.values.get(site, {}).items()
+            }
+            held |= {
+                f"{site}|{path}|{name}": value
+                for path, delta in deltas.get(site, {}).items()
+                for name, value in delta.named_parameters()
+            }
+            yield {key: value.detach().cpu().contiguous() for key, value in held.items()}
 
     def save(self, path: Path) -> None:
         """Write the JSON to ``path`` and the parameters beside it; each file is replaced whole.

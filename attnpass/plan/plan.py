@@ -324,6 +324,10 @@ class Plan:
         """Values under ``site|name``, deltas under ``site|weight|part``, as they are stored."""
         return self._document().tensors()
 
+    def tensors_by_site(self) -> Iterator[dict[str, Tensor]]:
+        """The same of one site after the other: what is copied to the CPU is of one site."""
+        return self._document().tensors_by_site()
+
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (JSON) and, beside it, the parameters as safetensors; returns the path.
 

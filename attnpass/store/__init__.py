@@ -1,7 +1,8 @@
 """The database: runs, measurements, plans, pins and tiles in one SQLite file.
 
 All SQL of attnpass is in this room. ``database`` opens the file and keeps it safe beside other
-processes, ``store`` writes and reads the rows. The room may import plans, tiles and errors.
+processes, ``store`` writes and reads the rows, ``tensor_files`` keeps the plans' large tensors
+beside it. The room may import plans, tiles, fingerprints, files and errors.
 """
 
 from __future__ import annotations
@@ -9,4 +10,11 @@ from __future__ import annotations
 from attnpass.store.database import default_path, now
 from attnpass.store.store import Store, key_of, measured_tiles, pinned_plans
 
-__all__ = ["Store", "default_path", "key_of", "measured_tiles", "now", "pinned_plans"]
+__all__ = [
+    "Store",
+    "default_path",
+    "key_of",
+    "measured_tiles",
+    "now",
+    "pinned_plans",
+]

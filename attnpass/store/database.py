@@ -41,8 +41,20 @@ MIGRATIONS: tuple[str, ...] = (
         value TEXT NOT NULL
     ) STRICT;
     """,
+    """
+    ALTER TABLE runs ADD COLUMN name TEXT;
+    ALTER TABLE plans ADD COLUMN files TEXT;
+    DROP INDEX measurements_subject;
+    CREATE INDEX measurements_subject ON measurements (kind, subject, created);
+    CREATE INDEX measurements_created ON measurements (created);
+    CREATE INDEX measurements_run ON measurements (run, created);
+    CREATE INDEX runs_created ON runs (created);
+    """,
 )
-"""SQL scripts, applied in order; ``PRAGMA user_version`` counts the applied ones."""
+"""SQL scripts, applied in order; ``PRAGMA user_version`` counts the applied ones.
+
+A script that was released is never changed. What only reads takes every version as it is.
+"""
 
 
 def default_path() -> Path:
@@ -68,6 +80,9 @@ class Database:
         read: only read it: no lock is taken or waited for, nothing is made or written, and a file
             that does not exist is empty. Else it is made where it does not exist.
 
+    Attributes:
+        version: of the tables as they are: an older one is brought up only where it is written.
+
     Raises:
         StoreError: the file is corrupt, foreign, of a newer version, or cannot be read (without
             ``read``: or written).
@@ -89,12 +104,12 @@ class Database:
                     self.db.close()
                     self.db = sqlite_utils.Database(memory=True)
                     self.db.conn.isolation_level = None
-                elif read and version < len(MIGRATIONS):
-                    raise OSError("an older version; any command that writes will bring it up")
                 if not read:
                     self.db.execute("PRAGMA journal_mode=WAL")
                 if not read or version == 0:
                     self._migrate()
+                    version = len(MIGRATIONS)
+                self.version = version
             except BaseException:
                 self.db.close()
                 raise

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from attnpass.errors import PlanError
 from attnpass.plan import Plan
+from attnpass.store.tensor_files import TensorFiles
+
+
+class MissingTensorsError(PlanError):
+    """A file with tensors of a stored plan that is missing or damaged."""
 
 
 def decoded(row: dict[str, Any]) -> dict[str, Any]:
@@ -29,8 +37,11 @@ def json_object(text: str | None) -> dict[str, Any] | None:
 def stored_plan(row: Mapping[str, Any], path: Path) -> Plan:
     """A stored plan; its parameters go through safetensors, never through pickle.
 
+    ``path`` is that of the database. Rows of the first version hold all parameters themselves.
+
     Raises:
-        PlanError: the row is damaged, or holds another plan than its hash says.
+        PlanError: the row or one of its files is damaged, or holds another plan than its hash
+            says.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -40,17 +51,52 @@ def stored_plan(row: Mapping[str, Any], path: Path) -> Plan:
     )
     try:
         tensors = load(row["parameters"]) if row["parameters"] else {}
+        tensors |= _in_files(row, path)
         document, place = json_object(row["document"]), path.with_suffix(f".{row['hash']}")
         plan = Plan.from_dict(document, place, tensors)
+    except MissingTensorsError:
+        raise
     except (ValueError, KeyError, SafetensorError, PlanError) as error:
         raise corrupt from error
-    # a plan that re-emits softmax was stored under a hash of its own
-    if row["hash"] not in (plan.hash, _re_emitting(plan).hash):
+    if not _has_hash(plan, row["hash"]):
         raise corrupt
     return plan
 
 
-def _re_emitting(plan: Plan) -> Plan:
-    other = plan.copy()
-    other.round_trip = True
-    return other
+def _has_hash(plan: Plan, name: str) -> bool:
+    """Whether a plan, or the same that re-emits softmax, has a hash."""
+    if plan.hash == name:
+        return True
+    plan.round_trip = True
+    found = plan.hash == name
+    plan.round_trip = False
+    return found
+
+
+def named_files(text: str | None) -> list[str]:
+    """The digests that the column ``files`` of a plan names; none where it is empty or damaged."""
+    try:
+        value = json.loads(text or "[]")
+    except (ValueError, RecursionError):
+        return []
+    whole = isinstance(value, list) and all(isinstance(x, str) for x in value)
+    return [x for x in value if re.fullmatch("[0-9a-f]{64}", x)] if whole else []
+
+
+def _in_files(row: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """The tensors of a plan that lie in files.
+
+    Raises:
+        MissingTensorsError: a file is missing or damaged.
+    """
+    files, found = TensorFiles(path), dict[str, Tensor]()
+    for name in named_files(row.get("files")):
+        try:
+            found |= files.load(name)
+        except PlanError as error:
+            raise MissingTensorsError(
+                f"expected the tensors of plan {row['hash']} in {files.path(name)}, got"
+                f" {'a damaged file' if files.path(name).exists() else 'no such file'}; import"
+                " the plan again, or run its tune command again"
+            ) from error
+    return found

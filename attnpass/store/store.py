@@ -9,14 +9,18 @@ import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from attnpass.errors import StoreError
 from attnpass.kernels.tile import Tile
 from attnpass.plan import Plan
 from attnpass.store.database import Database, default_path, now
-from attnpass.store.rows import decoded, json_object, stored_plan
+from attnpass.store.rows import decoded, json_object, named_files, stored_plan
+from attnpass.store.tensor_files import SMALL, TensorFiles, size
 from attnpass.text import listed
 
 
@@ -79,20 +83,24 @@ class Store(Database):
 
     def _why(self, kind: str, subject: str, context: Mapping[str, object]) -> str:
         """Why a lookup is a miss: the fields in which the newest measurement's context differs."""
-        rows = list(
-            self.db.query(
-                "SELECT context FROM measurements WHERE kind = ? AND subject = ?"
-                " ORDER BY created DESC LIMIT 1",
-                [kind, subject],
-            )
-        )
-        if not rows:
+        row = self.newest(kind, subject)
+        if row is None:
             return "never measured"
-        old = json_object(rows[0]["context"])
+        old = json_object(row["context"])
         if old is None:
             return "the stored row is corrupt"
         changed = sorted(k for k in {*old, *context} if old.get(k) != context.get(k))
         return f"{', '.join(changed)} changed"
+
+    def newest(self, kind: str, subject: str, but: str = "") -> dict[str, Any] | None:
+        """The row of the newest measurement of a kind and subject, ``but`` that of a key."""
+        with self.errors():
+            rows = self.db.query(
+                "SELECT * FROM measurements WHERE kind = ? AND subject = ? AND key != ?"
+                " ORDER BY created DESC, rowid DESC LIMIT 1",
+                [kind, subject, but],
+            )
+            return next(iter(rows), None)
 
     def save_run(self, run: Mapping[str, object]) -> None:
         """Insert or update one run; settings, context and result are stored as JSON."""
@@ -100,24 +108,57 @@ class Store(Database):
         with self.transaction():
             self.db.table("runs").upsert(row, pk="id")
 
-    def runs(self, most: int = -1) -> list[dict[str, Any]]:
-        """All runs or the ``most`` newest, newest first, JSON decoded."""
+    def runs(
+        self,
+        most: int = -1,
+        *,
+        task: str | None = None,
+        status: str | None = None,
+        since: str = "",
+    ) -> list[dict[str, Any]]:
+        """All runs or the ``most`` newest, newest first, JSON decoded.
+
+        Args:
+            task: only those of a task, by its import path or its name. status: likewise.
+            since: only those created then or later, a time as ``now`` gives it.
+        """
+        which, given = self._which_runs(task, status, since)
         # the order first, without the results: they are long
-        newest = "SELECT rowid FROM runs ORDER BY created DESC, rowid DESC LIMIT ?"
+        newest = f"SELECT rowid FROM runs {which} ORDER BY created DESC, rowid DESC LIMIT ?"
         with self.errors():
             rows = list(
                 self.db.query(
                     f"SELECT * FROM runs WHERE rowid IN ({newest})"
                     " ORDER BY created DESC, rowid DESC",
-                    [most],
+                    [*given, most],
                 )
             )
         return [decoded(r) for r in rows]
 
-    def count_runs(self) -> int:
-        """How many runs there are."""
+    def count_runs(
+        self, *, task: str | None = None, status: str | None = None, since: str = ""
+    ) -> int:
+        """How many runs there are, with the conditions of ``runs``."""
+        which, given = self._which_runs(task, status, since)
         with self.errors():
-            return int(self.db.execute("SELECT count(*) FROM runs").fetchone()[0])
+            found = self.db.execute(f"SELECT count(*) FROM runs {which}", given).fetchone()
+            return int(found[0])
+
+    def _which_runs(
+        self, task: str | None, status: str | None, since: str
+    ) -> tuple[str, list[str]]:
+        """The condition of a query of runs, and its values."""
+        terms, given = ["created >= ?"], [since]
+        if task is not None:
+            terms, given = [*terms, self.of_task], [*given, task, task]
+        if status is not None:
+            terms, given = [*terms, "status = ?"], [*given, status]
+        return f"WHERE {' AND '.join(terms)}", given
+
+    @property
+    def of_task(self) -> str:
+        """The condition that a run is of a task, by its import path or its name."""
+        return f"(task = ? OR {'name' if self.version > 1 else 'NULL'} = ?)"
 
     def run(self, name: str) -> dict[str, Any] | None:
         """The run of an id, of the beginning of exactly one, or ``last``.
@@ -127,11 +168,15 @@ class Store(Database):
         """
         if name == "last":
             return next(iter(self.runs(1)), None)
-        row = self._named("runs", "id", name)
+        row = self.named("runs", "id", name)
         return decoded(row) if row else None
 
-    def _named(self, table: str, column: str, name: str) -> dict[str, Any] | None:
-        """The row of a name, or of the beginning of exactly one."""
+    def named(self, table: str, column: str, name: str) -> dict[str, Any] | None:
+        """The row of a name, or of the beginning of exactly one.
+
+        Raises:
+            StoreError: several begin so.
+        """
         if not (name and name.isprintable()):
             return None
         with self.errors():
@@ -139,8 +184,8 @@ class Store(Database):
                 row[column]
                 for row in self.db.query(
                     f"SELECT {column} FROM {table} WHERE {column} = ? UNION ALL"
-                    f" SELECT {column} FROM {table} WHERE instr({column}, ?) = 1",
-                    [name, name],
+                    f" SELECT {column} FROM {table} WHERE {column} >= ? AND {column} < ?",
+                    [name, name, name + chr(0x10FFFF)],
                 )
             ]
             if len(set(found)) > 1 and found[0] != name:
@@ -152,19 +197,62 @@ class Store(Database):
             return next(iter(rows), None)
 
     def save_plan(self, plan: Plan) -> str:
-        """Store a plan with its parameters; returns its hash."""
+        """Store a plan with its parameters, small ones in its row; returns its hash.
+
+        Raises:
+            StoreError: the parameters or the row cannot be written; what was stored stays.
+        """
         from safetensors.torch import save
 
-        tensors = plan.tensors()
-        row = {
+        files = list[str]()
+        row: dict[str, Any] = {
             "hash": plan.hash,
             "created": now(),
             "document": json.dumps(plan.as_dict()),
-            "parameters": save(tensors) if tensors else None,
         }
-        with self.transaction():
-            self.db.table("plans").upsert(row, pk="hash")
-        return plan.hash
+        try:
+            small = self._save_large(plan, files)
+            row["parameters"] = save(small) if small else None
+            row["files"] = json.dumps(files) if files else None
+            with self.transaction():
+                gone = self.files.missing(files)
+                if not gone:
+                    self.db.table("plans").upsert(row, pk="hash")
+        except StoreError:
+            self._remove_unnamed(files)
+            raise
+        # another process took them for files that no plan will name
+        return self.save_plan(plan) if gone else str(row["hash"])
+
+    def _save_large(self, plan: Plan, files: list[str]) -> dict[str, Tensor]:
+        """Write a plan's larger tensors, add their digests to ``files``; the other tensors."""
+        small: dict[str, Tensor] = {}
+        for held in plan.tensors_by_site():
+            if size(held) < SMALL:
+                small |= held
+            else:
+                files.append(self.files.save(held))
+        if size(small) < SMALL:
+            return small
+        files.append(self.files.save(small))
+        return {}
+
+    @cached_property
+    def files(self) -> TensorFiles:
+        """The files beside the database that hold the plans' larger tensors."""
+        return TensorFiles(self.path)
+
+    def named_files(self) -> set[str]:
+        """The digests of all files that a plan names."""
+        with self.errors():
+            rows = self.db.execute("SELECT files FROM plans WHERE files IS NOT NULL").fetchall()
+        return {name for (text,) in rows for name in named_files(text)}
+
+    def _remove_unnamed(self, files: list[str]) -> None:
+        """Remove those of the files of a plan that could not be stored that no plan names."""
+        with suppress(StoreError), self.transaction():
+            for name in set(files) - self.named_files():
+                self.files.path(name).unlink(missing_ok=True)
 
     def plan(self, name: str) -> Plan | None:
         """The plan of a hash, or of the beginning of exactly one.
@@ -172,7 +260,7 @@ class Store(Database):
         Raises:
             PlanError: the stored plan cannot be read. StoreError: several plans begin so.
         """
-        row = self._named("plans", "hash", name)
+        row = self.named("plans", "hash", name)
         return stored_plan(row, self.path) if row else None
 
     def put_tile(

@@ -50,7 +50,8 @@ def whole(folder: Path, runs: int = 1) -> Path:
         given = ("done", "{}", "{}", text)
         with store.transaction():
             store.db.conn.executemany(
-                "INSERT INTO runs VALUES (?, ?, 't', ?, ?, ?, ?)",
+                "INSERT INTO runs (id, created, task, status, settings, context, result)"
+                " VALUES (?, ?, 't', ?, ?, ?, ?)",
                 [
                     (f"{RUN[:-4]}{i:04d}", f"2026-01-01T00:00:{i:06d}Z", *given)
                     for i in range(runs)

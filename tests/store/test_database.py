@@ -149,8 +149,8 @@ def test_a_pipe_or_a_device_is_no_database(tmp_path):
 def test_an_older_version_is_not_brought_up_by_reading(path, monkeypatch):
     Store(path).__exit__()
     monkeypatch.setattr(database, "MIGRATIONS", (*database.MIGRATIONS, "CREATE TABLE more (x)"))
-    with pytest.raises(StoreError, match="an older version"):
-        Store(path, read=True)
+    with Store(path, read=True) as store:
+        assert store.version == len(database.MIGRATIONS) - 1 and store.runs() == []
     Store(path).__exit__()
     with Store(path, read=True) as store:
         assert store.db.table("more").count == 0

@@ -182,6 +182,7 @@ def _save(
             "id": inspection.run,
             "created": created,
             "task": inspection.settings.task,
+            "name": inspection.task.name,
             "status": status,
             "settings": inspection.asked,
             "context": inspection.timing,
