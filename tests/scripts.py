@@ -9,6 +9,7 @@ from house import ROOT
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
 import encoder_speed  # noqa: E402
+import judging  # noqa: E402
 import minilm  # noqa: E402
 import recovery  # noqa: E402
 import skipat_phi  # noqa: E402
@@ -19,6 +20,7 @@ import trust  # noqa: E402
 __all__ = [
     "ROOT",
     "encoder_speed",
+    "judging",
     "minilm",
     "recovery",
     "skipat_phi",

@@ -79,8 +79,9 @@ def scores(
     *,
     worst: Mapping[str, float] | None = None,
     rejection: Rejection | None = None,
+    seen: Callable[[int, Any], None] = lambda batch, output: None,
 ) -> Scored:
-    """Scores of ``run`` over ``batches``.
+    """Scores of ``run`` over ``batches``; ``seen`` is told every batch's output.
 
     With ``rejection`` it stops as soon as they prove too large a drop. ``worst``: by metric, what
     a score that is not finite counts as.
@@ -98,6 +99,7 @@ def scores(
         arguments, target = task.validation[i]
         with torch.no_grad():
             output = call(run, arguments)
+        seen(i, output)
         found[i], more[i] = _every(task, output, target, lowest)
         if rejection is not None and rejection(found):
             break
@@ -147,21 +149,26 @@ def divergence(
     task: Task, run: Callable[..., Any], reference: Sequence[Tensor], batches: Sequence[int]
 ) -> float:
     """How far outputs moved: KL of the class distributions, else relative squared error."""
-    # imported late: showing stored scores needs no recovery
-
-    total = weight = 0.0
+    found = []
     for i, old in zip(batches, reference, strict=True):
         with torch.no_grad():
-            new = first_tensor(call(run, task.validation[i][0])).double()
-        if task.outputs == "logits" and old.dim() == 2 and old.shape[1] > 1:
-            # a class whose logit is -inf in both outputs adds 0, not NaN
-            p, q = (x.log_softmax(-1).clamp_min(LOGIT_FLOOR) for x in (old, new))
-            total += float((p.exp() * (p - q)).sum())
-            weight += old.shape[0]
-        else:
-            total += float((new - old).square().sum())
-            weight += float(old.square().sum())
-    return total / max(weight, 1e-30)
+            found.append(moved(task, call(run, task.validation[i][0]), old))
+    return mean_move(found)
+
+
+def moved(task: Task, output: Any, old: Tensor) -> tuple[float, float]:
+    """How far one output moved, summed, and what to divide such sums by."""
+    new = first_tensor(output).double()
+    if task.outputs == "logits" and old.dim() == 2 and old.shape[1] > 1:
+        # a class whose logit is -inf in both outputs adds 0, not NaN
+        p, q = (x.log_softmax(-1).clamp_min(LOGIT_FLOOR) for x in (old, new))
+        return float((p.exp() * (p - q)).sum()), float(old.shape[0])
+    return float((new - old).square().sum()), float(old.square().sum())
+
+
+def mean_move(found: Sequence[tuple[float, float]]) -> float:
+    """The divergence over several batches."""
+    return sum(x for x, _ in found) / max(sum(w for _, w in found), 1e-30)
 
 
 def first_tensor(output: Any) -> Tensor:

@@ -8,12 +8,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 
 from attnpass import environment
 from attnpass.plan import Plan
-from attnpass.tuner.measure import Rejection, bound, by_batch, divergence, positions, scores
+from attnpass.tuner.measure import (
+    Rejection,
+    bound,
+    by_batch,
+    divergence,
+    mean_move,
+    moved,
+    positions,
+    scores,
+)
 from attnpass.tuner.search.baseline import Baseline
 from attnpass.tuner.search.canary import score_difference, take
 from attnpass.tuner.search.candidate import Candidate
@@ -100,9 +110,8 @@ class Candidates:
 
     def divergence(self, plan: Plan) -> float:
         """How far a plan moves the first outputs, from the store or measured now."""
-        context = {**self.inspection.context, "batches": self.baseline.reference_batches}
         value = self.session.measured(
-            "divergence", plan.hash, context, lambda: self._diverge(plan)
+            "divergence", plan.hash, self._first_outputs, lambda: self._diverge(plan)
         )
         return float(value["divergence"])
 
@@ -137,6 +146,13 @@ class Candidates:
 
     def _score(self, plan: Plan) -> Value:
         capture, baseline, task = self.inspection.capture, self.baseline, self.inspection.task
+        reference = dict(zip(baseline.reference_batches, baseline.reference, strict=True))
+        moves = list[tuple[float, float]]()
+
+        def seen(batch: int, output: Any) -> None:
+            if batch in reference:
+                moves.append(moved(task, output, reference[batch]))
+
         capture.use(plan)
         found = scores(
             task,
@@ -144,9 +160,22 @@ class Candidates:
             baseline.split.selection,
             worst=baseline.worst,
             rejection=self.rejection,
+            seen=seen,
         )
         capture.use(None)
+        if len(moves) == len(reference):  # else it was rejected, or its items are judged together
+            self._keep_divergence(plan, mean_move(moves))
         return found.as_dict()
+
+    def _keep_divergence(self, plan: Plan, found: float) -> None:
+        """Commit how far a plan moves the first outputs."""
+        value = {"divergence": found if math.isfinite(found) else REJECTED}
+        self.session.keep("divergence", plan.hash, self._first_outputs, value)
+
+    @property
+    def _first_outputs(self) -> dict[str, Any]:
+        """All that a divergence depends on."""
+        return {**self.inspection.context, "batches": self.baseline.reference_batches}
 
     def _diverge(self, plan: Plan) -> Value:
         task, capture, baseline = self.inspection.task, self.inspection.capture, self.baseline

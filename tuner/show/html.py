@@ -27,11 +27,11 @@ def write_report(result: RunResult, path: Path) -> Path:
     Raises:
         OutputError: a file cannot be written.
     """
+    advice = advise(result)  # which names the ceiling, too
     parts = [
         f"<h1>attnpass: {html.escape(result.task)}</h1>",
         f"<p>{html.escape(verdict(result))}.</p>",
-        "".join(f"<p>{html.escape(line)}</p>" for line in advise(result)),
-        _ceiling(result),
+        "".join(f"<p>{html.escape(line)}</p>" for line in advice) or _ceiling(result),
         _picture(result, path.with_suffix(".png")),
     ]
     for table in (front_table(result), sensitivity_table(result)):

@@ -1,0 +1,106 @@
+"""Plans judged for accuracy per minute: `python benchmarks/judging.py [OUT] [--task TASK]`.
+
+The search judges plans in one capture, each on the selection items until it is rejected or done.
+Beside it stands what a tuner does that compiles each plan before it scores it: the public
+``torch.compile`` by inductor, and all selection items. Both are of the same plans, in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attnpass import environment
+from attnpass.capture import fresh_entry
+from attnpass.store import Store
+from attnpass.tuner.measure import scores
+from attnpass.tuner.progress import ProgressPrinter
+from attnpass.tuner.search import Settings, inspect_task
+from attnpass.tuner.search.baseline import measure_baseline
+from attnpass.tuner.search.candidates import Candidates, first_plans
+from attnpass.tuner.search.pieces import PieceLibrary
+from attnpass.tuner.search.session import Session
+from attnpass.tuner.search.speed import Savings
+
+HERE = Path(__file__).parent
+COMPILED = 4
+"""Plans that are compiled, too; each takes most of a minute."""
+
+
+def judged(task: str, plans: int) -> dict[str, Any]:
+    """Seconds per plan both ways."""
+    with tempfile.TemporaryDirectory() as folder, Store(Path(folder, "a.db")) as store:
+        inspection = inspect_task(Settings(task), store)
+        session = Session(inspection.run, store, ProgressPrinter(quiet=True))
+        baseline, library = measure_baseline(inspection, session), PieceLibrary(inspection)
+        library.calibrate(session)
+        saved = Savings({c: 1.0 + i / 10 for i, c in enumerate(inspection.settings.forms)})
+        candidates = Candidates(inspection, session, baseline, library, 100.0, saved)
+        damage = {
+            site: {"softmax": 0.0, **{c: 1.0 + i for i, c in enumerate(choices)}}
+            for site, choices in inspection.legal.items()
+        }
+        unchanged, *assignments = first_plans(damage, saved)
+        every, stride = assignments[:plans], max(1, len(assignments[:plans]) // COMPILED)
+        captured, compiled, stopped = list[float](), list[float](), 0
+        for i, assignment in enumerate(every):
+            start = time.perf_counter()
+            found = candidates.of(assignment)
+            captured.append(time.perf_counter() - start)
+            stopped += len(found.scores) < len(baseline.selection)
+            if i % stride == 0 and len(compiled) < COMPILED:
+                compiled.append(_compiled(inspection, found.plan, baseline.split.selection))
+    per, each = statistics.mean(captured), statistics.mean(compiled)
+    return {
+        "task": task,
+        "items": len(baseline.selection),
+        "plans": len(captured),
+        "stopped_early": stopped,
+        "captured_s": captured,
+        "compiled_s": compiled,
+        "plans_per_minute": {"captured": 60 / per, "compiled": 60 / each},
+        "ratio": (60 / per) / (60 / each),
+    }
+
+
+def _compiled(inspection: Any, plan: Any, batches: Any) -> float:
+    """Seconds to compile a plan and to score it on all selection items."""
+    torch._dynamo.reset()
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
+        start = time.perf_counter()
+        model = inspection.task.model
+        fast = torch.compile(fresh_entry(model), backend="attnpass", options={"plan": plan})
+        scores(inspection.task, fast, batches)
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    """Judge, print, keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", nargs="?", default=str(HERE / "results" / "judging_cpu.json"))
+    parser.add_argument("--task", default="digits")
+    parser.add_argument("--plans", type=int, default=24)
+    given = parser.parse_args()
+    row = {
+        "command": "python benchmarks/judging.py",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": environment.device(),
+        "versions": environment.versions(),
+        "load": os.getloadavg(),
+        **judged(given.task, given.plans),
+    }
+    Path(given.out).write_text(json.dumps(row, indent=1) + "\n")
+    print({k: row[k] for k in ("plans_per_minute", "ratio", "stopped_early", "plans")})
+
+
+if __name__ == "__main__":
+    main()
