@@ -21,12 +21,17 @@ OPTIONS = {
     "--trials": ["-1", "-99999"],
     "--timeout": ["0", "-1", "nan"],
     "--load-timeout": ["-1", "nan"],
-    "--forms": ["\x1b[2J", ",", "softmax", "hydra,hydr"],
+    "--forms": ["\x1b[2J", ",", "skipat r", "relu h=[]", "gelu alpha=1e999", "hydra,hydr"],
     "--effort": ["", "\x1b[2J"],
     "--inner": ["none", "\x1b[2J"],
     "--mode": ["none", "\x1b[2J"],
     "--recover-budget": ["nan", "inf", "-1", "1e400h", "", "h"],
     "--recover-rank": ["-1"],
+    "--budget": ["nan", "inf", "-1", "1e400h", "h"],
+    "--objective": ["", "\x1b[2J"],
+    "--max-ms": ["nan", "inf", "-1"],
+    "--max-memory-mb": ["nan", "-1"],
+    "--tiles": ["-1"],
     "--out": ["/dev/full", "/dev/null/x", "/proc/x"],
 }
 
@@ -68,7 +73,7 @@ def cases() -> Iterator[Case]:
     """All cases of calls."""
     db = ("--db", "{}/a.db")
     for word in ODD:
-        for command in ("show", "results", "report", "sites", "pin", "import", "export"):
+        for command in ("show", "solve", "report", "sites", "pin", "import", "export", "results"):
             more = ("{}/out.json",) if command == "export" else ()
             if word == "-" or (command == "results" and word == ""):
                 continue
@@ -87,6 +92,9 @@ def cases() -> Iterator[Case]:
             yield Case(f"call: tune {option}={value[:9]!r}", good, (*given, *db), fine)
     for given in (("show",), ("show", "a", "b", "c"), ("none",), ("results", "--limit", "0")):
         yield Case(f"call: {' '.join(given)}", good, (*given, *db), (1, 2))
+    for word in ODD:
+        for given in (("diff", word, "last"), ("explain-choice", "last", word)):
+            yield Case(f"call: {given[0]} {word[:9]!r}", good, (*given, *db), (1, 2))
     yield Case("call: show three plans", good, ("show", *["{}/plan.json"] * 3, *db), (1, 2))
     yield from _unwritable(db)
     yield from _streams(db)
