@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0 numpy
-	$(PIP) -e '.[demo,plots,dev]'
+	$(PIP) -e '.[demo,plots,dashboard,mlflow,dev]'
 	touch $@
 
 # real model code for the matcher's tests; those without their own dependencies would pull

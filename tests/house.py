@@ -215,6 +215,7 @@ TUNER: dict[str, dict[str, str]] = {
         "tuner.measure": "a ratio and its interval",
         "tuner.search": "the result of a run",
     },
+    "tuner.track": {"tuner.search": "what a run finds"},
     "tuner.cli": {
         "tuner.check": "verify, roundtrip, cka, doctor",
         "tuner.measure": "tries a task once before it is used",
@@ -222,6 +223,7 @@ TUNER: dict[str, dict[str, str]] = {
         "tuner.search": "tune",
         "tuner.show": "tables, pictures, the report",
         "tuner.tiles": "tiles",
+        "tuner.track": "copies of a run",
     },
 }
 """The tuner's rooms, and which of each other they may import. Beyond that they may import every

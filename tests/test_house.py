@@ -98,7 +98,8 @@ TRITON = {
     ("package", "files"),
     [
         ("triton", TRITON),
-        ("optuna", {"tuner.search.optuna_search", "tuner.tiles.study"}),
+        ("optuna", {"tuner.search.optuna_search", "tuner.tiles.study", "tuner.track.study"}),
+        ("mlflow", {"tuner.track.mlflow_run"}),
         ("sqlite_utils", {"store.database"}),
         ("sqlite3", {"store.database"}),
     ],

@@ -19,6 +19,8 @@ PACKAGES = (
     ("triton", "", "GPU kernels"),
     ("sklearn", "demo", "digits task"),
     ("matplotlib", "plots", "pictures"),
+    ("optuna_dashboard", "dashboard", "a study of tune --storage in a browser"),
+    ("mlflow", "mlflow", "tune --mlflow"),
 )
 """Optional packages: name, extra of ours that installs it, and its use."""
 

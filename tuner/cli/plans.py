@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from attnpass.errors import PlanError
-from attnpass.tuner.cli.command import Answer, main, options
-from attnpass.tuner.cli.lookup import plan_named, with_tiles
+from attnpass.tuner.cli.command import Answer, main, options, path_option
+from attnpass.tuner.cli.lookup import plan_named, result_named, with_tiles
 
 
 @main.command()
@@ -40,16 +40,35 @@ def unpin(name: str, as_json: bool, db: str | None) -> Answer:
 
 @main.command("export")
 @click.argument("name")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@path_option("--plans", "Write all judged plans of a run to this .csv or .json instead.")
 @options
-def export_(name: str, path: Path, as_json: bool, db: str | None) -> Answer:
+def export_(
+    name: str, path: Path | None, plans: Path | None, as_json: bool, db: str | None
+) -> Answer:
     """Write a plan of the cache, or a run's best, to PATH (JSON and safetensors)."""
+    if (path is None) == (plans is None):
+        raise click.UsageError("expected either PATH or --plans FILE")
+    if plans is not None:
+        return _table(name, plans, db)
+    assert path is not None
     from attnpass.store import Store
 
     with Store(db, read=True) as store:
         plan = with_tiles(plan_named(store, name), store)
     written = plan.save(path)
     return Answer({"plan": str(written)}, lambda c: c.print(f"plan: {written}"))
+
+
+def _table(name: str, path: Path, db: str | None) -> Answer:
+    """Write a run's judged plans."""
+    from attnpass.store import Store
+    from attnpass.tuner.track import write_table
+
+    with Store(db, read=True) as store:
+        result = result_named(store, name)
+    value = {"plans": str(write_table(result, path)), "rows": len(result.scored)}
+    return Answer(value, lambda c: c.print(f"{value['rows']} plans: {path}"))
 
 
 @main.command("import")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,8 @@ if TYPE_CHECKING:
     type=int,
     help="Rank of the changes to q, k, v, o weights (default: full; 0: none).",
 )
+@click.option("--storage", default="", help="Also write an Optuna study there: a URL or a file.")
+@click.option("--mlflow", default="", help="Also log the run to MLflow there: a URI.")
 @click.option("--dry-run", is_flag=True, help="Show what would be searched; measure nothing.")
 @path_option("--out", "Folder for the plan and the picture (default: attnpass-RUN).")
 @options
@@ -80,6 +83,8 @@ def tune(
     out: Path | None,
     budget: str,
     recover_budget: str,
+    storage: str,
+    mlflow: str,
     as_json: bool,
     db: str | None,
     **given: Any,
@@ -88,6 +93,7 @@ def tune(
     from attnpass.store import Store
     from attnpass.tuner.progress import ProgressPrinter
     from attnpass.tuner.search import Settings, advise, execute, inspect_task
+    from attnpass.tuner.track import open_observers
 
     settings = Settings(
         task=task,
@@ -105,8 +111,11 @@ def tune(
         folder = _writable(out or Path(f"attnpass-{inspection.run}"))
         if not as_json:
             progress.say(inspection.report().table())
-        result = execute(inspection, store, progress)
+        warn = partial(progress.say, style="yellow")
+        observers = open_observers(inspection, warn, storage=storage, mlflow=mlflow)
+        result = execute(inspection, store, progress, observers)
         files = _files(result, store, folder)
+        observers.finished(result, files)
     value = {**result.as_dict(), "files": files, "advice": advise(result)}
     code = 0 if result.status == "done" else 1
     return Answer(value, lambda console: _show(console, result, files), code)

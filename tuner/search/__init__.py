@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from attnpass.tuner.search.advice import advise
 from attnpass.tuner.search.menu import USUAL, form_of, menu
+from attnpass.tuner.search.observers import Observer, Observers, first_line
 from attnpass.tuner.search.plan_row import PlanRow
 from attnpass.tuner.search.result import LOSSLESS, Facts, RunResult
 from attnpass.tuner.search.settings import REJECTED, Settings
@@ -43,6 +44,8 @@ __all__ = [
     "USUAL",
     "Facts",
     "Inspection",
+    "Observer",
+    "Observers",
     "PlanRow",
     "RunResult",
     "Settings",
@@ -53,6 +56,7 @@ __all__ = [
     "execute",
     "explain_choice",
     "form_of",
+    "first_line",
     "inspect_task",
     "menu",
     "read_result",

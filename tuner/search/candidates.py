@@ -73,8 +73,9 @@ class Candidates:
         return self.scored(full, self.library.plan(full))
 
     def keep(self, candidate: Candidate) -> None:
-        """Replace what is known of a plan."""
+        """Replace what is known of a plan, and tell the observers."""
         self.tried[candidate.plan.hash] = candidate
+        self.session.observers.judged(candidate.row)
 
     def scored(self, assignment: dict[str, str], plan: Plan) -> Candidate:
         """A plan with its selection scores, from the store or measured now."""

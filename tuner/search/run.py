@@ -22,6 +22,7 @@ from attnpass.tuner.search.candidates import Candidates, measure_damage, search_
 from attnpass.tuner.search.distillation import Distillation, affordable_plans, distil_pieces
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.latencies import Latencies
+from attnpass.tuner.search.observers import Observers
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.racing import choose_finalists, judge_held_out, recover_promising
 from attnpass.tuner.search.reserve import Reserve
@@ -37,17 +38,28 @@ from attnpass.tuner.search.summary import Findings, summarise
 from attnpass.tuner.search.tiling import tune_tiles
 
 
-def execute(inspection: Inspection, store: Store, progress: ProgressPrinter) -> RunResult:
+def execute(
+    inspection: Inspection,
+    store: Store,
+    progress: ProgressPrinter,
+    observers: Observers | None = None,
+) -> RunResult:
     """Run all stages; returns the result, which is also stored.
 
     On Ctrl-C the best result so far is stored and returned with status ``interrupted``.
+    ``observers`` are told each plan that is judged; the end is for the caller to tell.
 
     Raises:
         AttnpassError: the task, the model or the store is not usable.
     """
     settings, findings = inspection.settings, Findings()
     budget = Budget(settings.budget or math.inf)
-    session = Session(inspection.run, store, progress, refresh=settings.refresh, budget=budget)
+    session = Session(
+        *(inspection.run, store, progress),
+        refresh=settings.refresh,
+        budget=budget,
+        observers=observers,
+    )
     known = store.run(inspection.run)
     created = known["created"] if known else inspection.created
     with session.stop.handled():

@@ -10,6 +10,7 @@ from typing import Any
 from attnpass.store import Store
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search.budget import Budget
+from attnpass.tuner.search.observers import Observers
 from attnpass.tuner.search.stored import whole
 
 Context = Mapping[str, Any]
@@ -72,6 +73,7 @@ class Session:
 
     Args:
         run: id of the run. refresh: measure again what is stored. budget: the run's time.
+        observers: who is told of plans.
 
     Attributes:
         verified: whether the stored scores of a plan were reproduced in this run.
@@ -85,9 +87,11 @@ class Session:
         *,
         refresh: bool = False,
         budget: Budget | None = None,
+        observers: Observers | None = None,
     ) -> None:
         self.run, self.store, self.progress, self.refresh = run, store, progress, refresh
         self.budget = Budget() if budget is None else budget
+        self.observers = observers or Observers()
         self.stop = StopRequest()
         self.verified = False
         self._ground: Context = {}
