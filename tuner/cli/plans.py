@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from attnpass.errors import PlanError
+from attnpass.errors import OptionError, PlanError
 from attnpass.tuner.cli.command import Answer, main, options, path_option
 from attnpass.tuner.cli.lookup import plan_named, result_named, with_tiles
 
@@ -48,7 +48,7 @@ def export_(
 ) -> Answer:
     """Write a plan of the cache, or a run's best, to PATH (JSON and safetensors)."""
     if (path is None) == (plans is None):
-        raise click.UsageError("expected either PATH or --plans FILE")
+        raise OptionError("expected either PATH or --plans FILE, got both or neither")
     if plans is not None:
         return _table(name, plans, db)
     assert path is not None

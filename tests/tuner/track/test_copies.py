@@ -66,7 +66,7 @@ def test_the_plans_are_exported(tuned, tmp_path):
         assert found[row["plan"]]["blocks.1.attn"] == row["forms"]["blocks.1.attn"]
         assert float(found[row["plan"]]["selection_drop"]) == row["selection"]["drop"]
     wrong = run("export", "last", db=folder / "a.db")
-    assert wrong.returncode == 2 and "expected either PATH or --plans FILE" in wrong.stderr
+    assert wrong.returncode == 1 and "expected either PATH or --plans FILE" in wrong.stderr
 
 
 def test_mlflow_gets_the_run(tuned):
