@@ -2,19 +2,23 @@
 
 All SQL of attnpass is in this room. ``database`` opens the file and keeps it safe beside other
 processes, ``store`` writes and reads the rows, ``tensor_files`` keeps the plans' large tensors
-beside it. The room may import plans, tiles, fingerprints, files and errors.
+beside it. ``history`` shows what is stored. The room may import plans, tiles, fingerprints, files and errors.
 """
 
 from __future__ import annotations
 
 from attnpass.store.database import default_path, now
+from attnpass.store.history import Comparison, compare, measurements
 from attnpass.store.store import Store, key_of, measured_tiles, pinned_plans
 
 __all__ = [
+    "Comparison",
     "Store",
+    "compare",
     "default_path",
     "key_of",
     "measured_tiles",
+    "measurements",
     "now",
     "pinned_plans",
 ]

@@ -48,7 +48,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX measurements_subject ON measurements (kind, subject, created);
     CREATE INDEX measurements_created ON measurements (created);
     CREATE INDEX measurements_run ON measurements (run, created);
+    CREATE INDEX measurements_outcome ON measurements (outcome, created);
     CREATE INDEX runs_created ON runs (created);
+    CREATE INDEX runs_task ON runs (task, created);
+    CREATE INDEX runs_name ON runs (name, created);
     """,
 )
 """SQL scripts, applied in order; ``PRAGMA user_version`` counts the applied ones.

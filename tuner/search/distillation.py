@@ -106,19 +106,15 @@ def distil_pieces(
         MeasureError: a loss is not finite; the pieces stay calibrated.
         KeyboardInterrupt: the run is to stop.
     """
-    store = distillation.session.store
     stored = {c: distillation.find("bank", c, distillation.context) for c in choices}
     done = {c: DistilledChoice(**value) for c, value in stored.items() if value is not None}
-    missing = [c for c in choices if c not in done]
+    known = {c: distillation.session.plan(row.plan) for c, row in done.items()}
+    plans = {c: plan for c, plan in known.items() if plan is not None}
     # copies: where training fails, the pieces stay calibrated
-    plans = {c: library.everywhere(c).copy() for c in missing}
-    done |= _train_pieces(distillation, plans)
-    for choice in choices:
-        plan = plans.get(choice)
-        if plan is None and choice in done:
-            plan = store.plan(done[choice].plan)
-        if plan is not None:
-            library.keep(choice, plan)
+    missing = {c: library.everywhere(c).copy() for c in choices if c not in plans}
+    done = {c: done[c] for c in plans} | _train_pieces(distillation, missing)
+    for choice, plan in {**plans, **missing}.items():
+        library.keep(choice, plan)
     return {c: done[c] for c in choices if c in done}
 
 
@@ -173,7 +169,7 @@ def distil_plan(
     inspection, session = distillation.inspection, distillation.session
     context = {**distillation.context, "share": share, "softmax": True}
     value = distillation.find("recovered", plan.hash, context)
-    stored = None if value is None else session.store.plan(value["plan"])
+    stored = None if value is None else session.plan(value["plan"])
     if value is not None and stored is not None:
         return stored, Recovery.from_dict(value)
     better, capture = plan.copy(), inspection.capture

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from attnpass.errors import PlanError
+from attnpass.plan import Plan
 from attnpass.store import Store
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search.budget import Budget
@@ -136,8 +138,18 @@ class Session:
         said = why in ("never measured", "", *self._explained) or why.startswith("baseline")
         if value is None and not said:
             self._explained.add(why)
-            self.progress.say(f"measuring again what is stored: {why}", style="dim")
+            near = self.store.newest(kind, subject)
+            more = f" (attnpass results --why {near['key'][:12]})" if near else ""
+            self.progress.say(f"measuring again what is stored: {why}{more}", style="dim")
         return value
+
+    def plan(self, name: str) -> Plan | None:
+        """A stored plan; None, with a reason, where it is damaged or its tensors are missing."""
+        try:
+            return self.store.plan(name)
+        except PlanError as error:
+            self.progress.say(f"making again what is stored: {error}", style="dim")
+            return None
 
     def keep(
         self, kind: str, subject: str, context: Context, value: Value, *, outcome: str = "ok"

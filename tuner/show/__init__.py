@@ -6,6 +6,7 @@ when a picture is drawn.
 
 from __future__ import annotations
 
+from attnpass.tuner.show.history import comparison_table, measurements_table
 from attnpass.tuner.show.html import write_report
 from attnpass.tuner.show.pictures import draw_front, draw_similarities
 from attnpass.tuner.show.plans import plan_table
@@ -24,10 +25,12 @@ __all__ = [
     "choice_table",
     "cka_table",
     "difference_table",
+    "comparison_table",
     "draw_front",
     "draw_similarities",
     "forms_line",
     "front_table",
+    "measurements_table",
     "plan_table",
     "runs_table",
     "sensitivity_table",

@@ -166,10 +166,12 @@ def runs_table(runs: Sequence[Mapping[str, Any]], total: int) -> Table:
     """The newest of ``total`` runs of a store, each a row of its table with the JSON decoded."""
     newest = "" if len(runs) == total else f", the {len(runs)} newest"
     table = Table(title=f"{total} runs{newest}", title_justify="left")
-    for column in ("run", "created", "task", "status", "best plan", "speed-up", "drop, at most"):
+    columns = ("run", "created", "name", "task", "status", "best plan", "speed-up")
+    for column in (*columns, "drop, at most"):
         table.add_column(column)
     for run in runs:
-        cells = [run["id"], run["created"], run["task"], run["status"]]
+        name = run.get("name") or "-"
+        cells = [run["id"], run["created"], name, run["task"], run["status"]]
         table.add_row(*cells, *_outcome(run))
     return table
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 from tuning import QUIET
 
-from attnpass.store import Store
+from attnpass.store import Store, key_of
 from attnpass.tuner.search.session import STOPS, Session, StopRequest
 
 
@@ -41,7 +41,8 @@ def test_a_near_hit_says_once_which_field_differs(store, monkeypatch):
     for _ in range(2):
         assert session.find("k", "s", {"a": 2}) is None
     assert session.find("k", "other", {"a": 2}) is None
-    assert said == ["measuring again what is stored: a changed"]
+    key = key_of("k", "s", {"a": 1})[:12]
+    assert said == [f"measuring again what is stored: a changed (attnpass results --why {key})"]
 
 
 def test_what_rests_on_a_baseline_is_found_with_it_alone(store, monkeypatch):

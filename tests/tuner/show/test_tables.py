@@ -111,7 +111,9 @@ def test_runs_with_and_without_a_result():
     assert "2 runs" in text
     first, second = [x for x in text.splitlines() if x.startswith("│")]
     assert "cafe" in first and "2.000 [1.900, 2.100]" in first and "2.00%" in first
-    assert [c.strip() for c in second.split("│")[5:8]] == ["-", "-", "-"]
+    assert [c.strip() for c in second.split("│")[3:9]] == [
+        *("-", "digits", "done", "-", "-", "-"),
+    ]
 
 
 def test_cka_of_both_kinds():
