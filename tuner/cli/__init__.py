@@ -6,7 +6,16 @@ it needs when it runs, so that ``attnpass --help`` is quick.
 
 from __future__ import annotations
 
-from attnpass.tuner.cli import building, checks, plans, questions, runs, tile_sizes, tuning
+from attnpass.tuner.cli import (
+    building,
+    checks,
+    cleaning,
+    plans,
+    questions,
+    runs,
+    tile_sizes,
+    tuning,
+)
 from attnpass.tuner.cli.command import main
 
 __all__ = ["main"]
