@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -53,7 +55,16 @@ if TYPE_CHECKING:
 @click.option("--inner", default="inductor", show_default=True, help="Inner compiler.")
 @click.option("--mode", default=None, help="Inductor's mode, e.g. max-autotune.")
 @click.option("--timeout", default=900.0, help="Seconds per compile-and-time request.")
-@click.option("--refresh", is_flag=True, help="Measure again what is stored.")
+@click.option(
+    "--refresh",
+    is_flag=True,
+    help="Measure again what is stored, and store it in the place of the old, in the same run.",
+)
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Neither read nor write the database: tune in one of its own, which is then removed.",
+)
 @click.option(
     "--recover",
     default="calibrate",
@@ -80,6 +91,7 @@ def tune(
     task: str,
     forms: str,
     dry_run: bool,
+    no_cache: bool,
     out: Path | None,
     budget: str,
     recover_budget: str,
@@ -90,7 +102,6 @@ def tune(
     **given: Any,
 ) -> Answer:
     """Search for plans; measured accuracy against measured latency."""
-    from attnpass.store import Store
     from attnpass.tuner.progress import ProgressPrinter
     from attnpass.tuner.search import Settings, advise, execute, inspect_task
     from attnpass.tuner.track import open_observers
@@ -103,7 +114,7 @@ def tune(
         **given,
     )
     progress = ProgressPrinter(quiet=as_json)
-    with Store(db) as store:
+    with _opened(db, no_cache) as store:
         inspection = inspect_task(settings, store)
         if dry_run:
             outline = inspection.outline()
@@ -119,6 +130,20 @@ def tune(
     value = {**result.as_dict(), "files": files, "advice": advise(result)}
     code = 0 if result.status == "done" else 1
     return Answer(value, lambda console: _show(console, result, files), code)
+
+
+@contextmanager
+def _opened(db: str | None, no_cache: bool) -> Iterator[Store]:
+    """The user's database, or an empty one that is removed in the end."""
+    from attnpass.store import Store
+
+    if db is not None and no_cache:
+        raise OptionError("expected either --db or --no-cache, got both")
+    with ExitStack() as stack:
+        if no_cache:
+            folder = stack.enter_context(TemporaryDirectory(prefix="attnpass-"))
+            db = str(Path(folder) / "attnpass.db")
+        yield stack.enter_context(Store(db))
 
 
 def _show(console: Console, result: RunResult, files: Mapping[str, str]) -> None:
@@ -142,14 +167,14 @@ def _show(console: Console, result: RunResult, files: Mapping[str, str]) -> None
 
 
 def seconds(text: str, option: str) -> float:
-    """``90``, ``90s``, ``5m`` or ``1h`` as seconds.
+    """``90``, ``90s``, ``5m``, ``1h`` or ``90d`` as seconds.
 
     Raises:
         OptionError: something else.
     """
-    number, unit = (text[:-1], text[-1:]) if text[-1:] in "smh" else (text, "s")
+    number, unit = (text[:-1], text[-1:]) if text[-1:] in "smhd" else (text, "s")
     try:
-        return float(number) * {"s": 1, "m": 60, "h": 3600}[unit]
+        return float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
     except ValueError as error:
         raise OptionError(f"expected {option} like 90s, 5m or 1h, got {text!r}") from error
 

@@ -150,3 +150,26 @@ def test_sigint_prints_the_best_so_far_and_fails(tmp_path):
 def test_a_time_that_is_none_says_how_to_write_one():
     with pytest.raises(OptionError, match="expected --x like 90s, 5m or 1h, got '5 minutes'"):
         seconds("5 minutes", "--x")
+
+
+@pytest.mark.slow
+def test_without_the_cache_nothing_of_the_users_is_read_or_written(tmp_path, monkeypatch):
+    """A run in a database of its own, as users start it."""
+    path, folder = tmp_path / "a.db", tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    given = ("--inner", "eager", "--forms", "hydra", "--trials", "2", "--max-drop", "0.5")
+    out = ("--no-cache", "--json", "--out", str(tmp_path / "out"))
+    done = run("tune", TINY, *given, *out, db=path, apart=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "done"
+    assert not path.exists()
+    assert not list(folder.glob("attnpass-*")), "its own database is gone, too"
+
+
+def test_no_cache_and_a_database_are_one_or_the_other(tmp_path):
+    path = tmp_path / "a.db"
+    given = ("--dry-run", "--no-cache")
+    found = run("tune", TINY, *given, "--db", str(path))
+    assert found.returncode == 1 and "expected either --db or --no-cache, got both" in found.stderr
+    assert run("tune", TINY, *given, db=path).returncode == 0 and not path.exists()
