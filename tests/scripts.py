@@ -12,6 +12,7 @@ import encoder_speed  # noqa: E402
 import judging  # noqa: E402
 import minilm  # noqa: E402
 import recovery  # noqa: E402
+import scale  # noqa: E402
 import skipat_phi  # noqa: E402
 import train_digits  # noqa: E402
 import train_forms  # noqa: E402
@@ -23,6 +24,7 @@ __all__ = [
     "judging",
     "minilm",
     "recovery",
+    "scale",
     "skipat_phi",
     "train_digits",
     "train_forms",

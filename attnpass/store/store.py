@@ -290,6 +290,16 @@ class Store(Database):
                     found[kind] = Tile(**(json_object(row["tile"]) or {"": 0}))
         return found
 
+    def tile_rows(self) -> list[dict[str, Any]]:
+        """All measured tiles as rows, for another database."""
+        with self.errors():
+            return list(self.db.query("SELECT * FROM tiles"))
+
+    def add_tile_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Add the tiles of another database."""
+        with self.transaction():
+            self.db.table("tiles").insert_all(rows, replace=True)
+
     def pin(self, plan: Plan) -> None:
         """Make ``plan`` the one that ``torch.compile`` applies to its model without options."""
         self.save_plan(plan)

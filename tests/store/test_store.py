@@ -162,6 +162,14 @@ def test_tiles_of_another_context_or_of_a_corrupt_row_are_no_hit(path):
     assert measured_tiles(path, CONTEXT) == {"a": Tile(block_m=64)}
 
 
+def test_tiles_go_to_another_database(path, tmp_path):
+    with Store(path) as store, Store(tmp_path / "b.db") as other:
+        store.put_tile("a", CONTEXT, Tile(block_m=64), {"ms": 1.0})
+        other.add_tile_rows(store.tile_rows())
+        other.add_tile_rows([])
+        assert other.tiles(CONTEXT) == {"a": Tile(block_m=64)}
+
+
 def test_runs_are_updated_and_found_by_prefix(path):
     row = {"created": "2026", "task": "t", "settings": {"a": 1}, "context": {}}
     with Store(path) as store:

@@ -21,6 +21,7 @@ PACKAGES = (
     ("matplotlib", "plots", "pictures"),
     ("optuna_dashboard", "dashboard", "a study of tune --storage in a browser"),
     ("mlflow", "mlflow", "tune --mlflow"),
+    ("ray", "ray", "tune --ray"),
 )
 """Optional packages: name, extra of ours that installs it, and its use."""
 

@@ -1,8 +1,9 @@
 """Accuracy, latency, and the worker process that takes latencies.
 
 ``scores`` and ``bound`` say how much accuracy a plan costs at most, ``interleave`` and ``ratio``
-how much faster it is than the baseline; ``Worker`` does the latter in a process of its own. May
-import the library, and no other room of the tuner.
+how much faster it is than the baseline; ``Worker`` does the latter in a process of its own,
+``Pool`` by several workers, here or on a Ray cluster. May import the library, and no other room of
+the tuner.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ from attnpass.tuner.measure.accuracy import (
 )
 from attnpass.tuner.measure.bounds import Bound, binary, bound, needed
 from attnpass.tuner.measure.conditions import Conditions
-from attnpass.tuner.measure.exchange import Failure, Protocol, Reply, Times
+from attnpass.tuner.measure.device_class import (
+    choose_class,
+    class_of,
+    described,
+    differing,
+    identity,
+)
+from attnpass.tuner.measure.exchange import CompileSettings, Failure, Protocol, Reply, Times
+from attnpass.tuner.measure.host import Setup
 from attnpass.tuner.measure.latency import (
     LOOK,
     Ratio,
@@ -33,6 +42,11 @@ from attnpass.tuner.measure.latency import (
     percentile_ms,
     ratio,
 )
+from attnpass.tuner.measure.local_pool import local_devices, local_workers
+from attnpass.tuner.measure.packing import PackedRequest
+from attnpass.tuner.measure.pool import Job, Pool
+from attnpass.tuner.measure.pool_worker import Inbox, Lost, PoolWorker
+from attnpass.tuner.measure.ray_pool import ray_workers
 from attnpass.tuner.measure.rejection import Rejection, by_batch, positions
 from attnpass.tuner.measure.trial import model_digest, try_task
 from attnpass.tuner.measure.worker import Worker
@@ -41,13 +55,21 @@ __all__ = [
     "HELD_OUT",
     "LOOK",
     "Bound",
+    "CompileSettings",
     "Conditions",
     "Failure",
+    "Inbox",
+    "Job",
+    "Lost",
+    "PackedRequest",
+    "Pool",
+    "PoolWorker",
     "Protocol",
     "Ratio",
     "Rejection",
     "Reply",
     "Scored",
+    "Setup",
     "Split",
     "Times",
     "Worker",
@@ -55,12 +77,19 @@ __all__ = [
     "binary",
     "bound",
     "by_batch",
+    "choose_class",
+    "class_of",
+    "described",
+    "differing",
     "divergence",
     "events",
     "first_tensor",
     "floor",
+    "identity",
     "interleave",
     "mean_move",
+    "local_devices",
+    "local_workers",
     "median_ms",
     "model_digest",
     "moved",
@@ -69,6 +98,7 @@ __all__ = [
     "pooled_scores",
     "positions",
     "ratio",
+    "ray_workers",
     "scores",
     "split",
     "try_task",

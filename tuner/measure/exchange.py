@@ -12,6 +12,7 @@ class CompileSettings:
 
     ``weights`` is the digest of the coordinator's model, which the worker's must have; empty: any.
     ``objective``: ``inference``, or ``train`` for a call with its backward.
+    ``visible`` is CUDA_VISIBLE_DEVICES in the worker; empty: as the coordinator has it.
     """
 
     inner: str = "inductor"
@@ -19,6 +20,7 @@ class CompileSettings:
     db: str | None = None
     weights: str = ""
     objective: str = "inference"
+    visible: str = ""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Worker:
         task: import path of the task. timeout: seconds per request.
         inner: inner compiler of the measured plans. mode: its mode. db: the database with its
             tiles. weights: digest of the model that the task must make. objective: what is timed.
+            visible: GPUs that the process sees, as in CUDA_VISIBLE_DEVICES.
         stopped: asked while waiting; true ends the wait with KeyboardInterrupt.
     """
 
@@ -57,10 +58,11 @@ class Worker:
         db: str | None = None,
         weights: str = "",
         objective: str = "inference",
+        visible: str = "",
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.task, self.timeout = task, timeout
-        self.settings = CompileSettings(inner, mode, db, weights, objective)
+        self.settings = CompileSettings(inner, mode, db, weights, objective, visible)
         self.stopped = stopped
         self.process: SpawnProcess | None = None
         self.pipe: Connection | None = None
@@ -176,6 +178,8 @@ def _serve(pipe: Connection, path: str, settings: CompileSettings, threads: int)
 
 
 def _bench(path: str, settings: CompileSettings) -> Bench:
+    if settings.visible:
+        os.environ["CUDA_VISIBLE_DEVICES"] = settings.visible
     # the coordinator needs no compiler: only the worker imports the bench
     from attnpass.tuner.measure.bench import Bench
 
