@@ -207,6 +207,9 @@ class Latencies:
                 for i, (subject, plan) in enumerate(missing.items(), 2):
                     self._keep("latency", subject, [beside, beside, plan], reply.only(0, 1, i))
         for subject, plan in plans.items():
+            if subject in missing and ("latency", subject) not in self.taken and self.left() <= 0:
+                yield subject, MeasureError("expected time left in the budget, got none")
+                continue
             try:
                 yield subject, self.times(subject, [beside, beside, plan], spare=True)
             except MeasureError as error:

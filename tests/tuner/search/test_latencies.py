@@ -102,6 +102,18 @@ def test_noisy_times_are_taken_again_until_they_are_steady(tmp_path):
         assert again == found, "from the store"
 
 
+def test_without_time_left_choices_are_left_out_but_those_that_are_stored(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        plans = {f: Plan(assign(inspection.sites, f)[0]) for f in ("hydra", "relu")}
+        known = Latencies(inspection, session, Replies(None))
+        known.times("hydra", [None, None, plans["hydra"]])
+        late = Latencies(inspection, session, Replies(), left=lambda: 0.0)
+        found = dict(late.each(plans, None))
+        assert isinstance(found["hydra"], Timed)
+        assert str(found["relu"]) == "expected time left in the budget, got none"
+
+
 def test_what_follows_is_taken_as_what_was_steady(tmp_path):
     with Store(tmp_path / "a.db") as store:
         inspection, session = opened(store)
