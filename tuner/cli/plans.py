@@ -48,7 +48,8 @@ def export_(
 ) -> Answer:
     """Write a plan of the cache, or a run's best, to PATH (JSON and safetensors)."""
     if (path is None) == (plans is None):
-        raise OptionError("expected either PATH or --plans FILE, got both or neither")
+        got = "neither" if path is None else "both"
+        raise OptionError(f"expected either PATH or --plans FILE, got {got}")
     if plans is not None:
         return _table(name, plans, db)
     assert path is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -122,12 +121,17 @@ def tune(
         folder = _writable(out or Path(f"attnpass-{inspection.run}"))
         if not as_json:
             progress.say(inspection.report().table())
-        warn = partial(progress.say, style="yellow")
+        warnings = list[str]()
+
+        def warn(line: str) -> None:
+            warnings.append(line)
+            progress.say(line, style="yellow")
+
         observers = open_observers(inspection, warn, storage=storage, mlflow=mlflow)
         result = execute(inspection, store, progress, observers)
         files = _files(result, store, folder)
         observers.finished(result, files)
-    value = {**result.as_dict(), "files": files, "advice": advise(result)}
+    value = {**result.as_dict(), "files": files, "advice": advise(result), "warnings": warnings}
     code = 0 if result.status == "done" else 1
     return Answer(value, lambda console: _show(console, result, files), code)
 
