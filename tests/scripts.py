@@ -13,6 +13,7 @@ import judging  # noqa: E402
 import minilm  # noqa: E402
 import recovery  # noqa: E402
 import scale  # noqa: E402
+import search  # noqa: E402
 import skipat_phi  # noqa: E402
 import train_digits  # noqa: E402
 import train_forms  # noqa: E402
@@ -25,6 +26,7 @@ __all__ = [
     "minilm",
     "recovery",
     "scale",
+    "search",
     "skipat_phi",
     "train_digits",
     "train_forms",
