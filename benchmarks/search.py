@@ -21,6 +21,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -517,7 +518,7 @@ def main() -> None:
         print("\n".join(table(json.loads(out.read_text()))))
         return
     value = {
-        "command": "python benchmarks/search.py",
+        "command": " ".join(["python benchmarks/search.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),
         "device": environment.device(),
         "versions": environment.versions(),

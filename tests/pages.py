@@ -12,9 +12,10 @@ sys.path[:0] = [str(house.ROOT / "examples"), str(house.ROOT / "benchmarks")]
 
 import encoder_speed  # noqa: E402
 import recovery  # noqa: E402
+import search  # noqa: E402
 import train_forms  # noqa: E402
 
-__all__ = ["encoder_speed", "flat", "page", "recovery", "result", "train_forms"]
+__all__ = ["encoder_speed", "flat", "page", "recovery", "result", "search", "train_forms"]
 
 
 def page(name: str) -> str:

@@ -6,7 +6,7 @@ import statistics
 
 import house
 import pytest
-from pages import encoder_speed, flat, recovery, result, train_forms
+from pages import encoder_speed, flat, recovery, result, search, train_forms
 
 from attnpass.tuner import show
 from attnpass.tuner.search import RunResult
@@ -284,6 +284,14 @@ def test_the_choice_follows_what_was_measured():
             continue
         if max(aten, fused) > 1.25 * min(aten, fused):
             assert r["chosen"] == ("fused" if fused > aten else "aten"), r
+
+
+def test_the_regrets_of_the_search_are_the_committed_result():
+    row = result("search_cpu.json")
+    assert all(line in MEASURED for line in search.table(row)) and row["command"] in MEASURED
+    for found in row["rows"]["digits"]["regret"].values():
+        assert found["search"]["mean"] == min(x["mean"] for x in found.values())
+    assert all(f"{x['seeds']} seeds" in MEASURED for x in row["rows"].values())
 
 
 FORMS = ("sigmoid", "relu", "hydra", "skipat")
