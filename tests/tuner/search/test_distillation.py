@@ -168,3 +168,18 @@ def test_a_plan_in_which_nothing_learns_is_not_distilled(tmp_path):
     with Store(tmp_path / "a.db") as store:
         distillation, library = calibrated(store, recover_rank=0)
         assert distil_plan(distillation, library.plan({}), 0.5) is None
+
+
+def test_a_stored_piece_that_is_damaged_is_distilled_again(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(module, "_train_pieces", lambda _, plans: asked.append(list(plans)) or {})
+    with Store(tmp_path / "a.db") as store:
+        distillation, library = calibrated(store)
+        plan = store.save_plan(library.everywhere("hydra"))
+        row = DistilledChoice(plan, {}, 3, 1.0)
+        distillation.session.keep("bank", "hydra", distillation.context, row.as_dict())
+        assert distil_pieces(distillation, library, ["hydra"]) == {"hydra": row}
+        with store.transaction():
+            store.db.execute("UPDATE plans SET parameters = x'00'")
+        assert distil_pieces(distillation, library, ["hydra"]) == {}
+    assert asked == [[], ["hydra"]]

@@ -8,6 +8,7 @@ import signal
 import pytest
 from tuning import QUIET
 
+from attnpass.plan import Entry, Plan
 from attnpass.store import Store, key_of
 from attnpass.tuner.search.session import STOPS, Session, StopRequest
 
@@ -90,3 +91,15 @@ def test_each_signal_stops_as_ctrl_c_does_unless_it_is_ignored(number):
             assert signal.getsignal(number) == signal.SIG_IGN, "as nohup asks"
     finally:
         signal.signal(number, before)
+
+
+def test_a_stored_plan_that_is_damaged_is_a_miss_that_says_why(store, monkeypatch):
+    session, said = Session("r", store, QUIET), []
+    monkeypatch.setattr(session.progress, "say", lambda text, style: said.append(text))
+    name = store.save_plan(Plan({"a": Entry("hydra")}))
+    assert session.plan(name).hash == name and session.plan("none") is None and said == []
+    with store.transaction():
+        store.db.execute("UPDATE plans SET document = '{'")
+    assert session.plan(name) is None
+    (line,) = said
+    assert line.startswith(f"making again what is stored: expected plan {name}")

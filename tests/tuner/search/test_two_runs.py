@@ -34,7 +34,7 @@ def test_two_processes_that_tune_the_same_task_lose_nothing(tmp_path):
         )
         for seed in (1, 2)
     ]
-    ends = [process.communicate(timeout=600) for process in processes]
+    ends = [process.communicate(timeout=1500) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
     results = [json.loads(out) for out, _ in ends]
     assert {r["status"] for r in results} == {"done"}
