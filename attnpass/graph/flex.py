@@ -7,11 +7,13 @@ Soundness: ``mask_mod`` says which positions are kept; ``score_mod`` adds to the
 them. Both are run once on all positions instead of at each. Conditions:
 
 1. Their operators are pointwise (``POINTWISE``) or read one element of a captured tensor, which
-   has no axes otherwise.
+   has no axes otherwise; of a captured tensor the shape may be read (``SIZES``).
 2. The result of ``score_mod`` is the score, plus or minus what does not depend on it, or -inf
    where a condition that does not depend on it says so.
 3. Nothing but the attention's result is read (no log-sum-exp).
-4. What is added is added in the dtype of the scores: float32, or float64 for float64 queries.
+4. Every value has the axes of all positions, also where it has size 1 along each: a dtype that
+   comes out of several is then that of single elements.
+5. What is added is added in the dtype of the scores: float32, or float64 for float64 queries.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from attnpass.graph.nodes import twin
+from attnpass.graph.nodes import operand, twin
 from attnpass.torch_internals import (
     disable_proxy_modes_tracing,
     proxy_mode,
@@ -40,17 +42,33 @@ POINTWISE: frozenset[Any] = frozenset(
         *("lt", "le", "eq", "ne", "ge", "gt", "and_", "or_", "xor", "invert"),
     )
 ) | {torch.where, torch.abs, torch.minimum, torch.maximum, torch.logical_and, torch.logical_or}
-POINTWISE |= {torch.logical_not, torch.exp, torch.log, torch.log2, torch.clamp, torch.full_like}
+POINTWISE |= {torch.logical_not, torch.clamp, torch.full_like}
+POINTWISE |= {
+    getattr(torch, name)
+    for name in (
+        *("add", "sub", "mul", "div", "true_divide", "floor_divide", "remainder", "pow", "neg"),
+        *("exp", "exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "square"),
+        *("tanh", "sigmoid", "relu", "sign", "floor", "ceil"),
+        *("lt", "le", "eq", "ne", "ge", "gt"),
+    )
+}
 """Functions that give the same for many positions at once as for one."""
 
 METHODS = frozenset(
     (
-        *("abs", "clamp", "neg", "exp", "log", "float", "int", "long", "bool", "to"),
+        *("abs", "clamp", "neg", "float", "int", "long", "bool", "to", "double", "half"),
+        *("add", "sub", "mul", "div", "true_divide", "floor_divide", "remainder", "pow"),
+        *("exp", "exp2", "expm1", "log", "log1p", "log2", "sqrt", "rsqrt", "square"),
+        *("tanh", "sigmoid", "relu", "sign", "floor", "ceil"),
         *("lt", "le", "eq", "ne", "ge", "gt", "logical_and", "logical_or", "logical_not"),
         *("new_ones", "new_zeros"),
     )
 )
 """The same among the methods of tensors; new tensors have the size of one element."""
+
+
+SIZES = frozenset({"size", "dim", "numel"})
+"""Methods that read the shape of a captured tensor, which is the same for every element."""
 
 
 class Unreadable(Exception):
@@ -147,6 +165,9 @@ def _check(graph: fx.Graph, *, scored: bool) -> None:
             left = _rank(base) - len(index)
             if left < 0 or left and not all(u.target is operator.getitem for u in node.users):
                 raise Unreadable(f"{node.name} in its functions reads more than one element")
+        elif node.op == "call_method" and node.target in SIZES:
+            if operand(node).op not in ("placeholder", "get_attr"):
+                raise Unreadable(f"{node.name} in its functions is not read")
         elif not (
             node.target in POINTWISE if node.op == "call_function" else node.target in METHODS
         ):
@@ -163,7 +184,8 @@ def _rank(captured: fx.Node) -> int:
 
 def _check_captured(node: fx.Node) -> None:
     """Refuse a captured tensor with axes that is used as a whole."""
-    if _rank(node) and not all(u.target is operator.getitem for u in node.users):
+    read = (operator.getitem, *SIZES)
+    if _rank(node) and not all(user.target in read for user in node.users):
         raise Unreadable(f"{node.name} in its functions is used as a whole")
 
 
@@ -192,6 +214,9 @@ def _depends(node: Any, score: fx.Node) -> bool:
     return node is score or any(_depends(x, score) for x in node.all_input_nodes)
 
 
+_SUMS = (operator.add, operator.sub, torch.add, torch.sub, "add", "sub")
+
+
 def _walk(node: Any, score: fx.Node) -> list[tuple[str, Any]]:
     """The steps from the score to a value: ``add``, ``sub``, ``keep`` or ``drop`` of a node.
 
@@ -202,12 +227,13 @@ def _walk(node: Any, score: fx.Node) -> list[tuple[str, Any]]:
         return []
     args = node.args if isinstance(node, fx.Node) else ()
     target = getattr(node, "target", None)
-    if target in (operator.add, operator.sub) and not node.kwargs:
+    name = str(getattr(target, "__name__", target))
+    if target in _SUMS and not node.kwargs:
         for at, other in ((0, 1), (1, 0)):
             if _depends(args[at], score) and not _depends(args[other], score):
-                if target is operator.sub and at == 1:
+                if name == "sub" and at == 1:
                     break
-                return [*_walk(args[at], score), (target.__name__, args[other])]
+                return [*_walk(args[at], score), (name, args[other])]
     if target is torch.where and len(args) == 3 and not _depends(args[0], score):
         for at, other, kind in ((1, 2, "keep"), (2, 1, "drop")):
             if args[other] == -math.inf and _depends(args[at], score):
@@ -225,9 +251,9 @@ def _run(graph: fx.Graph, given: Sequence[Any], at: Any = None) -> Any:
     inputs = iter(given)
     for node in graph.nodes:
         if node.op == "placeholder":
-            known[node] = next(inputs)
+            known[node] = _spread(next(inputs))
         elif node.op == "get_attr":
-            known[node] = getattr(graph.owning_module, str(node.target))
+            known[node] = _spread(getattr(graph.owning_module, str(node.target)))
         elif node.op == "output":
             return of(node.args[0])
         elif node.target is operator.getitem:
@@ -243,9 +269,15 @@ def _run(graph: fx.Graph, given: Sequence[Any], at: Any = None) -> Any:
                 known[node] = call(*of(node.args), **of(node.kwargs))
         else:
             known[node] = None  # it depends on the score
+        known[node] = _spread(known[node])
         if node is at:
             return known[node]
     raise AssertionError("a graph without an output")
+
+
+def _spread(x: Any) -> Any:
+    """A tensor of one element with the axes of all positions (condition 4)."""
+    return x.reshape(1, 1, 1, 1) if isinstance(x, Tensor) and x.dim() == 0 else x
 
 
 def _scored(graph: fx.Graph, given: Sequence[Any], dtype: torch.dtype) -> _Scored:

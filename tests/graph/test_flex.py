@@ -157,6 +157,7 @@ def round_trip(score, t=None, dtype=torch.float64, sizes=(2, 3, 5, 4)):
 
 
 INT8 = (torch.arange(9) * 25).clamp(max=120).to(torch.int8)
+THIRD = torch.tensor(1 / 3)
 TABLE = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
 
 CAPTURED = {
@@ -165,6 +166,12 @@ CAPTURED = {
     "bools-added": (lambda t, s, b, h, i, j: s + (i >= j) + (i == j), None),
     "small-integers": (lambda t, s, b, h, i, j: s + t[i] + t[j], INT8),
     "unsigned": (lambda t, s, b, h, i, j: s - t[j], torch.arange(9).to(torch.uint8)),
+    "its size": (lambda t, s, b, h, i, j: s + t[h, j] * t.size(1), TABLE),
+    "multiplied": (lambda t, s, b, h, i, j: s + torch.mul(t[h, j], 0.5), TABLE),
+    "by methods": (lambda t, s, b, h, i, j: s.add(t[h, j].mul(0.5).exp2().sub(1)), TABLE),
+    "powers of two": (lambda t, s, b, h, i, j: s - torch.exp2(-2.5 * (h + 1)) * (i - j), None),
+    "functions": (lambda t, s, b, h, i, j: torch.sub(s, torch.sqrt(t[h, j].square())), TABLE),
+    "narrow by wide": (lambda t, s, b, h, i, j: s + t[h, j] * THIRD, TABLE.bfloat16()),
     "number": (lambda t, s, b, h, i, j: (s + 3) + t, torch.tensor(2.0)),
 }
 
@@ -180,6 +187,25 @@ def test_a_captured_tensor_that_is_not_read_by_elements_is_named():
     with torch.no_grad():
         report = attnpass.find_sites(model, *given)
     assert not report.sites and [d.code for d in report.declined] == ["FLEX"]
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        lambda t, s, b, h, i, j: torch.mul(s, t[h, j]),
+        lambda t, s, b, h, i, j: s.mul(t.size(1)),
+        lambda t, s, b, h, i, j: torch.sub(t[h, j], s),
+        lambda t, s, b, h, i, j: torch.exp2(s),
+        lambda t, s, b, h, i, j: torch.add(s, t[h, j], alpha=2),
+    ],
+)
+def test_the_same_functions_of_the_score_are_named(score):
+    torch._dynamo.reset()
+    given = [torch.randn(2, 3, 5, 4) for _ in range(3)]
+    with torch.no_grad():
+        report = attnpass.find_sites(Core(score, TABLE), *given)
+    assert not report.sites and [d.code for d in report.declined] == ["FLEX"]
+    assert "does more" in report.declined[0].hint
 
 
 def test_a_large_bias_beside_narrow_queries_keeps_its_digits():
