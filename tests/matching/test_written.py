@@ -136,3 +136,95 @@ def test_a_cache_that_is_filled_holds_activations():
         options = {"form": "softmax", "inner": "eager", "strict": True}
         got = torch.compile(model, backend="attnpass", options=options)(x)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+
+
+class Held(nn.Module):
+    """A mask in a buffer that is written in the same call, before it is read."""
+
+    def __init__(self, write, fused=False):
+        super().__init__()
+        self.qkv, self.write, self.fused = nn.Linear(8, 24), write, fused
+        self.register_buffer("keep", torch.ones(5, 5, dtype=torch.bool))
+        self.register_buffer("bias", torch.zeros(5, 5))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        mask = self.write(self, x)
+        if self.fused:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        s = q @ k.mT * 0.3
+        s = s.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else s + mask
+        return s.softmax(-1) @ v
+
+
+def copied(m, x):
+    m.keep.copy_(torch.ones(5, 5, dtype=torch.bool).tril())
+    return m.keep
+
+
+def copied_and_cloned(m, x):
+    m.keep.copy_(torch.ones(5, 5, dtype=torch.bool).tril())
+    return m.keep.clone()
+
+
+def lowered(m, x):
+    m.keep.tril_()
+    return m.keep
+
+
+def filled(m, x):
+    m.bias.zero_().masked_fill_(torch.ones(5, 5, dtype=torch.bool).triu(1), -torch.inf)
+    return m.bias
+
+
+def by_slice(m, x):
+    m.keep[1:, 0] = x[0, 0, 0] > 0
+    return m.keep
+
+
+def counted(m, x):
+    m.bias.add_(1.0)
+    return torch.where(m.bias > 2, -torch.inf, 0.0).tril(-1)
+
+
+def of_data(m, x):
+    m.keep.copy_(x[0, :, :1] > x[0, :, 1]).logical_or_(torch.eye(5, dtype=torch.bool))
+    return m.keep
+
+
+MASKS = [copied, copied_and_cloned, lowered, filled, by_slice, counted, of_data]
+
+
+@pytest.mark.parametrize("write", MASKS)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_mask_that_is_written_in_the_same_call_is_no_constant(write, fused):
+    """Every call computes eager's result, also where what is written differs each time."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    models = [Held(write, fused).eval().double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    options = {"form": "softmax", "inner": "eager"}
+    run = torch.compile(models[1], backend="attnpass", options=options)
+    with torch.no_grad():
+        for _ in range(4):
+            x = torch.randn(2, 5, 8, dtype=torch.float64)
+            torch.testing.assert_close(run(x), models[0](x), rtol=0, atol=1e-12)
+        report = attnpass.find_sites(models[0], x)
+    assert all(s.degree == "logits" and s.mask == {"arbitrary"} for s in report.sites)
+    found = [*report.declined, *(s.legal["hydra"] for s in report.sites)]
+    assert [d.code for d in found] == ["MUTATED_ALIAS"]
+
+
+def test_a_mask_that_is_made_in_the_call_is_still_read():
+    """The nearest case without a write to a buffer."""
+
+    def fresh(m, x):
+        mask = torch.empty(5, 5, dtype=torch.bool, device=x.device)
+        mask.copy_(torch.ones(5, 5, dtype=torch.bool).tril())
+        return mask
+
+    torch._dynamo.reset()
+    model, x = Held(fresh).eval().double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    with torch.no_grad():
+        (site,) = attnpass.find_sites(model, x).sites
+    assert site.mask == {"causal"} and site.degree != "logits"
