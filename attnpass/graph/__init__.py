@@ -31,6 +31,7 @@ from attnpass.graph.nodes import (
 from attnpass.graph.normal_form import NormalizeError, Opened, normalize, retrace
 from attnpass.graph.opaque import Opaque, unfold
 from attnpass.graph.products import broadcast
+from attnpass.graph.softmax import unlike_softmax
 from attnpass.graph.stages import checked, dump, require
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "source_line",
     "switched",
     "unfold",
+    "unlike_softmax",
     "value",
     "weight_inputs",
     "writes",

@@ -1,8 +1,11 @@
 """Softmax written by hand becomes one softmax node, so that there is one spelling to match.
 
+A softmax of one row, ``[S]``, becomes one of ``[1, S]``: a map has rows and columns.
+
 Soundness: ``exp(x - m) / sum(exp(x - m))`` is softmax for every ``m`` that is the same along the
 axis, and the values may be summed before the division (not under autocast, which runs a product in
-another dtype than a sum). With ``exp(-m)`` added to the sum it is the
+another dtype than a sum). Their sum is also the 1-norm of the exponentials, and what they weigh a
+column of ones beside the values with. With ``exp(-m)`` added to the sum it is the
 softmax of x and one logit 0, a sink whose column is dropped. A small number added to the sum
 changes nothing where ``m`` is the maximum: the sum is then 1 at least.
 """
@@ -17,6 +20,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from attnpass.graph import operators
 from attnpass.graph.aliasing import written
 from attnpass.graph.nodes import (
     call_like,
@@ -27,6 +31,7 @@ from attnpass.graph.nodes import (
     under_autocast,
     value,
 )
+from attnpass.graph.ones_beside import beside_ones
 
 aten = torch.ops.aten
 
@@ -39,6 +44,7 @@ class _Spelled:
     """A softmax of ``logits`` over an axis; ``sink``: and over one logit 0.
 
     ``weighed``: the product of its exponentials and values, which are then divided by their sum.
+    ``values``: those of that product where a column of ones stood beside them.
     ``base``: what is raised to the power of the logits.
     """
 
@@ -46,17 +52,38 @@ class _Spelled:
     dim: int
     sink: bool = False
     weighed: fx.Node | None = None
+    values: fx.Node | None = None
     base: float = math.e
 
 
 def fold_softmax(graph: fx.Graph) -> None:
     """Replace every spelling of softmax by one node, off by one included (``_quotient``)."""
+    _fold_spelled(graph)
+    for node in graph.nodes:
+        if op_name(node) in operators.SOFTMAX and value(node).dim() == 1:
+            _in_rows(graph, node)
+
+
+def _in_rows(graph: fx.Graph, node: fx.Node) -> None:
+    """Give a softmax of one row ``[S]`` an axis of rows, ``[1, S]``."""
+    x, rest = operand(node), node.args[2:]
+    with graph.inserting_before(node):
+        x = call_like(graph, node, aten.unsqueeze.default, x, 0)
+        weights = call_like(graph, node, node.target, x, 1, *rest)
+        row = call_like(graph, node, aten.squeeze.dim, weights, 0)
+    weights.kwargs = node.kwargs
+    node.replace_all_uses_with(row)
+    graph.erase_node(node)
+
+
+def _fold_spelled(graph: fx.Graph) -> None:
+    """The spellings of more than one operator."""
     found_at = {node: found for node in graph.nodes if (found := _spelled(node)) is not None}
     unsafe = set(written(graph)) if found_at else set()
     for node, found in found_at.items():
         read = {node, found.logits, *node.all_input_nodes}
         if found.weighed is not None:
-            read |= {*found.weighed.all_input_nodes}
+            read |= {found.weighed, *found.weighed.all_input_nodes}
         if unsafe & read:
             continue
         with graph.inserting_before(node):
@@ -67,7 +94,7 @@ def fold_softmax(graph: fx.Graph) -> None:
             new = _sunk(graph, found) if found.sink else _plain(graph, found)
             if found.weighed is not None:
                 new.meta = {**found.logits.meta}
-                new = _weighed(graph, found.weighed, new)
+                new = _weighed(graph, found.weighed, new, found.values)
         new.meta = dict(node.meta)
         node.replace_all_uses_with(new)
         graph.erase_node(node)
@@ -85,6 +112,19 @@ def _sunk(graph: fx.Graph, found: _Spelled) -> fx.Node:
     logits = call_like(graph, x, aten.cat.default, [x, zero], dim)
     weights = call_like(graph, x, aten.softmax.int, logits, dim)
     return call_like(graph, x, aten.slice.Tensor, weights, dim, 0, -1)
+
+
+def unlike_softmax(exponential: fx.Node) -> str:
+    """Why an exponential of logits is no part of a softmax."""
+    for user in exponential.users:
+        if op_name(user) == "linalg_vector_norm" and user.args[1] != 1:
+            return f"exp of logits that is divided by its {user.args[1]}-norm: not softmax"
+        if op_name(user) in ("sum", "linalg_vector_norm") and any(map(_floor, user.users)):
+            return (
+                "exp of logits, without their maximum subtracted, whose sum is kept above a small"
+                " number: not softmax where it is smaller"
+            )
+    return "exp of logits that is not divided by its sum alone: not softmax"
 
 
 def _spelled(node: fx.Node) -> _Spelled | None:
@@ -128,8 +168,8 @@ def _quotient(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
         return None
     x, extra = operand(top), 0.0
     base = 2 if op_name(top) == "exp2" else math.e
-    while op_name(bottom) in ("expand", "clamp_min", "clamp", "add"):
-        if op_name(bottom) == "expand":
+    while op_name(bottom) in ("expand", "expand_as", "clamp_min", "clamp", "add"):
+        if op_name(bottom) in ("expand", "expand_as"):
             bottom = operand(bottom)
             continue
         more = _floor(bottom)
@@ -143,6 +183,7 @@ def _quotient(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
         if total is not None:
             bottom, sink = total, True
     dim = _along(bottom, "sum", top)
+    dim = _along_norm(bottom, top) if dim is None else dim
     if dim is None or (extra and not _is_shifted(x, dim)):
         return None
     if not sink or op_name(x) != "sub":
@@ -153,23 +194,32 @@ def _quotient(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
 
 def _late(top: fx.Node, bottom: fx.Node) -> _Spelled | None:
     """The softmax in ``(exp(x) @ v) / sum(exp(x))``: the division comes after the values."""
-    weights = _first(top)
-    if weights is None or value(top).dim() != value(weights).dim():
+    beside = beside_ones(top, bottom)
+    product, values = beside or (top, None)
+    weights = _first(product)
+    if weights is None or value(product).dim() != value(weights).dim():
         return None
     if under_autocast(top) or len({value(x).dtype for x in (top, bottom, weights)}) > 1:
         return None
-    found = _quotient(weights, bottom)
+    found = _quotient(weights, bottom) if beside is None else _exponential(weights)
     last = -1 if found is None else found.dim % value(weights).dim()
     if found is None or last != value(weights).dim() - 1:
         return None
-    return replace(found, weighed=top)
+    return replace(found, weighed=product, values=values)
+
+
+def _exponential(weights: fx.Node) -> _Spelled | None:
+    """The softmax over the last axis whose exponentials ``weights`` are."""
+    if op_name(weights) not in ("exp", "exp2") or weights.kwargs:
+        return None
+    return _Spelled(operand(weights), -1, base=2 if op_name(weights) == "exp2" else math.e)
 
 
 def _first(product: fx.Node) -> fx.Node | None:
     """The first operand of a product that sums over its last axis and keeps the others' order."""
     if len(product.all_input_nodes) != 2:
         return None
-    if op_name(product) in ("matmul", "bmm"):
+    if op_name(product) in ("matmul", "mm", "bmm"):
         return operand(product)
     if op_name(product) != "einsum":
         return None
@@ -181,10 +231,12 @@ def _first(product: fx.Node) -> fx.Node | None:
     return product.all_input_nodes[0]
 
 
-def _weighed(graph: fx.Graph, product: fx.Node, weights: fx.Node) -> fx.Node:
-    """A product of exponentials and values with weights in the exponentials' place."""
+def _weighed(
+    graph: fx.Graph, product: fx.Node, weights: fx.Node, instead: fx.Node | None
+) -> fx.Node:
+    """A product of exponentials and values with weights, and other values, in their places."""
     weighed, values = product.all_input_nodes
-    swap = {weighed: weights, values: values}
+    swap = {weighed: weights, values: instead or values}
     args = fx.map_arg(product.args, swap.__getitem__)
     return graph.call_function(product.target, args)  # type: ignore[arg-type]
 
@@ -241,6 +293,16 @@ def _one_along(m: fx.Node, x: fx.Node, dim: int) -> bool:
 def _converts(node: fx.Node) -> bool:
     """Whether a reduction is asked for more than its axes: another dtype, say."""
     return any(k != "dtype" or x != value(operand(node)).dtype for k, x in node.kwargs.items())
+
+
+def _along_norm(node: fx.Node, reduced: fx.Node) -> int | None:
+    """The one axis along which ``node`` is the 1-norm of exponentials, kept with size 1."""
+    if op_name(node) != "linalg_vector_norm" or _converts(node) or len(node.args) != 4:
+        return None
+    source, order, dims, kept = node.args
+    if source is not reduced or order != 1 or kept is not True or len(numbers(dims)) != 1:
+        return None
+    return numbers(dims)[0]
 
 
 def _along(node: Any, name: str, reduced: Any) -> int | None:

@@ -308,7 +308,7 @@ RULES: dict[str, Callable[[Provenance, fx.Node, Tensor], Axes | None]] = {
     **dict.fromkeys(_POOLS + _RESIZES, _pooled),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), _shuffled),
     "glu": _halved,
-    **dict.fromkeys(("matmul", "bmm"), _matmul),
+    **dict.fromkeys(("matmul", "mm", "bmm"), _matmul),
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), _expand),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     **dict.fromkeys(("roll", "flip", "gather", "index_select"), _moved),

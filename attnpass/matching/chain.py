@@ -148,7 +148,9 @@ def _end(node: fx.Node, below: fx.Node, parameters: Collection[fx.Node]) -> Refu
             break
         node = node.args[0]
     name = op_name(node)
-    if name in ("linear", "convolution", "conv2d", "addmm", "conv1d", "batch_norm"):
+    weighed = name in ("matmul", "mv") and any(x in parameters for x in node.all_input_nodes)
+    names = ("linear", "convolution", "conv2d", "addmm", "conv1d", "batch_norm")
+    if weighed or name in names:
         hint = "softmax of a projection, not of queries and keys"
         return Refuse("chain 1", "NOT_ATTENTION:router", hint, node)
     if node.op != "call_function" or name in ("embedding", "layer_norm", "mean", "sum"):

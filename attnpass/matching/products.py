@@ -1,6 +1,6 @@
 """Every spelling of a two-operand product as one record: one letter per axis of both operands.
 
-``matmul``, ``bmm``, ``baddbmm`` and two-operand ``einsum`` all become
+``matmul``, ``mm``, ``bmm``, ``baddbmm`` and two-operand ``einsum`` all become
 ``(a, "bhtd"), (b, "bhsd") -> "bhts"`` with whatever letters.
 
 Soundness: the letters say which axes are multiplied, summed and kept. Conditions:
@@ -65,7 +65,7 @@ class Contraction:
 def contraction(node: fx.Node) -> Contraction | None:
     """The record of ``node``, None where it is not a two-operand product."""
     name = op_name(node)
-    if name in ("matmul", "bmm"):
+    if name in ("matmul", "mm", "bmm"):
         return _matmul(node, node.args[0], node.args[1])
     if name == "baddbmm":
         alpha, beta = node.kwargs.get("alpha", 1), node.kwargs.get("beta", 1)

@@ -17,7 +17,14 @@ from types import MappingProxyType
 
 from torch import fx
 
-from attnpass.graph import Opaque, module_path, op_name, operators, source_line
+from attnpass.graph import (
+    Opaque,
+    module_path,
+    op_name,
+    operators,
+    source_line,
+    unlike_softmax,
+)
 from attnpass.matching.chain import reached
 from attnpass.matching.factors import Axes
 from attnpass.matching.facts import GraphFacts
@@ -99,8 +106,7 @@ def match(
                 hint = OPAQUE[op_name(anchor)]
                 raise Refuse("verdicts 1", "OPAQUE_FASTPATH", hint, anchor)
             if op_name(anchor) in EXPONENTIALS:
-                hint = "exp of logits that is not divided by its sum alone: not softmax"
-                raise Refuse("verdicts 2", "UNKNOWN_SOFTMAX", hint, anchor)
+                raise Refuse("verdicts 2", "UNKNOWN_SOFTMAX", unlike_softmax(anchor), anchor)
             region = read_region(facts, anchor, name, source)
         except Refuse as no:
             decline = replace(at, code=no.code, hint=no.hint, node=no.node.name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tracing import traced
 
-from attnpass.graph import op_name
+from attnpass.graph import op_name, unlike_softmax
 
 X = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -50,8 +50,19 @@ def with_a_little(x):
     return e / (e.sum(-1, keepdim=True) + 1e-15)
 
 
+def normalized(x):
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    return torch.nn.functional.normalize(e, p=1, dim=-1)
+
+
+def by_its_norm(x):
+    e = x.exp()
+    return e / e.norm(p=1, dim=1, keepdim=True)
+
+
 HANDS = [(exp_over_sum, -1), (shifted, -1), (log, 1), (logsumexp, -1), (reciprocal, -1)]
 HANDS += [(unsqueezed, 1), (floored, -1), (with_a_little, -1)]
+HANDS += [(normalized, -1), (by_its_norm, 1)]
 
 
 @pytest.mark.parametrize(("function", "dim"), HANDS)
@@ -234,9 +245,23 @@ def written(x):
     return x.exp() / total
 
 
+def normalized_unshifted(x):
+    return torch.nn.functional.normalize(x.exp(), p=1, dim=-1)
+
+
+def by_another_norm(x):
+    e = (x - x.amax(-1, keepdim=True)).exp()
+    return e / e.norm(p=2, dim=-1, keepdim=True)
+
+
+def by_the_norm_of_the_logits(x):
+    return x.exp() / x.norm(p=1, dim=-1, keepdim=True)
+
+
 OTHERS = [other_tensor, two_axes, axis_dropped, rounded, written, plus_two, plus_one_of_shifted]
 OTHERS += [plus_another_shift, shifted_by_each, little_beside_unshifted, much_beside_shifted]
 OTHERS += [turned, times_itself, of_mixed_bases, in_another_dtype]
+OTHERS += [normalized_unshifted, by_another_norm, by_the_norm_of_the_logits]
 OTHERS += [another_maximum, over_rows, of_other_exponentials, values_of_exponentials]
 
 
@@ -245,3 +270,25 @@ def test_near_misses_keep_their_numbers_and_are_not_folded(function):
     gm = traced(function, X)
     assert softmaxes(gm) == []
     torch.testing.assert_close(gm(X.clone()), function(X.clone()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (normalized_unshifted, "kept above a small number"),
+        (little_beside_unshifted, "kept above a small number"),
+        (by_another_norm, "2-norm"),
+        (plus_two, "not divided by its sum alone"),
+    ],
+)
+def test_what_is_no_softmax_says_why(function, why):
+    gm = traced(function, X)
+    (node,) = [n for n in gm.graph.nodes if op_name(n) == "exp"]
+    assert why in unlike_softmax(node)
+
+
+def test_a_softmax_of_one_row_is_one_of_a_map():
+    gm = traced(lambda x: x.softmax(0) * 2, X[0, 0])
+    (node,) = softmaxes(gm)
+    assert node.meta["val"].shape == (1, 5) and node.args[1] == 1
+    torch.testing.assert_close(gm(X[0, 0]), X[0, 0].softmax(0) * 2, rtol=0, atol=1e-15)

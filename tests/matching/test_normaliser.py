@@ -9,7 +9,7 @@ from exchanged import exchanged
 from models.loose import LOOSE
 from models.sizes import DISTINCT, EQUAL
 from torch import nn
-from tracing import holders, only, shapes, traced
+from tracing import holders, only, proven, shapes, traced
 
 import attnpass
 from attnpass.matching.facts import GraphFacts
@@ -56,6 +56,66 @@ def test_forms_are_those_of_the_same_model_with_another_normaliser(name, form):
     for a, b in zip(found, wanted, strict=True):
         assert (a is None) == (b is None)
         assert a is None or torch.allclose(a, b, rtol=1e-5, atol=1e-7)
+
+
+def vectors(q, k, v):
+    return torch.mv(v.T, torch.mv(k, q[0]).mul(0.5).softmax(0))
+
+
+def rows(q, k, v):
+    return torch.mv(k, q[0]).softmax(0) @ v
+
+
+def matrix_times_vector(q, k, v):
+    return (k @ q[0]).softmax(-1) @ v
+
+
+def letters(q, k, v):
+    return torch.einsum("s,sd->d", torch.einsum("sd,d->s", k, q[0]).softmax(0), v)
+
+
+def sums(q, k, v):
+    return ((k * q[0]).sum(-1).softmax(0)[:, None] * v).sum(0)
+
+
+def inner(q, k, v):
+    return torch.inner(k, q[0]).softmax(0) @ v
+
+
+@pytest.mark.parametrize("core", [vectors, rows, matrix_times_vector, letters, sums, inner])
+@pytest.mark.parametrize("form", ["softmax", "sigmoid"])
+def test_one_query_without_an_axis_of_rows(core, form):
+    torch._dynamo.reset()
+    q, k, v = (torch.randn(n, 4, dtype=torch.float64) for n in (5, 7, 7))
+    (region,) = proven(core, q, k, v).regions
+    assert (region.site.kind, region.site.degree) == ("class", "logits")
+    want = core(q, k, v) if form == "softmax" else exchanged(core, form, q, k, v)
+    options = {"form": form, "inner": "eager", "strict": True}
+    with torch.no_grad():
+        got = torch.compile(core, backend="attnpass", options=options)(q, k, v)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)
+
+
+class OneRow(nn.Module):
+    """Softmax of what weights make of one vector: a router, and a pool of learnt queries."""
+
+    def __init__(self, learnt):
+        super().__init__()
+        self.keys, self.values = (nn.Parameter(torch.randn(7, 4)) for _ in range(2))
+        self.learnt = learnt
+
+    def forward(self, x):
+        if self.learnt:
+            return torch.mv(x, self.values[0]).softmax(0) @ x
+        return torch.mv(self.keys, x[0]).softmax(0) @ self.values
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_vector_times_weights_is_no_attention(learnt):
+    report = attnpass.find_sites(OneRow(learnt), torch.randn(6, 4))
+    assert not report.sites
+    assert [d.code for d in report.declined] == ["NOT_ATTENTION:router"] or learnt
+    assert report.declined
 
 
 class Sampled(nn.Module):

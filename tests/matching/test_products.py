@@ -28,6 +28,7 @@ def names(record):
 
 SPELLINGS = {
     "matmul": (lambda q, k: q @ k.mT, (Q, K), ("abcd", "abde", "abce")),
+    "mm": (lambda q, k: torch.mm(q, k.mT), (Q[0, 0], K[0, 0]), ("ab", "bc", "ac")),
     "bmm": (lambda q, k: torch.bmm(q, k.mT), FLAT, ("abc", "acd", "abd")),
     "baddbmm": (
         lambda q, k: torch.baddbmm(q.new_empty(6, 5, 7), q, k.mT, beta=0),
