@@ -298,16 +298,18 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder, "a.db")) as store:
         inspection = inspect_task(Settings("digits"), store)
-        library = PieceLibrary(inspection)
-        library.calibrate(Session(inspection.run, store, ProgressPrinter(quiet=True)))
+    library = PieceLibrary(inspection)
+    for choice in inspection.settings.forms:  # parameters of the size that they have in a run
+        library.keep(choice, library.everywhere(choice))
     plans = many_plans(library, inspection, max(LEAST, EACH * max(WORKERS)))
     costs, rows = recorded(), list[dict[str, Any]]()
-    for workers, seed in itertools.product(WORKERS, range(SEEDS)):
+    for workers, seed in itertools.product(reversed(WORKERS), range(SEEDS)):
         some = plans[: max(LEAST, EACH * workers)]
-        row = simulated(inspection, some, workers, costs, seed, watch)
-        alone = statistics.median(x["per_second"] for x in [*rows, row] if x["workers"] == 1)
-        rows.append({**row, "efficiency": row["per_second"] / alone / workers})
+        rows.append(simulated(inspection, some, workers, costs, seed, watch))
         print(rows[-1], flush=True)
+    alone = statistics.median(r["per_second"] for r in rows if r["workers"] == 1)
+    for row in rows:
+        row["efficiency"] = row["per_second"] / alone / row["workers"]
     value = {
         "command": "python benchmarks/scale.py" + (" --wall" if given.wall else ""),
         "date": time.strftime("%Y-%m-%d"),

@@ -57,8 +57,14 @@ class Store(Database):
             "context": json.dumps(context, sort_keys=True),
             "value": json.dumps(value),
         }
+        names = ", ".join(row)
+        marks = ", ".join("?" * len(row))
         with self.transaction():
-            self.db.table("measurements").insert(row, replace=True)
+            # quicker than the insert of sqlite_utils: a pool commits many a second
+            self.db.execute(
+                f"INSERT OR REPLACE INTO measurements ({names}) VALUES ({marks})",
+                list(row.values()),
+            )
 
     def get(
         self, kind: str, subject: str, context: Mapping[str, object]

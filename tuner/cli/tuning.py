@@ -83,6 +83,13 @@ if TYPE_CHECKING:
 )
 @click.option("--storage", default="", help="Also write an Optuna study there: a URL or a file.")
 @click.option("--mlflow", default="", help="Also log the run to MLflow there: a URI.")
+@click.option(
+    "--devices",
+    default="",
+    help="Devices of this machine that time plans, e.g. cuda:0,cuda:1; with --ray: part of the"
+    " description of the workers to use.",
+)
+@click.option("--ray", default="", help="Time plans on a Ray cluster: its address, auto or local.")
 @click.option("--dry-run", is_flag=True, help="Show what would be searched; measure nothing.")
 @path_option("--out", "Folder for the plan and the picture (default: attnpass-RUN).")
 @options
@@ -102,7 +109,7 @@ def tune(
 ) -> Answer:
     """Search for plans; measured accuracy against measured latency."""
     from attnpass.tuner.progress import ProgressPrinter
-    from attnpass.tuner.search import Settings, advise, execute, inspect_task
+    from attnpass.tuner.search import Settings, advise, execute, inspect_task, pool_of
     from attnpass.tuner.track import open_observers
 
     settings = Settings(
@@ -118,17 +125,20 @@ def tune(
         if dry_run:
             outline = inspection.outline()
             return Answer(outline, lambda c: c.print_json(data=outline))
-        folder = _writable(out or Path(f"attnpass-{inspection.run}"))
-        if not as_json:
-            progress.say(inspection.report().table())
         warnings = list[str]()
 
         def warn(line: str) -> None:
             warnings.append(line)
             progress.say(line, style="yellow")
 
-        observers = open_observers(inspection, warn, storage=storage, mlflow=mlflow)
-        result = execute(inspection, store, progress, observers)
+        with pool_of(inspection, store, progress.say) as pool:
+            if pool is not None:
+                inspection = inspection.measured_by(pool.device, store)
+            folder = _writable(out or Path(f"attnpass-{inspection.run}"))
+            if not as_json:
+                progress.say(inspection.report().table())
+            observers = open_observers(inspection, warn, storage=storage, mlflow=mlflow)
+            result = execute(inspection, store, progress, observers, pool)
         files = _files(result, store, folder)
         observers.finished(result, files)
     value = {**result.as_dict(), "files": files, "advice": advise(result), "warnings": warnings}

@@ -43,7 +43,7 @@ from attnpass.tuner.measure.latency import (
     ratio,
 )
 from attnpass.tuner.measure.local_pool import local_devices, local_workers
-from attnpass.tuner.measure.packing import PackedRequest
+from attnpass.tuner.measure.packing import PackedPlan, PackedRequest
 from attnpass.tuner.measure.pool import Job, Pool
 from attnpass.tuner.measure.pool_worker import Inbox, Lost, PoolWorker
 from attnpass.tuner.measure.ray_pool import ray_workers
@@ -61,6 +61,7 @@ __all__ = [
     "Inbox",
     "Job",
     "Lost",
+    "PackedPlan",
     "PackedRequest",
     "Pool",
     "PoolWorker",

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 LOOK = 0.984
@@ -49,16 +50,20 @@ def ratio(base: Sequence[float], candidate: Sequence[float], confidence: float =
     Raises:
         ValueError: the series differ in length or are empty.
     """
-    from scipy import stats
-
     if len(base) != len(candidate) or not base:
         raise ValueError(f"expected paired times, got {len(base)} and {len(candidate)}")
     values = sorted(b / c for b, c in zip(base, candidate, strict=True))
     n = len(values)
-    # the k-th value from each end bounds the median with the binomial's probability
-    k = int(stats.binom.ppf((1 - confidence) / 2, n, 0.5))
-    k = max(k - 1, 0)
+    k = _rank(n, confidence)
     return Ratio(statistics.median(values), values[k], values[n - 1 - k], n)
+
+
+@cache
+def _rank(n: int, confidence: float) -> int:
+    """The rank from each end whose value bounds the median of ``n``, by the binomial."""
+    from scipy import stats
+
+    return max(int(stats.binom.ppf((1 - confidence) / 2, n, 0.5)) - 1, 0)
 
 
 def interleave(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,10 +53,21 @@ class PackedRequest:
     plans: tuple[PackedPlan | None, ...] | None = None
 
     @classmethod
-    def of(cls, plans: Sequence[Plan | None], protocol: Protocol) -> PackedRequest:
-        """The request for the times of plans; a plan that is there twice is packed once."""
-        packed = {id(p): PackedPlan.of(p) for p in plans if p is not None}
-        return cls(protocol, tuple(None if p is None else packed[id(p)] for p in plans))
+    def of(
+        cls,
+        plans: Sequence[Plan | None],
+        protocol: Protocol,
+        known: MutableMapping[int, PackedPlan] | None = None,
+    ) -> PackedRequest:
+        """The request for the times of plans; ``known`` holds what is packed, by ``id(plan)``."""
+        known = {} if known is None else known
+        packed = list[PackedPlan | None]()
+        for plan in plans:
+            found = None if plan is None else known.get(id(plan)) or PackedPlan.of(plan)
+            if found is not None:
+                known[id(plan)] = found
+            packed.append(found)
+        return cls(protocol, tuple(packed))
 
     @property
     def size(self) -> int:

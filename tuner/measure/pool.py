@@ -8,6 +8,7 @@ is lost is asked again. Every request ends in exactly one reply.
 from __future__ import annotations
 
 import bisect
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -167,8 +168,7 @@ class Pool:
                 self._send(task, worker)
         waiting.extendleft(reversed(held))
         if self.idle:
-            late = [sent.task for sent in self.running if self._late(sent)]
-            for task, worker in zip(late, list(self.idle), strict=False):
+            for task, worker in zip(list(self._late()), list(self.idle), strict=False):
                 self.counts["copies"] += 1
                 self._send(task, worker)
 
@@ -180,12 +180,16 @@ class Pool:
         others = any(w not in task.lost for w in self.workers)
         return next(free, None if others else next(iter(self.idle)))
 
-    def _late(self, sent: Sent) -> bool:
-        """Whether a request takes so long that a second worker is to be asked."""
-        known, task = self._durations.get(sent.size), sent.task
-        if known is None or task.answered or task.copies > 1:
-            return False
-        return self.inbox.now() - sent.started > LATE * known[len(known) // 2]
+    def _late(self) -> Iterator[Task]:
+        """The requests that take so long that a second worker is to be asked, oldest first."""
+        limits = {size: LATE * known[len(known) // 2] for size, known in self._durations.items()}
+        least, now = min(limits.values(), default=math.inf), self.inbox.now()
+        for sent in self.running:
+            took, task = now - sent.started, sent.task
+            if took <= least:
+                return
+            if took > limits.get(sent.size, math.inf) and not task.answered and task.copies == 1:
+                yield task
 
     def _send(self, task: Task, worker: PoolWorker) -> None:
         del self.idle[worker]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         solve,
     )
     from attnpass.tuner.search.run import execute
+    from attnpass.tuner.search.workers import pool_of
 
 _LATE = {
     **dict.fromkeys(("Inspection", "inspect_task"), "inspection"),
@@ -36,6 +37,7 @@ _LATE = {
         ("Solution", "Verdict", "differences", "explain_choice", "solve"), "questions"
     ),
     "execute": "run",
+    "pool_of": "workers",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "first_line",
     "inspect_task",
     "menu",
+    "pool_of",
     "read_result",
     "solve",
 ]

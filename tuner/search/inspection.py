@@ -27,7 +27,7 @@ from attnpass.tuner.measure import needed, split, try_task
 from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.settings import Settings
 
-NOT_IDENTITY = ("refresh", "timeout", "load_timeout")
+NOT_IDENTITY = ("refresh", "timeout", "load_timeout", "devices", "ray")
 """Settings that change neither what a run measures nor its id."""
 
 
@@ -86,7 +86,15 @@ class Inspection:
 
     def under_tiles(self, store: Store) -> Inspection:
         """The inspection for latencies under the tiles that compiled plans find in ``store``."""
-        return replace(self, timing={**self.timing, "tiles": _tiles(store, self.kind)})
+        tiles = _tiles(store, environment.kernel_context(self.kind))
+        return replace(self, timing={**self.timing, "tiles": tiles})
+
+    def measured_by(self, device: Mapping[str, Any], store: Store) -> Inspection:
+        """The same run with its latencies taken on another device, under keys of their own."""
+        timing = {k: device.get(k, v) for k, v in self.timing.items() if k != "tiles"}
+        run = _run(self.asked, timing, self.inputs)
+        tiles = _tiles(store, {k: v for k, v in device.items() if k != "switches"})
+        return replace(self, timing={**timing, "tiles": tiles}, run=run)
 
     def report(self) -> Report:
         """The verdicts of the matcher."""
@@ -169,7 +177,6 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
         "seconds": settings.limits["seconds"],
     }
     asked = {k: v for k, v in asdict(settings).items() if k not in NOT_IDENTITY}
-    text = json.dumps([asked, timing, inputs], sort_keys=True, default=str)
     found = Inspection(
         settings=settings,
         asked=asked,
@@ -182,7 +189,7 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
         read=frozenset(read),
         opaque=contents.opaque,
         kind=kind,
-        run=hashlib.sha256(text.encode()).hexdigest()[:12],
+        run=_run(asked, timing, inputs),
         created=now(),
     )
     return found.under_tiles(store)
@@ -232,8 +239,14 @@ def _device_kind(task: Task) -> str:
     return "cuda" if any(getattr(x, "is_cuda", False) for x in leaves) else "cpu"
 
 
-def _tiles(store: Store, kind: str) -> str:
-    """Digest of the tiles that compiled plans will find."""
-    tiles = store.tiles(environment.kernel_context(kind))
+def _run(asked: Mapping[str, Any], timing: Mapping[str, Any], inputs: str) -> str:
+    """The id of a run."""
+    text = json.dumps([asked, timing, inputs], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _tiles(store: Store, context: Mapping[str, object]) -> str:
+    """Digest of the tiles that compiled plans will find in a context."""
+    tiles = store.tiles(context)
     rows = sorted((k, *t.as_list(), t.implementation) for k, t in tiles.items())
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]

@@ -6,18 +6,24 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from attnpass.errors import MeasureError
+from attnpass.files import uncollected
 from attnpass.plan import Plan
 from attnpass.tuner.measure import (
     LOOK,
     Conditions,
     Failure,
+    Job,
+    PackedPlan,
+    PackedRequest,
+    Pool,
     Protocol,
     Ratio,
     Reply,
@@ -147,7 +153,7 @@ class Latencies:
 
     inspection: Inspection
     session: Session
-    worker: Worker
+    worker: Worker | Pool
     begin: int = 0
     stale: bool = False
     left: Callable[[], float] = field(default=lambda: math.inf)
@@ -188,14 +194,40 @@ class Latencies:
         """
         return self._times("latency", subject, plans, spare=spare, decides=decides)
 
+    @property
+    def workers(self) -> int:
+        """How many measurements are taken at once."""
+        return max(1, len(self.worker.workers)) if isinstance(self.worker, Pool) else 1
+
+    def take_ahead(
+        self, wanted: Mapping[str, Sequence[Plan | None]], *, decides: bool = False
+    ) -> None:
+        """Measure independent subjects, each by one worker of a pool, several at once.
+
+        Each is committed when its reply comes; ``times`` gives it. One worker takes none ahead.
+        """
+        if not isinstance(self.worker, Pool):
+            return
+        self.session.stop.check()
+        self.worker.timeout = self.patience
+        jobs, packed = dict[str, Job[Reply]](), WeakValueDictionary[int, PackedPlan]()
+        for subject, plans in wanted.items():
+            if self._stored("latency", subject, plans, True, decides) is None:
+                jobs[subject] = self._job(subject, plans, packed)
+        with uncollected():  # of a thousand workers, dozens reply in a second
+            for subject, reply in self.worker.gather(jobs):
+                self._keep("latency", subject, wanted[subject], reply)
+
     def each(
         self, plans: Mapping[str, Plan], beside: Plan | None
     ) -> Iterator[tuple[str, Timed | MeasureError]]:
         """The times of each plan beside one that runs twice: ``[beside, beside, plan]``.
 
         Those that are not stored are taken together, which runs ``beside`` once for all; where
-        that fails, one after the other. ``plans`` are by their subject in the store.
+        that fails, one after the other. A pool takes each by another worker. ``plans`` are by
+        their subject in the store.
         """
+        self.take_ahead({subject: [beside, beside, plan] for subject, plan in plans.items()})
         missing = {
             subject: plan
             for subject, plan in plans.items()
@@ -313,12 +345,43 @@ class Latencies:
         return not changed
 
     def _steady(self, subject: str, plans: Sequence[Plan | None] | None) -> Reply:
-        """The first measurement that is steady; the steadiest where none is."""
+        """As ``_steps``, one after the other by the worker."""
+        steps = self._steps(subject, plans)
+        protocol = next(steps)
+        while True:
+            try:
+                protocol = steps.send(self._ask(plans, protocol))
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    def _job(
+        self,
+        subject: str,
+        plans: Sequence[Plan | None],
+        packed: WeakValueDictionary[int, PackedPlan],
+    ) -> Job[Reply]:
+        """As ``_steady``, for a pool."""
+        steps = self._steps(subject, plans)
+        request = PackedRequest.of(plans, next(steps), packed)
+        while True:
+            reply = _proven(plans, (yield request))
+            try:
+                request = replace(request, protocol=steps.send(reply))
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+
+    def _steps(
+        self, subject: str, plans: Sequence[Plan | None] | None
+    ) -> Generator[Protocol, Reply, Reply]:
+        """The first measurement that is steady; the steadiest where none is.
+
+        Yields how a measurement is to be taken, is sent its reply.
+        """
         rounds, say = self.inspection.settings.limits["rounds"], self.session.progress.say
         least, best = math.inf, None
         steps = ESCALATION if self.inspection.kind == "cpu" else ESCALATION[:2]
         for i, step in enumerate(steps[self.begin :], self.begin):
-            reply = self._looked_at(plans, replace(step, rounds=rounds * step.rounds))
+            reply = yield from self._looks(plans, replace(step, rounds=rounds * step.rounds))
             if isinstance(reply, Failure):
                 return best or reply
             found = _timed(reply.as_dict(), plans)
@@ -336,7 +399,9 @@ class Latencies:
         assert best is not None
         return best
 
-    def _looked_at(self, plans: Sequence[Plan | None] | None, protocol: Protocol) -> Reply:
+    def _looks(
+        self, plans: Sequence[Plan | None] | None, protocol: Protocol
+    ) -> Generator[Protocol, Reply, Reply]:
         """Times of as many rounds as settle the matter, at most those of the protocol."""
         most, seconds = protocol.rounds, self.inspection.settings.limits["seconds"]
         found, end = None, time.monotonic() + seconds
@@ -345,7 +410,7 @@ class Latencies:
             done = 0 if found is None else len(found.times[0])
             more = max(done, first)
             more = more if most - done - more >= FIRST else most - done
-            reply = self._ask(plans, replace(protocol, rounds=more, memory=not done))
+            reply = yield replace(protocol, rounds=more, memory=not done)
             if isinstance(reply, Failure):
                 return reply
             found = reply if found is None else found.and_then(reply)
@@ -370,10 +435,16 @@ class Latencies:
                 for i, p in enumerate(plans)
             ]
             reply = self.worker.measure(files, protocol)
-        expected = ["" if p is None else p.hash for p in plans]
-        if not isinstance(reply, Failure) and reply.hashes != expected:
-            return Failure("inaccurate", "another plan ran than was asked for")
-        return reply
+        return _proven(plans, reply)
+
+
+def _proven(plans: Sequence[Plan | None], reply: Reply) -> Reply:
+    """The reply, a failure where other plans ran than were asked for."""
+    hashes = {id(p): "" if p is None else p.hash for p in {id(p): p for p in plans}.values()}
+    expected = [hashes[id(p)] for p in plans]
+    if not isinstance(reply, Failure) and reply.hashes != expected:
+        return Failure("inaccurate", "another plan ran than was asked for")
+    return reply
 
 
 def _timed(value: Value, plans: Sequence[Plan | None] | None) -> Timed:

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from attnpass.errors import MeasureError
 from attnpass.store import Store
-from attnpass.tuner.measure import Worker, model_digest
+from attnpass.tuner.measure import Pool
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search.baseline import measure_baseline
 from attnpass.tuner.search.budget import Budget
@@ -36,6 +36,7 @@ from attnpass.tuner.search.speed import (
 )
 from attnpass.tuner.search.summary import Findings, summarise
 from attnpass.tuner.search.tiling import tune_tiles
+from attnpass.tuner.search.workers import one_worker
 
 
 def execute(
@@ -43,9 +44,12 @@ def execute(
     store: Store,
     progress: ProgressPrinter,
     observers: Observers | None = None,
+    pool: Pool | None = None,
 ) -> RunResult:
     """Run all stages; returns the result, which is also stored.
 
+    Latencies are taken by the ``pool``, by one process where there is none. Tiles are searched
+    where the latter is the case: here.
     On Ctrl-C the best result so far is stored and returned with status ``interrupted``.
     ``observers`` are told each plan that is judged; the end is for the caller to tell.
 
@@ -60,13 +64,20 @@ def execute(
         budget=budget,
         observers=observers,
     )
+
+    def stopped() -> bool:
+        return session.stop.requested
+
     known = store.run(inspection.run)
     created = known["created"] if known else inspection.created
     with session.stop.handled():
         _save(inspection, store, created, "running", None)
         try:
-            inspection = tune_tiles(inspection, session)
-            with _worker(inspection, session) as worker:
+            if pool is None:
+                inspection = tune_tiles(inspection, session)
+            else:
+                pool.stopped = stopped
+            with pool or one_worker(inspection, store, stopped) as worker:
                 latencies = Latencies(inspection, session, worker)
                 for done in believed(session, lambda: stages(inspection, session, latencies)):
                     findings = done
@@ -81,21 +92,6 @@ def execute(
         )
         _save(inspection, store, created, status, result)
     return result
-
-
-def _worker(inspection: Inspection, session: Session) -> Worker:
-    """The worker of a run, which must make the model that the run captured."""
-    settings = inspection.settings
-    return Worker(
-        settings.task,
-        timeout=settings.timeout,
-        inner=settings.inner,
-        mode=settings.mode,
-        db=str(session.store.path),
-        weights=model_digest(inspection.task.model),
-        objective=settings.objective,
-        stopped=lambda: session.stop.requested,
-    )
 
 
 def believed(session: Session, stages: Callable[[], Iterator[Findings]]) -> Iterator[Findings]:

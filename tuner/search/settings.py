@@ -46,6 +46,8 @@ class Settings:
         recover: ``calibrate``, or ``distil`` too. recover_budget: seconds that distilling may take
             in all, 0 for half of the budget, or five minutes where there is none. recover_rank: of
             the changes to the weights; ``None`` full, 0 none.
+        devices: that time plans, e.g. ``cuda:0,cuda:1``; with ``ray`` a part of the description
+            of the workers to use. ray: address of a cluster. Both empty: one process here.
     """
 
     task: str
@@ -68,6 +70,8 @@ class Settings:
     recover: str = "calibrate"
     recover_budget: float = 0.0
     recover_rank: int | None = None
+    devices: str = ""
+    ray: str = ""
 
     def __post_init__(self) -> None:
         if self.recover not in ("calibrate", "distil"):

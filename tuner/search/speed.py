@@ -295,30 +295,38 @@ def measure_finalists(
     *,
     lossless: bool = False,
 ) -> Finalists:
-    """The plans' latency, interleaved with the baseline, twice, in one process.
+    """The plans' latency, interleaved with the baseline, twice, in one process per group.
 
-    Where that fails, one after the other; plans that fail are left out. ``keep`` is told every
-    plan with its latency at once. ``lossless``: beside the model under exact softmax by the
-    kernels as well, the plan that converts nothing.
+    A pool takes as many groups as it has workers, one worker all of them in one. Where that
+    fails, one after the other; plans that fail are left out. ``keep`` is told every plan with its
+    latency at once. ``lossless``: beside the model under exact softmax by the kernels as well,
+    the plan that converts nothing.
 
     Raises:
         MeasureError: none of them could be measured.
     """
     if not chosen:
         return Finalists([])
-    progress, groups = latencies.session.progress, [list(chosen)]
+    progress, count = latencies.session.progress, min(latencies.workers, len(chosen))
+    groups = [list(chosen[i::count]) for i in range(count)]
     floors, bases, measured = list[float](), list[float](), dict[str, Candidate]()
+    beside = [Plan(assign(latencies.inspection.sites, "softmax")[0])] if lossless else []
+
+    def asked(group: Sequence[Candidate]) -> tuple[str, list[Plan | None]]:
+        subject = "finalists " + " ".join(c.plan.hash for c in group)
+        return subject, [None, None, *beside, *(c.plan for c in group)]
+
     with progress.stage("finalists: latency", 1) as step:
+        latencies.take_ahead(dict(asked(g) for g in groups), decides=True)
         while groups:
             group = groups.pop()
-            subject = "finalists " + " ".join(c.plan.hash for c in group)
-            sites = latencies.inspection.sites
-            beside = [Plan(assign(sites, "softmax")[0])] if lossless else []
-            plans = [None, None, *beside, *(c.plan for c in group)]
+            subject, plans = asked(group)
             try:
                 timed = latencies.times(subject, plans, spare=len(group) > 1, decides=True)
             except MeasureError as error:
-                groups += [[c] for c in group] if len(group) > 1 else []
+                alone = [[c] for c in group] if len(group) > 1 else []
+                latencies.take_ahead(dict(asked(g) for g in alone), decides=True)
+                groups += alone
                 if not (groups or bases):
                     raise
                 progress.say(str(error), style="yellow")

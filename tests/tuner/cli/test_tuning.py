@@ -64,6 +64,20 @@ def test_wrong_options_are_one_line(arguments, message, tmp_path):
     assert done.returncode == 1 and message in json.loads(done.stdout)["error"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--devices", "cuda:7"], "expected devices of cpu, on which the task runs, got cuda:7"),
+        (["--ray", "127.0.0.1:1"], "expected a Ray cluster at 127.0.0.1:1, got"),
+    ],
+)
+def test_workers_that_are_not_there_are_one_line(arguments, message, tmp_path):
+    done = run("tune", TINY, *arguments, "--json", db=tmp_path / "a.db")
+    assert done.returncode == 1 and message in json.loads(done.stdout)["error"]
+    with Store(tmp_path / "a.db") as store:
+        assert store.db.table("measurements").count == 0
+
+
 @pytest.mark.slow
 def test_the_command_distils_a_model_whose_arguments_are_named(tmp_path):
     """A run with distillation as users call it, batches being dicts."""

