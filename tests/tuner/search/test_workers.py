@@ -120,7 +120,7 @@ def test_a_run_by_a_pool_measures_once_under_the_keys_of_its_class(tmp_path, clu
         inspection, _ = opened(store, ray="auto")
         with pool_of(inspection, store, lambda text: None) as pool:
             inspection = inspection.measured_by(pool.device, store)
-            result = execute(inspection, store, QUIET, pool)
+            result = execute(inspection, store, QUIET, pool=pool)
         assert result.status == "done" and result.front and result.run == inspection.run
         kinds = ("latency", "ceiling")
         rows = [r for r in store.db.query("SELECT * FROM measurements") if r["kind"] in kinds]
