@@ -106,8 +106,7 @@ model(
     "en_transformer.EnTransformer",
     {**DEEP, "edge_dim": 4, "dim_head": 32},
     lambda: (noise(2, 16, 32), noise(2, 16, 3), noise(2, 16, 16, 4)),
-    mixed=2,  # softmax of a perceptron of the products
-    why={"NOT_ATTENTION:router": "logits are a perceptron of products and edges"},
+    mixed=4,  # softmax of a perceptron of the products: for values, and for coordinates
 )
 model("egnn-pytorch", "egnn_pytorch.egnn_pytorch.GlobalLinearAttention", HEADS, two)
 model(
@@ -115,7 +114,7 @@ model(
     "feedback_transformer_pytorch.FeedbackTransformer",
     {**LM, "mem_len": 6, "seq_len": 2},
     lambda: (tokens(2, 6),),
-    why={"CROSS_GRAPH": "softmax of the layers' weights, a parameter"},
+    why={"NOT_ATTENTION:pooling": "softmax of the layers' weights, a parameter"},
 )
 model(
     "FLASH-pytorch",

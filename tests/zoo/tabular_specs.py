@@ -11,6 +11,8 @@ from zoo.packaged import features, model
 
 FT = {"categories": (4, 6), "num_continuous": 3, "dim": 32, "depth": 2, "heads": 4, "dim_head": 8}
 
+STREAMS = {"UNKNOWN_SCORE_OP:add": "residual streams are mixed by a doubly stochastic matrix"}
+
 
 def table() -> tuple[Any, ...]:
     """Five rows of two categories and three numbers."""
@@ -81,12 +83,13 @@ add("chronos-forecasting", "ChronosBoltModelForForecasting", bolt, EAGER)
 chronos2("TimeSelfAttention")
 chronos2("GroupSelfAttention")
 add("timesfm", "Transformer", timesfm, EAGER)
-model("tab-transformer-pytorch", "tab_transformer_pytorch.FTTransformer", FT, table)
+model("tab-transformer-pytorch", "tab_transformer_pytorch.FTTransformer", FT, table, why=STREAMS)
 model(
     "tab-transformer-pytorch",
     "tab_transformer_pytorch.TabTransformer",
     {**FT, "mlp_act": torch.nn.ReLU()},
     table,
+    why=STREAMS,
 )
 model(
     "tab-transformer-pytorch",
