@@ -282,6 +282,16 @@ def make_fx(run: Callable[..., Any], *given: Any) -> fx.GraphModule:
     return trace(run, pre_dispatch=True)(*given)
 
 
+def make_fx_below_autograd(run: Callable[..., Any], *given: Any) -> fx.GraphModule:
+    """``run`` traced below autograd and functorch: what a transformed function calls in the end.
+
+    Public API: none that traces fake tensors of a mode that is active already.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx as trace
+
+    return trace(run)(*given)
+
+
 def proxy_mode() -> Any:
     """The mode that is recording a graph, to put one opaque call into it as one node."""
     from torch.fx.experimental.proxy_tensor import get_proxy_mode

@@ -229,6 +229,14 @@ def test_statically_known_true_holds_for_every_size(sizes):
     assert len(symbolic.node.shape_env.guards) == guards
 
 
+def test_make_fx_below_autograd_records_what_vmap_runs():
+    x = torch.ones(3, 2, 4)
+    gm = internals.make_fx_below_autograd(torch.vmap(lambda a: a @ a.T), x)
+    names = [getattr(n.target, "__name__", "") for n in gm.graph.nodes]
+    assert "bmm.default" in names
+    assert torch.equal(gm(x), x @ x.mT)
+
+
 def test_make_fx_keeps_differentiable_operators():
     gm = internals.make_fx(lambda x: torch.nn.functional.linear(x, x), torch.ones(2, 2))
     targets = [

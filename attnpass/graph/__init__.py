@@ -29,12 +29,13 @@ from attnpass.graph.nodes import (
     weight_inputs,
 )
 from attnpass.graph.normal_form import NormalizeError, Opened, normalize, retrace
-from attnpass.graph.opaque import Opaque, unfold
+from attnpass.graph.opaque import SUBCLASS, Opaque, unfold
 from attnpass.graph.products import broadcast
 from attnpass.graph.softmax import unlike_softmax
 from attnpass.graph.stages import checked, dump, require
 
 __all__ = [
+    "SUBCLASS",
     "Flex",
     "NormalizeError",
     "Opaque",

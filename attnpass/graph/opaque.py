@@ -1,9 +1,10 @@
 """Parts of a graph that cannot be re-traced are carried through as they are.
 
-A functorch region (``vmap``), a higher-order operator or a call that reads or makes a tensor
+A functorch region, a higher-order operator or a call that reads or makes a tensor
 subclass (quantised or sharded weights) is folded into one call before tracing, stays one node
 while the graph is matched and rewritten, and is unfolded again for the inner compiler.
-Checkpointed and nested regions are plain calls and are opened instead.
+Checkpointed and nested regions are plain calls and are opened instead; a region under ``vmap`` is
+opened where the operators that it runs can be known (``batched``).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.utils.checkpoint import CheckpointPolicy
 
+from attnpass.graph.batched import batched, is_batched
 from attnpass.graph.flex import Flex, Unreadable, is_flex
 from attnpass.graph.nodes import twin
 from attnpass.torch_internals import (
@@ -27,6 +29,9 @@ from attnpass.torch_internals import (
     pytree,
     track_tensor_tree,
 )
+
+SUBCLASS = "a tensor subclass"
+"""The kind of a piece that reads or makes tensors that wrap others."""
 
 _number = itertools.count()
 
@@ -55,7 +60,13 @@ class Opaque:
         return self.piece(*args)
 
     def traced(self, *args: Any) -> Any:
-        """One node in the graph that ``make_fx`` is recording; its fake values."""
+        """One node in the graph that ``make_fx`` is recording; its fake values.
+
+        A region under vmap becomes the operators that it runs, where these can be known.
+        """
+        opened = batched(self.piece, args) if is_batched(self.piece) else None
+        if opened is not None:
+            return fx.Interpreter(opened).run(*args)
         mode: Any = proxy_mode()
         proxies = pytree.tree_map(mode.tracer.unwrap_proxy, args)
         out = mode.tracer.create_proxy("call_function", self, proxies, {})
@@ -68,6 +79,17 @@ class Opaque:
         for module in self.piece.modules():
             if isinstance(module, fx.GraphModule):
                 yield from module.graph.nodes
+
+    @property
+    def kind(self) -> str:
+        """What kept it from being read: ``vmap``, ``scan``, ``a tensor subclass``."""
+        for node in self.piece.graph.nodes:
+            if isinstance(node.target, HigherOrderOperator):
+                return str(node.target.name()).removesuffix("_impl")
+            name = getattr(node.target, "__name__", "")
+            if name.endswith("_increment_nesting"):
+                return str(name).strip("_").partition("_")[0]
+        return SUBCLASS
 
     @property
     def projected(self) -> int | None:

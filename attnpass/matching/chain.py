@@ -23,7 +23,17 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, fx
 
-from attnpass.graph import is_metadata, number, op_name, operators, switched, value, writes
+from attnpass.graph import (
+    SUBCLASS,
+    Opaque,
+    is_metadata,
+    number,
+    op_name,
+    operators,
+    switched,
+    value,
+    writes,
+)
 from attnpass.matching.products import Contraction, contraction
 from attnpass.matching.refuse import Refuse
 from attnpass.matching.steps import (
@@ -143,14 +153,18 @@ def _end(node: fx.Node, below: fx.Node, parameters: Collection[fx.Node]) -> Refu
     if node.op == "placeholder" and node not in parameters:
         hint = "the logits come into this graph from outside (a graph break)"
         return Refuse("chain 1", "CROSS_GRAPH", hint, node)
-    while op_name(node) in _TRANSPARENT:
+    while op_name(node) in _TRANSPARENT and not isinstance(node.target, Opaque):
         if node.op != "call_function" or not isinstance(node.args[0], fx.Node):
             break
         node = node.args[0]
     name = op_name(node)
+    layer = isinstance(node.target, Opaque) and node.target.projected is not None
+    if isinstance(node.target, Opaque) and not (layer and node.target.kind == SUBCLASS):
+        hint = f"the logits come out of {node.target.kind}, which is kept as it is"
+        return Refuse("chain 1", "HOP_UNSUPPORTED", hint, node)
     weighed = name in ("matmul", "mv") and any(x in parameters for x in node.all_input_nodes)
     names = ("linear", "convolution", "conv2d", "addmm", "conv1d", "batch_norm")
-    if weighed or name in names:
+    if layer or weighed or name in names:
         hint = "softmax of a projection, not of queries and keys"
         return Refuse("chain 1", "NOT_ATTENTION:router", hint, node)
     if node.op != "call_function" or name in ("embedding", "layer_norm", "mean", "sum"):
@@ -185,6 +199,9 @@ def _down(out: Chain) -> None:
             if any(x.op == "output" for x in out.escapes):
                 hint = "the weights leave this graph before they meet values"
                 raise Refuse("chain 2", "CROSS_GRAPH", hint, node)
+            if inside := [x.target.kind for x in out.escapes if isinstance(x.target, Opaque)]:
+                hint = f"the weights go into {inside[0]}, which is kept as it is"
+                raise Refuse("chain 2", "HOP_UNSUPPORTED", hint, node)
             hint = "the softmax weights never meet values in a product"
             raise Refuse("chain 2", "NOT_ATTENTION:gate", hint, node)
         out.escapes.extend(other for other, _ in onward[1:])

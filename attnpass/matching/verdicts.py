@@ -52,6 +52,10 @@ MARKS = ("softmax", "scaled_dot_product_attention", "multi_head_attention", "enc
 """Parts of the names that attention has in Dynamo's own graph."""
 
 
+PRODUCTS = frozenset({"matmul", "mm", "bmm", "mv", "baddbmm", "einsum"})
+"""Products of two tensors, as Dynamo's own graph calls them."""
+
+
 @dataclass
 class Matches:
     """All verdicts of one graph."""
@@ -156,9 +160,30 @@ def _hidden(graph: fx.Graph) -> Iterator[Decline]:
             if "flex_attention" in str(node.target):
                 hint = f"flex attention whose functions are not read: {piece.target.why}"
                 yield Decline("FLEX", *where, hint, node.name)
-            elif marked(node):
-                hint = "it stands in a region (vmap, cond, custom autograd) that is kept as it is"
+            elif marked(node) or _of_product(node):
+                hint = f"it stands inside {piece.target.kind}, which is kept as it is"
                 yield Decline("HOP_UNSUPPORTED", *where, hint, node.name)
+
+
+def _of_product(node: fx.Node) -> bool:
+    """Whether a node of Dynamo's own graph is the exponential of a product, as by hand."""
+    if _called(node) not in EXPONENTIALS:
+        return False
+    seen: set[fx.Node] = set()
+    stack = list(node.all_input_nodes)
+    while stack:
+        node = stack.pop()
+        if _called(node) in PRODUCTS:
+            return True
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.all_input_nodes)
+    return False
+
+
+def _called(node: fx.Node) -> str:
+    """The name of what a node of Dynamo's own graph calls."""
+    return str(getattr(node.target, "__name__", node.target))
 
 
 def _previous(region: Region, earlier: list[Region]) -> Region | None:
