@@ -451,3 +451,22 @@ def test_the_tuner_on_a_noisy_machine_is_the_committed_result():
         f" {wrong} wrongly faster"
     )
     assert told in flat("docs/reliability.md")
+
+
+def test_a_thousand_workers_are_the_committed_result():
+    found = result("scale_cpu.json")
+    text = flat("docs/distributed.md")
+    assert [r["workers"] for r in found["table"]] == [1, 10, 100, 1000]
+    for r in found["table"]:
+        low, high = r["coordinator_share_range"]
+        share = f"{r['coordinator_share']:.2%} [{low:.2%}, {high:.2%}]"
+        cells = [r["workers"], r["measurements"], f"{r['seconds']:.0f} s", share]
+        assert f"| {' | '.join(map(str, cells))} | {r['efficiency']:.0%} |" in text
+        assert r["coordinator_share"] <= 0.05
+    assert all(r["missing"] == r["doubled"] == 0 for r in found["rows"])
+    assert all(r["rows"] == r["measurements"] for r in found["rows"])
+    assert found["coordinator_seconds_are"] == "CPU" and len(found["rows"]) == 12
+    total = {k: sum(r[k] for r in found["rows"]) for k in ("lost", "copies", "sent")}
+    count = sum(r["measurements"] for r in found["rows"])
+    told = f"{total['copies']} of {total['sent']} requests went to a second worker; all {count}"
+    assert f"a worker was lost {total['lost']} times and {told} measurements" in text
