@@ -11,7 +11,7 @@ import pytest
 from tuning import DISTIL, QUIET, Replies, settings
 
 from attnpass.store import Store
-from attnpass.tuner.search import Inspection, RunResult, execute, inspect_task, latencies
+from attnpass.tuner.search import Inspection, RunResult, execute, inspect_task, timed
 from attnpass.tuner.search.candidates import Candidates
 from attnpass.tuner.search.distillation import Distillation
 from attnpass.tuner.search.latencies import Latencies
@@ -50,14 +50,14 @@ def finish(path: Path, **more) -> Finished:
 @pytest.fixture(scope="session", autouse=True)
 def any_noise():
     """However noisy the machine is: times are taken once, and what is stored is served."""
-    with mock.patch.object(latencies, "WIDE", math.inf):
+    with mock.patch.object(timed, "WIDE", math.inf):
         yield
 
 
 @pytest.fixture
 def little_noise(any_noise):
     """Noise counts, as it does for users."""
-    with mock.patch.object(latencies, "WIDE", 0.05):
+    with mock.patch.object(timed, "WIDE", 0.05):
         yield
 
 

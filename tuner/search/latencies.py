@@ -3,83 +3,35 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from glob import escape
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 from attnpass.errors import MeasureError
 from attnpass.files import uncollected
 from attnpass.plan import Plan
 from attnpass.tuner.measure import (
-    LOOK,
-    Conditions,
     Failure,
     Job,
     PackedPlan,
     PackedRequest,
     Pool,
     Protocol,
-    Ratio,
     Reply,
     Times,
     Worker,
-    floor,
-    median_ms,
-    ratio,
 )
 from attnpass.tuner.search.inspection import Inspection
+from attnpass.tuner.search.plan_files import plans_folder
 from attnpass.tuner.search.session import Session, Value
-
-
-@contextmanager
-def plans_folder(db: Path) -> Iterator[Path]:
-    """A folder beside the database for plans that the worker reads, gone afterwards.
-
-    Folders of processes that were killed are removed first: their names hold the process id.
-    """
-    for old in db.parent.glob(f"{escape(db.name)}.*.plans"):
-        number = old.name.split(".")[-2]
-        if number.isdigit() and not _runs(int(number)):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = db.with_name(f"{db.name}.{os.getpid()}.plans")
-    folder.mkdir(exist_ok=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    """Whether a process is alive."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
-
-
-WIDE = 0.05
-"""Two identical runs that differ by more than this share decide nothing: they are run again."""
+from attnpass.tuner.search.timed import Timed, differing, has_twins, timed_of
 
 ESCALATION = (Protocol(1), Protocol(2), Protocol(2, threads=1), Protocol(2, 1, pinned=True))
 """How a measurement is taken, one after the other until it is steady; rounds as a multiple."""
 
 FIRST = 7
 """Rounds of the first look at a measurement; each look that decides nothing doubles them."""
-
-PRECISE = 0.03
-"""Half the width of an interval, as a share of its middle, with which a measurement may end."""
-
-ALIKE = 0.01
-"""The same, where the interval leaves open which of two is faster."""
 
 THREADS = 2
 """From here on in ``ESCALATION`` the model runs otherwise than it is served."""
@@ -92,52 +44,6 @@ LEAST_PATIENCE = 20.0
 
 SHORT = 7
 """Rounds of a short run that re-checks stored times."""
-
-DRIFT = 1.3
-"""How many times slower or quicker the unchanged model may be than when it was stored."""
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Interleaved times and how far they are to be trusted.
-
-    Attributes:
-        times: milliseconds, one row per model, one column per round.
-        floor: how far two identical runs differ, None where the unchanged model ran once.
-        conditions: of the machine, None where they are not known.
-        shapes: median milliseconds per model and example of the task. peaks: MiB that a call of
-            each model takes at most; both may be empty.
-    """
-
-    times: list[list[float]]
-    floor: float | None = None
-    conditions: Conditions | None = None
-    shapes: Sequence[Sequence[float]] = ()
-    peaks: Sequence[float] = ()
-
-    @property
-    def reliable(self) -> bool:
-        """Whether two identical runs are near enough."""
-        return self.floor is None or self.floor <= WIDE
-
-    def ratio(self, candidate: int, base: int = 0) -> Ratio:
-        """The speed-up of one series over another."""
-        return ratio(self.times[base], self.times[candidate], LOOK)
-
-    @property
-    def settled(self) -> bool:
-        """Whether more rounds would change no decision.
-
-        The floor is narrow, and each interval narrow and on one side of 1, or very narrow.
-        """
-        if self.floor is None or not self.reliable:
-            return False
-        for found in (self.ratio(i) for i in range(2, len(self.times))):
-            width = (found.high - found.low) / 2 / found.median
-            apart = found.low > 1 + self.floor or found.high < 1 - self.floor
-            if width > (PRECISE if apart else ALIKE):
-                return False
-        return True
 
 
 @dataclass(eq=False)
@@ -257,7 +163,7 @@ class Latencies:
         reply = self._ask([None, None], Protocol(rounds, threads))
         if isinstance(reply, Failure):
             raise MeasureError(f"expected to measure, got {reply.outcome}: {reply.why}")
-        return _timed(reply.as_dict(), [None, None])
+        return timed_of(reply.as_dict(), [None, None])
 
     def _times(
         self,
@@ -276,7 +182,7 @@ class Latencies:
             raise MeasureError(
                 f"expected to measure {subject}, got {value['outcome']}: {value.get('why')}"
             )
-        return _timed(value, plans)
+        return timed_of(value, plans)
 
     def _stored(
         self,
@@ -311,7 +217,7 @@ class Latencies:
             "taken": time.time(),
         }
         outcome = reply.outcome
-        if isinstance(reply, Times) and not _timed(value, plans).reliable:
+        if isinstance(reply, Times) and not timed_of(value, plans).reliable:
             outcome = "unreliable"
         timing = self.inspection.timing
         self.session.keep(kind, subject, timing, value, outcome=outcome)
@@ -336,7 +242,7 @@ class Latencies:
         reply = self._ask(plans, Protocol(SHORT))
         if isinstance(reply, Failure):
             return False
-        changed = differing(_timed(value, plans), _timed(reply.as_dict(), plans))
+        changed = differing(timed_of(value, plans), timed_of(reply.as_dict(), plans))
         if changed:
             self.stale = True
             self.session.progress.say(
@@ -384,7 +290,7 @@ class Latencies:
             reply = yield from self._looks(plans, replace(step, rounds=rounds * step.rounds))
             if isinstance(reply, Failure):
                 return best or reply
-            found = _timed(reply.as_dict(), plans)
+            found = timed_of(reply.as_dict(), plans)
             noise = found.floor or 0.0
             if noise < least:
                 least, best = noise, reply
@@ -405,7 +311,7 @@ class Latencies:
         """Times of as many rounds as settle the matter, at most those of the protocol."""
         most, seconds = protocol.rounds, self.inspection.settings.limits["seconds"]
         found, end = None, time.monotonic() + seconds
-        first = FIRST if _has_twins(plans) else most  # else nothing tells the noise
+        first = FIRST if has_twins(plans) else most  # else nothing tells the noise
         while True:
             done = 0 if found is None else len(found.times[0])
             more = max(done, first)
@@ -415,7 +321,7 @@ class Latencies:
                 return reply
             found = reply if found is None else found.and_then(reply)
             over = time.monotonic() > end or self.left() <= 0
-            if len(found.times[0]) >= most or over or _timed(found.as_dict(), plans).settled:
+            if len(found.times[0]) >= most or over or timed_of(found.as_dict(), plans).settled:
                 return found
 
     def _ask(self, plans: Sequence[Plan | None] | None, protocol: Protocol) -> Reply:
@@ -445,30 +351,3 @@ def _proven(plans: Sequence[Plan | None], reply: Reply) -> Reply:
     if not isinstance(reply, Failure) and reply.hashes != expected:
         return Failure("inaccurate", "another plan ran than was asked for")
     return reply
-
-
-def _timed(value: Value, plans: Sequence[Plan | None] | None) -> Timed:
-    """The record of a measurement as it is stored; a ceiling begins with the same model twice."""
-    times: list[list[float]] = value["times"]
-    noise = floor(times[0], times[1], LOOK) if _has_twins(plans) else None
-    conditions = Conditions.from_dict(value.get("conditions"))
-    more = (value.get(name) or () for name in ("shapes", "peaks"))
-    return Timed(times, noise, conditions, *more)
-
-
-def _has_twins(plans: Sequence[Plan | None] | None) -> bool:
-    """Whether the first two runs are the same; those of a ceiling are."""
-    return plans is None or (len(plans) > 1 and plans[0] is plans[1])
-
-
-def differing(stored: Timed, now: Timed) -> str:
-    """What a short run has otherwise than what is stored; ``""`` where they agree."""
-    was, base = median_ms(stored.times[0]), median_ms(now.times[0])
-    if not was / DRIFT <= base <= was * DRIFT:
-        return f"the unchanged model takes {base:.2f} ms, stored are {was:.2f}"
-    noise = WIDE + (stored.floor or 0.0) + (now.floor or 0.0)
-    for i in range(1, len(stored.times)):
-        old, new = stored.ratio(i), now.ratio(i)
-        if not old.low / (1 + noise) <= new.median <= old.high * (1 + noise):
-            return f"a speed-up of {new.median:.2f}x, stored is {old}"
-    return ""

@@ -11,13 +11,14 @@ from attnpass.errors import MeasureError
 from attnpass.plan import Plan, assign
 from attnpass.tuner.measure import Conditions, Ratio, median_ms, percentile_ms
 from attnpass.tuner.search.candidate import Candidate
-from attnpass.tuner.search.latencies import Latencies, Timed
+from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.plan_row import PlanLatency
 from attnpass.tuner.search.result import LOSSLESS
 from attnpass.tuner.search.session import Value
 from attnpass.tuner.search.stored import conforms
+from attnpass.tuner.search.timed import Timed
 
 GAIN = 0.01
 """A choice that provably makes the model faster by less than this share is left out."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import time
 from dataclasses import replace
 
@@ -16,7 +14,8 @@ from attnpass.errors import MeasureError
 from attnpass.plan import assign
 from attnpass.store import Store
 from attnpass.tuner.measure import Lost, Pool, Times
-from attnpass.tuner.search.latencies import Latencies, Timed, differing, plans_folder
+from attnpass.tuner.search.latencies import Latencies
+from attnpass.tuner.search.timed import Timed
 
 pytestmark = pytest.mark.usefixtures("little_noise")
 
@@ -54,21 +53,6 @@ def test_times_of_another_plan_are_a_failure(tmp_path):
         with pytest.raises(MeasureError, match="another plan ran than was asked for"):
             latencies.times("a", [plan])
         assert latencies.times("a", [plan]).times == [[1.0] * 30]
-
-
-def test_the_plans_of_a_process_that_was_killed_are_removed(tmp_path):
-    db = tmp_path / "a[1].db"
-    child = subprocess.Popen(["true"])
-    child.wait()
-    left, kept = (tmp_path / f"a[1].db.{i}.plans" for i in (child.pid, os.getppid()))
-    other = tmp_path / f"a1.db.{child.pid}.plans"
-    for folder in (left, kept, other):
-        folder.mkdir()
-    with plans_folder(db) as folder:
-        (folder / "0.json").write_text("{}")
-        assert folder.parent == tmp_path and not left.exists()
-        assert kept.exists() and other.exists(), "of a process that runs, of another database"
-    assert not folder.exists()
 
 
 @pytest.mark.parametrize("times", [[], [[1.0]], [[1.0] * 30] * 2, [[1.0] * 6], [[0.0] * 30]])
@@ -196,17 +180,6 @@ def test_where_stored_times_are_not_those_of_now_none_is_believed(tmp_path):
         for _ in range(2):  # what the run itself has measured is of now
             latencies.times("other", [None])
         assert latencies.worker.replies == []
-
-
-def test_what_a_short_run_has_otherwise():
-    def timed(*ms: float) -> Timed:
-        return Timed([[x] * 9 for x in ms], 0.0)
-
-    stored = timed(10, 10, 5)
-    assert differing(stored, timed(10, 10, 5)) == differing(stored, timed(12, 12, 6)) == ""
-    assert differing(stored, timed(192, 192, 96)).startswith("the unchanged model takes 192.00 ms")
-    assert differing(stored, timed(10, 10, 8)).startswith("a speed-up of 1.25x")
-    assert differing(Timed(stored.times, 1.0), timed(10, 10, 8)) == "", "within the noise"
 
 
 def pool_of(hashes: dict, *faults) -> Pool:
