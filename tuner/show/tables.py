@@ -92,11 +92,13 @@ def front_table(result: RunResult) -> Table:
         cells = _front_cells(row, lossless, memory, others)
         cells += [recovery_cell(row)] if distilled else []
         table.add_row(*cells, style="bold green" if row.plan == result.best else None)
+    told = []
     if result.slower:
-        noise = percent(result.facts.noise)
-        table.caption = (
-            f"{len(result.slower)} more were not faster than the noise ({noise}), or over a limit"
-        )
+        noise, count = percent(result.facts.noise), len(result.slower)
+        told.append(f"{count} more were not faster than the noise ({noise}), or over a limit")
+    if result.facts.cut:
+        told.append(f"the time was over: {', '.join(result.facts.cut)}")
+    table.caption = "; ".join(told) or None
     return table
 
 
