@@ -105,6 +105,7 @@ IMAGE = [same(0), new("feature")]
 PRODUCTS = [
     ("linear", F.linear, [X, W], 1, MADE),
     ("matmul", lambda x, w: x @ w, [X, randn(4, 5)], 1, MADE),
+    ("mm", torch.mm, [randn(3, 4), randn(4, 5)], 0, [same(0), same(1, of=1)]),
     ("bmm", torch.bmm, [X, randn(2, 4, 5)], 0, [same(0), same(1), same(2, of=1)]),
     ("addmm", lambda x, b, w: torch.addmm(b, x, w), [randn(3, 4), randn(5), randn(4, 5)], 2, None),
     (
