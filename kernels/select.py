@@ -65,7 +65,7 @@ def choose(q: Tensor, k: Tensor, *tiles: Tile | None, causal: bool = False) -> T
         return Tile("aten")  # the kernels sum in float32
     fast = q.device.type == "cpu" and q.dtype == torch.float32 and has_kernel("pointwise")
     few = ATEN_SMALL if fast else ATEN_SCORES
-    every = math.prod(hint(n) or 0 for n in (*q.shape[:3], k.shape[2]))
+    every = math.prod([hint(n) or 0 for n in (*q.shape[:3], k.shape[2])])
     small = statically_known_true(q.shape[2] * k.shape[2] <= few)
     if wide and small and (not fast or every < ATEN_FEW):
         return Tile("aten")

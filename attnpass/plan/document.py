@@ -60,7 +60,9 @@ class Document:
 
     def tensors(self) -> dict[str, Tensor]:
         """The parameters by their names in the file, detached and on the CPU."""
-        return {key: value for held in self.tensors_by_site() for key, value in held.items()}
+        found = {key: value for held in self.tensors_by_site() for key, value in held.items()}
+        # values, then deltas: checkpoints are named by a text that has them in this order
+        return {key: found[key] for key in sorted(found, key=lambda key: key.count("|"))}
 
     def tensors_by_site(self) -> Iterator[dict[str, Tensor]]:
         """The same of one site after the other: what is copied to the CPU is of one site."""
