@@ -48,6 +48,19 @@ def test_the_measured_table_is_the_committed_results():
     assert all(c["aot"] == {"autograd_cache_hit": 1} for c in cost["second_process"])
 
 
+def test_a_quick_run_and_judging_are_the_committed_results():
+    row, judged = result("digits_quick_cpu.json"), result("judging_cpu.json")
+    best = next(r for r in row["front"] if r["plan"] == row["best"])
+    ratio, proven = best["latency"]["ratio"], best["held_out"]
+    rates = judged["plans_per_minute"]
+    for told in (
+        f"{row['seconds']:.0f} s; {ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        f"; {proven['drop']:.2%}, at most {proven['upper']:.2%} at {proven['confidence']:.0%}",
+        f"{rates['captured']:.0f}; {rates['compiled']:.1f}; {judged['ratio']:.1f} |",
+    ):
+        assert told in MEASURED
+
+
 def test_the_cpu_kernels_are_the_committed_result():
     row = result("cpu_attention_cpu.json")
     for name in ("softmax", "sigmoid", "relu"):
