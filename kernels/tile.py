@@ -153,3 +153,21 @@ class ShapeClass:
 
 Tiles = Mapping[str, Tile]
 """Measured tiles by ``str(ShapeClass)``."""
+
+
+def measured(
+    tiles: Tiles | None,
+    direction: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    keep: Tensor | None,
+    *,
+    h: str,
+    causal: bool,
+) -> Tile | None:
+    """The tile that was measured for the class of a call; None where none was."""
+    if not tiles:
+        return None
+    return tiles.get(str(ShapeClass.of(q, k, v, bias, keep, h, causal, direction)))

@@ -53,8 +53,8 @@ def _quicker(region: Region, trained: bool, tiles: Tiles) -> nn.Module | None:
     queries, keys, _ = region.operands
     lengths = (value(x.node).shape[x.permutation[-2]] for x in (queries, keys))
     q, masked = value(queries.node), bool(site.mask)
-    measured = _measured(region, trained, tiles)
-    form.tile = form.choose(q, *lengths, masked=masked, trained=trained, measured=measured)
+    known = _measured(region, trained, tiles)
+    form.tile = form.choose(q, *lengths, masked=masked, trained=trained, known=known)
     return form if form.tile.implementation == "fused" else None
 
 

@@ -17,7 +17,7 @@ from attnpass.kernels.activations import H
 from attnpass.kernels.call import PointwiseCall
 from attnpass.kernels.select import choose, default_tile
 from attnpass.kernels.shapes import causal_mask
-from attnpass.kernels.tile import ShapeClass, Tile, Tiles
+from attnpass.kernels.tile import Tile, Tiles, measured
 from attnpass.text import shown
 
 HOMOGENEOUS = ("relu", "relu2", "identity")
@@ -101,11 +101,12 @@ class Pointwise(nn.Module):
         if self.k0 is not None:
             k = k - self.k0.to(k.dtype).unsqueeze(1)  # [G, 1, d]
         tau, offset, gain = self._terms(self.row_lengths(q, k, keep))
+        call = (q, k, v, bias, keep)
         tile = choose(
             q,
             k,
             self.tile,
-            self._measured("forward", q, k, v, bias, keep),
+            measured(self.tiles, "forward", *call, h=self.h, causal=self.causal),
             causal=self.causal,
         )
         terms = (bias, keep, tau, offset, gain, self.scale)
@@ -114,27 +115,12 @@ class Pointwise(nn.Module):
         # registers the operators, which takes time: when a module first needs them
         from attnpass.kernels import ops
 
-        grad = self.tile or self._measured("backward", q, k, v, bias, keep)
+        grad = self.tile or measured(self.tiles, "backward", *call, h=self.h, causal=self.causal)
         grad = grad or default_tile(q.device.type, q.shape[3], "backward", q.dtype)
         h = "sigmoid_tanh" if self.approximate == "tanh" else self.h
         tiles = (tile.as_list(), grad.as_list())
         out: Tensor = ops.pointwise(q, k, v, *terms, h, self.causal, *tiles)
         return out
-
-    def _measured(
-        self,
-        direction: str,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None,
-        keep: Tensor | None,
-    ) -> Tile | None:
-        """The tile that was measured for the class of this call; None where none was."""
-        if not self.tiles:
-            return None
-        kind = ShapeClass.of(q, k, v, bias, keep, self.h, self.causal, direction)
-        return self.tiles.get(str(kind))
 
     def _terms(self, length: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Tau ``[H]``, then offset and gain ``[.., 1]`` per row, from the rows' length L."""

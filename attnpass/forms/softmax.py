@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from attnpass.kernels.activations import SOFTMAX
 from attnpass.kernels.select import can_run_softmax, choose_softmax, default_tile
 from attnpass.kernels.shapes import causal_mask, repeated
-from attnpass.kernels.tile import ShapeClass, Tile, Tiles
+from attnpass.kernels.tile import Tile, Tiles, measured
 
 
 class Softmax(nn.Module):
@@ -60,9 +60,11 @@ class Softmax(nn.Module):
 
         ``bias`` is float and ``keep`` bool; both broadcast to ``[B, H, T, S]``.
         """
-        masked, measured = keep is not None, self.measured("forward", q, k, v, bias, keep)
+        masked, call = keep is not None, (q, k, v, bias, keep)
         tile = self.tile or self.choose(
-            q, q.shape[2], k.shape[2], masked=masked, measured=measured
+            *(q, q.shape[2], k.shape[2]),
+            masked=masked,
+            known=measured(self.tiles, "forward", *call, h=SOFTMAX, causal=self.causal),
         )
         if tile.implementation == "fused":
             return self._by_kernel(q, k, v, bias, keep, tile)
@@ -112,37 +114,22 @@ class Softmax(nn.Module):
         *,
         masked: bool,
         trained: bool = False,
-        measured: Tile | None = None,
+        known: Tile | None = None,
     ) -> Tile:
         """The tile of a call, ``aten`` for torch's own fused operator.
 
         Args:
             q: queries, features last. queries, keys: how many in each head. masked: ``keep`` is
-                given. trained: gradients are recorded. measured: the tile of such calls.
+                given. trained: gradients are recorded. known: the tile measured for such calls.
 
         The kernel knows no dropout, and for it a masked position counts nothing at all.
         """
         filled = masked and self.fill is not None and math.isfinite(self.fill)
         if self.dropout > 0 or (filled and self.added):
             return Tile("aten")
-        if measured is not None and can_run_softmax(q, self.scale):
-            return measured
+        if known is not None and can_run_softmax(q, self.scale):
+            return known
         return choose_softmax(q, queries, keys, self.scale, causal=self.causal, trained=trained)
-
-    def measured(
-        self,
-        direction: str,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        bias: Tensor | None,
-        keep: Tensor | None,
-    ) -> Tile | None:
-        """The tile that was measured for the class of this call; None where none was."""
-        if not self.tiles:
-            return None
-        kind = ShapeClass.of(q, k, v, bias, keep, SOFTMAX, self.causal, direction)
-        return self.tiles.get(str(kind))
 
     def _by_kernel(
         self,
@@ -156,7 +143,9 @@ class Softmax(nn.Module):
         """By the operator ``attnpass::softmax``; rows without a kept key as ``fill`` says."""
         from attnpass.kernels import ops
 
-        grad = self.measured("backward", q, k, v, bias, keep)
+        grad = measured(
+            *(self.tiles, "backward", q, k, v, bias, keep), h=SOFTMAX, causal=self.causal
+        )
         grad = grad or default_tile(q.device.type, q.shape[3], "backward", q.dtype)
         tiles = tile.as_list(), grad.as_list()
         out: Tensor

@@ -88,13 +88,15 @@ class Bench:
             peaks = [self._peak(model) for model in models] if how.memory else []
         known = [x for x in peaks if x is not None]
         by_run = [list(row) for row in zip(*shapes, strict=True)]
-        return Times(times, hashes, conditions.as_dict(), by_run, known)
+        whole = known if len(known) == len(models) else []
+        return Times(times, hashes, conditions.as_dict(), by_run, whole)
 
     def _peak(self, model: Model) -> float | None:
-        """MiB that the dearest example takes beyond what was held before."""
+        """MiB that the dearest example takes beyond what was held before; None if unknown."""
         cuda = self._wait() is not None
         runs = [partial(self._step, model, batch) for batch, _ in self.task.served]
-        return max((peak_mib(run, cuda=cuda) or 0.0 for run in runs), default=None)
+        peaks = [peak_mib(run, cuda=cuda) for run in runs]
+        return None if None in peaks else max(x for x in peaks if x is not None)
 
     def _run(self, model: Model) -> Any:
         """The model's output for the example of the task."""

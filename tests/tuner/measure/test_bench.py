@@ -38,14 +38,19 @@ def test_plans_are_timed_once_compiled(bench, path):
     assert [len(row) for row in found.times] == [2, 2, 2] and len(bench.compiled) == 2
 
 
-def test_several_examples_are_one_weighted_time():
+def test_several_examples_are_one_weighted_time(monkeypatch):
+    taken = iter([[[1.0] * 3, [2.0] * 3], [[5.0] * 3, [6.0] * 3]])
+    monkeypatch.setattr(module, "interleave", lambda runs, **how: next(taken))
     bench = Bench(f"{TASKS}:served", CompileSettings("eager"))
     found = bench.answer(PlansRequest((None, None), Protocol(3, memory=True)))
-    assert [len(row) for row in found.times] == [3, 3] and [len(x) for x in found.shapes] == [2, 2]
+    assert found.times == [[2.0] * 3, [3.0] * 3], "weights of 3 and 1"
+    assert found.shapes == [[1.0, 5.0], [2.0, 6.0]]
     assert len(found.peaks) == 2 and all(x >= 0 for x in found.peaks)
-    low, high = min(found.shapes[0]), max(found.shapes[0])
-    middle = sorted(found.times[0])[1]
-    assert low * 0.5 < middle < high * 2, "a mean of both"
+
+
+def test_a_peak_that_nothing_tells_is_unknown_and_not_nothing(bench, monkeypatch):
+    monkeypatch.setattr(module, "peak_mib", lambda run, cuda: None)
+    assert bench.answer(PlansRequest((None, None), Protocol(2, memory=True))).peaks == []
 
 
 def test_a_training_step_has_a_backward_and_leaves_no_gradients(path):
