@@ -17,8 +17,6 @@ from rows_of_plans import ROWS, inspected, result_of
 
 from attnpass.tuner.track.study import StudyCopy
 
-pytest.importorskip("optuna_dashboard")
-
 
 @contextmanager
 def dashboard(file: Path) -> Iterator[str]:

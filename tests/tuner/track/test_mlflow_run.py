@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from rows_of_plans import ROWS, inspected, result_of
-
-pytest.importorskip("mlflow")
-
 from mlflow import MlflowClient
+from rows_of_plans import ROWS, inspected, result_of
 
 from attnpass.tuner.track.mlflow_run import EXPERIMENT, MlflowRun
 
