@@ -272,14 +272,19 @@ def statically_known_true(condition: Any) -> bool:
     return bool(known(condition))
 
 
-def make_fx(run: Callable[..., Any], *given: Any) -> fx.GraphModule:
+def make_fx(
+    run: Callable[..., Any], *given: Any, opened: dict[Any, Callable[..., Any]] | None = None
+) -> fx.GraphModule:
     """``run`` traced before dispatch to autograd: differentiable ATen, module paths kept.
 
     ``torch.export`` would guard and lift anew; Dynamo's graph needs only another vocabulary.
+
+    Args:
+        opened: operator -> what is traced in its place.
     """
     from torch.fx.experimental.proxy_tensor import make_fx as trace
 
-    return trace(run, pre_dispatch=True)(*given)
+    return trace(run, decomposition_table=opened, pre_dispatch=True)(*given)
 
 
 def make_fx_below_autograd(run: Callable[..., Any], *given: Any) -> fx.GraphModule:

@@ -30,6 +30,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import attnpass
 from attnpass import forms
+from attnpass.graph.composed import COMPOSED
 from attnpass.graph.normal_form import tidy
 from attnpass.matching.verdicts import anchors, match
 from attnpass.rewrite.rewriter import rewrite
@@ -51,7 +52,8 @@ def traced(m: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, Any, list[Ten
 
     everything = [*(v.detach() for v in values.values()), *inputs]
     with torch.no_grad():
-        gm = tidy(make_fx(run, pre_dispatch=True, tracing_mode="fake")(*everything))
+        trace = make_fx(run, decomposition_table=COMPOSED, pre_dispatch=True, tracing_mode="fake")
+        gm = tidy(trace(*everything))
     holders = gm.graph.find_nodes(op="placeholder")
     return gm, match(gm.graph, set(holders[: len(names)])), everything
 

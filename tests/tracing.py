@@ -11,6 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from attnpass import forms
 from attnpass.graph import op_name
+from attnpass.graph.composed import COMPOSED
 from attnpass.graph.normal_form import tidy
 from attnpass.matching.axes import AxisTracer
 from attnpass.matching.factors import Axes
@@ -21,7 +22,8 @@ from attnpass.site import AttentionSite, Decline
 
 def traced(function: Callable[..., Any], *inputs: Any, mode: str = "fake") -> fx.GraphModule:
     """The normal form of ``function``; ``mode`` "symbolic" makes every size a symbol."""
-    return tidy(make_fx(function, pre_dispatch=True, tracing_mode=mode)(*inputs))
+    trace = make_fx(function, decomposition_table=COMPOSED, pre_dispatch=True, tracing_mode=mode)
+    return tidy(trace(*inputs))
 
 
 def holders(gm: fx.GraphModule) -> list[fx.Node]:

@@ -10,6 +10,7 @@ Soundness: these operators, recorded once, give the region's results and gradien
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from attnpass.torch_internals import (
     make_fx_below_autograd,
     pytree,
 )
+
+log = logging.getLogger(__name__)
 
 aten = torch.ops.aten
 
@@ -63,7 +66,8 @@ def batched(piece: fx.GraphModule, given: tuple[Any, ...]) -> fx.GraphModule | N
             traced = make_fx_below_autograd(fx.Interpreter(piece).run, *own)
         except dynamo_exceptions():
             raise
-        except Exception:  # an operator that has no rule, or one that asks for a value
+        except Exception as error:  # an operator that has no rule, or one that asks for a value
+            log.info("a region under vmap is not opened: %s: %s", type(error).__name__, error)
             return None
     for node in traced.graph.nodes:
         if node.target is aten.squeeze_.dims and len(node.args[0].users) == 1:

@@ -13,6 +13,7 @@ import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx, nn
 
 from attnpass.graph.aliasing import draws, is_impure
+from attnpass.graph.composed import COMPOSED
 from attnpass.graph.encoder_layer import _in_submodule, encoder_layer
 from attnpass.graph.flex import Flex
 from attnpass.graph.inplace import functionalize
@@ -71,7 +72,7 @@ def retrace(run: Any, like: fx.GraphModule, inputs: list[Any]) -> fx.GraphModule
         fakes = [_fake(x, context) for x in inputs]
         # what is saved for a backward while tracing is no business of the user's hooks
         with mode, hooks_set_aside(), fx_traceback.preserve_node_meta():
-            out = tidy(make_fx(run, *fakes))
+            out = tidy(make_fx(run, *fakes, opened=COMPOSED))
         _refuse_lifted(out)
     except dynamo_exceptions():
         raise

@@ -206,7 +206,10 @@ def _einsum(graph: fx.Graph, node: fx.Node, a: Any, b: Any, dims: list[int]) -> 
     rank = max(value(a).dim(), value(b).dim())
     letters = ascii_letters[:rank]
     ones = [{i for i in range(rank) if _is_one(x, i - rank)} for x in (a, b)]
-    owned = [ones[1] - ones[0], ones[0] - ones[1]]  # where only the other has size 1
+    # each owns the axes where only the other has size 1, or where the other's was put in
+    both = ones[0] & ones[1]
+    put = [_put_in(x, rank) & both for x in (a, b)]
+    owned = [(ones[1] - ones[0]) | (put[1] - put[0]), (ones[0] - ones[1]) | (put[0] - put[1])]
     if not owned[0] or not owned[1] or (owned[0] | owned[1] | ones[0]) & set(dims):
         return None
     operands, spelled = [], []
@@ -219,6 +222,15 @@ def _einsum(graph: fx.Graph, node: fx.Node, a: Any, b: Any, dims: list[int]) -> 
         return None
     kept = "".join(c for i, c in enumerate(letters) if i not in dims)
     return call_like(graph, node, aten.einsum.default, f"{','.join(spelled)}->{kept}", operands)
+
+
+def _put_in(x: fx.Node, rank: int) -> set[int]:
+    """The axes that ``unsqueeze`` put into a tensor, as places among ``rank`` axes."""
+    axes, found = list(range(rank - value(x).dim(), rank)), set()
+    while op_name(x) == "unsqueeze" and not x.kwargs:
+        found.add(axes.pop(number(x, 1)))
+        x = operand(x)
+    return found
 
 
 def _without(graph: fx.Graph, like: fx.Node, x: fx.Node, drop: set[int]) -> fx.Node:

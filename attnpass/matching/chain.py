@@ -9,7 +9,6 @@ that stands for the whole chain computes all that the chain did. Conditions:
 2. The softmax weights meet values in a product.
 3. A maximum that is subtracted is one of the softmax's own row: it does not change the softmax.
 4. Gradients are not switched on or off between the two products.
-5. Neither the product nor a step is written in place.
 
 Other readers of the weights do not refuse the anchor: the chain records them as ``escapes``, and
 fewer forms are then legal. Other readers of the logits get what they got before. Not covered:
@@ -32,7 +31,6 @@ from attnpass.graph import (
     operators,
     switched,
     value,
-    writes,
 )
 from attnpass.matching.products import Contraction, contraction
 from attnpass.matching.refuse import Refuse
@@ -110,7 +108,7 @@ def reached(anchor: fx.Node, parameters: Collection[fx.Node] = ()) -> list[Way |
 
 
 def _check(out: Chain) -> None:
-    """Refuse what reads or writes the map on its way."""
+    """Refuse what is read or switched on the way; ``reader`` refuses what is written."""
     for step in out.steps:
         if isinstance(step, MaximumSubtracted) and not is_row_maximum(step.maximum, out.dim):
             hint = "a maximum over another axis"
@@ -119,10 +117,6 @@ def _check(out: Chain) -> None:
     if switched(out.scores.node, out.output.node):
         hint = "gradients are switched inside the attention"
         raise Refuse("chain 4", "HOP_UNSUPPORTED", hint, out.output.node)
-    for node in [out.scores.node, *(step.at for step in out.steps)]:
-        if any(writes(user) and user.args[0] is node for user in node.users):
-            hint = "the logits are written in place through a view"
-            raise Refuse("chain 5", "MUTATED_ALIAS", hint, node)
 
 
 def _up(

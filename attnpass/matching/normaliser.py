@@ -19,6 +19,8 @@ are made from a product of two activations over features. Conditions:
    it is channel attention.
 5. The softmax runs over an axis that only one operand of the product has, or over one whose
    origin is not known; never over the queries' own.
+6. Keys that no activation reaches have values that all queries share: else they are a router's
+   codes, which choose among what experts made of each query.
 
 Not covered: which positions are masked. A form takes a logit at or below ``FILL`` for a mask when
 it runs.
@@ -26,30 +28,19 @@ it runs.
 
 from __future__ import annotations
 
-import heapq
-from collections import ChainMap
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from torch import Tensor, fx
+from torch import fx
 
-from attnpass.graph import is_metadata, number, op_name, operand, operators, value
-from attnpass.matching.axes import AxisTracer
-from attnpass.matching.axis_rules import RULES
-from attnpass.matching.chain import made_from
-from attnpass.matching.factors import Axes, Axis, Factor, kinds, other_positions
+from attnpass.graph import number, op_name, operators, value
+from attnpass.matching.factors import Axes, Axis, kinds
 from attnpass.matching.facts import GraphFacts
 from attnpass.matching.layout import Operand
-from attnpass.matching.map_axes import is_distribution, side_of
+from attnpass.matching.map_axes import side_of
 from attnpass.matching.products import Contraction, any_product, pairs
 from attnpass.matching.refuse import Refuse
-from attnpass.matching.surroundings import projected
-
-MOST = 256
-"""So many nodes are looked at on each side of a softmax."""
-
-_NORMS = frozenset({"layer_norm", "rms_norm", "group_norm", "batch_norm"})
+from attnpass.matching.weight_readers import MOST, Followed, WeightReaders, is_parameter, makes
 
 _ENDS = operators.SOFTMAX | {"scaled_dot_product_attention"}
 
@@ -85,7 +76,7 @@ def read_normaliser(facts: GraphFacts, softmax: fx.Node) -> Normaliser:
     if rank < 2:
         raise Refuse("normaliser 2", "NOT_ATTENTION:pooling", "softmax of one row", softmax)
     dim = number(softmax, 1) % rank
-    found = _Down.of(facts, softmax, dim)
+    found = WeightReaders.of(facts, softmax, dim)
     if not found.products:
         hint = "the softmax weights never meet values in a product over their axis"
         raise Refuse("normaliser 2", "NOT_ATTENTION:gate", hint, softmax)
@@ -108,6 +99,10 @@ def read_normaliser(facts: GraphFacts, softmax: fx.Node) -> Normaliser:
     if at is None:  # what no projection made
         axes = facts.axes[softmax]
         at = next((i for i in reversed(others) if "feature" not in kinds(axes[i])), others[-1])
+    keys = side_of(scores, "b" if queries == "a" else "a")[0]
+    if is_parameter(facts, keys, made=True) and _own_values(facts, softmax, at, output, values):
+        hint = "fixed keys choose among values that each query has for itself: experts"
+        raise Refuse("normaliser 6", "NOT_ATTENTION:router", hint, softmax)
     leading = [i for i in others if i != at]
     lead = facts.lead(softmax, leading)
     order = (*(leading[i] for i in lead.order), at, dim)
@@ -123,153 +118,23 @@ def read_normaliser(facts: GraphFacts, softmax: fx.Node) -> Normaliser:
     )
 
 
-class _Followed(AxisTracer):
-    """The axes of one node followed through its users, by marks of their own."""
-
-    def __init__(self, facts: GraphFacts, start: fx.Node, marks: dict[int, str]) -> None:
-        super().__init__(fx.Graph(), set())
-        self.axes = ChainMap({}, facts.axes)
-        found = list(facts.axes[start])
-        for i, kind in marks.items():
-            size = value(start).shape[i]
-            found[i] = (Factor((start.name, i, kind), size, kind),)
-        self.axes[start] = tuple(found)
-
-    def step(self, node: fx.Node, kind: Collection[str]) -> bool:
-        """Whether a node's result has an axis with one of these marks."""
-        result: Any = node.meta.get("val")
-        self._call(node, result)
-        if op_name(node) in ("scatter", "scatter_add") and len(node.args) > 3:
-            # weights of some keys are put among those of all
-            source, dim = self.axes.get(operand(node, 3), ()), number(node, 1)
-            self.axes[node] = tuple(
-                old if i != dim % len(source) else other_positions(old, new)
-                for i, (old, new) in enumerate(
-                    zip(source, self.fresh(node, result, "unknown"), strict=True)
-                )
-            )
-        elif isinstance(result, Tensor) and op_name(node) not in RULES:
-            # what is not understood keeps the places of an operand of its shape
-            for x in node.all_input_nodes:
-                same = isinstance(x.meta.get("val"), Tensor) and value(x).shape == result.shape
-                if same and self.marked(x, kind) and not self.marked(node, kind):
-                    self.axes[node] = self.axes[x]
-        return self.marked(node, kind)
-
-    def marked(self, node: fx.Node, kind: Collection[str]) -> bool:
-        every = (*self.many.get(node, ()), self.axes.get(node, ()))
-        return any(not kinds(axis).isdisjoint(kind) for axes in every for axis in axes)
-
-
-@dataclass
-class _Down:
-    """The way from the weights to the values (conditions 2 and 3)."""
-
-    products: list[tuple[Contraction, fx.Node]] = field(default_factory=list)
-    escapes: list[fx.Node] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, facts: GraphFacts, softmax: fx.Node, dim: int) -> _Down:
-        found, walk = cls(), _Followed(facts, softmax, {dim: "columns"})
-        live, queue, queued = {softmax}, list(softmax.users), set(softmax.users)
-        heapq.heapify(queue)
-        while queue:
-            node = heapq.heappop(queue)
-            if is_metadata(node):
-                continue
-            if node.op != "call_function" or len(queued) > MOST or _joins(node, live):
-                found.escapes.append(node)
-            elif not found._met(facts, walk, node, live, softmax):
-                live.add(node)
-                for user in node.users:
-                    if user not in queued:
-                        queued.add(user)
-                        heapq.heappush(queue, user)
-        return found
-
-    def _met(
-        self,
-        facts: GraphFacts,
-        walk: _Followed,
-        node: fx.Node,
-        live: set[fx.Node],
-        softmax: fx.Node,
-    ) -> bool:
-        """Whether the way ends at a node: in a product with values, or with another reader."""
-        product = any_product(node)
-        if product is not None:
-            for side, other in (("a", "b"), ("b", "a")):
-                x, letters = side_of(product, side)
-                axes = walk.axes.get(x, ())
-                if x not in live or len(axes) != len(letters):
-                    continue
-                if _sums(product, letters, axes):
-                    values = side_of(product, other)[0]
-                    if not product.own(other):
-                        continue  # a mask, a factor, or other weights
-                    own = is_distribution(facts, *side_of(product, other), product.summed)
-                    if own or made_from(values, softmax) or _is_parameter(facts, values):
-                        self.escapes.append(node)
-                    else:
-                        self.products.append((product, values))
-                    return True
-        if walk.step(node, {"columns", "merged"}):
-            return False
-        self.escapes.append(node)
-        return True
-
-
-def _sums(product: Contraction, letters: str, axes: Axes) -> bool:
-    """Whether a product sums over softmax's axis, or over what it was merged into."""
-    at = {
-        mark: [c for c, axis in zip(letters, axes, strict=True) if mark in kinds(axis)]
-        for mark in ("columns", "merged")
-    }
-    if at["columns"]:
-        return all(c in product.summed for c in at["columns"])
-    return any(c in product.summed for c in at["merged"])
-
-
-def _joins(node: fx.Node, live: set[fx.Node]) -> bool:
-    """Whether an operator joins the weights with something made from them, as a square does.
-
-    Sums and differences of them are weights again (differential attention).
-    """
-    if op_name(node) in ("add", "sub", "cat", "stack"):
-        return False
-    count = 0
-
-    def met(x: fx.Node) -> fx.Node:
-        nonlocal count
-        count += x in live
-        return x
-
-    fx.map_arg((node.args, node.kwargs), met)
-    return count > 1
-
-
-def _makes(node: fx.Node) -> bool:
-    """Whether an operator makes values of its own: what stands before it is another thing."""
-    return op_name(node) in _NORMS or projected(node) is not None
-
-
-def _is_parameter(facts: GraphFacts, node: fx.Node) -> bool:
-    """Whether a tensor is made of parameters and constants alone, without a projection or norm."""
-    seen: set[fx.Node] = set()
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        if node in seen or is_metadata(node):
-            continue
-        seen.add(node)
-        if node in facts.written:
-            return False  # a cache
-        if _makes(node) or (node.op == "placeholder" and node not in facts.parameters):
-            return False
-        if node.op == "call_function":
-            behind = node.all_input_nodes
-            stack.extend(behind[:1] if op_name(node) in operators.CASTS else behind)
-    return True
+def _own_values(
+    facts: GraphFacts, softmax: fx.Node, row: int, output: Contraction, values: fx.Node
+) -> bool:
+    """Whether each row of the weights meets values of its own (condition 6)."""
+    walk, live, node = Followed(facts, softmax, {row: "a"}), {softmax}, softmax.next
+    while node is not output.node:
+        if not live.isdisjoint(node.all_input_nodes) and walk.step(node, {"a"}):
+            live.add(node)
+        node = node.next
+    side = "b" if output.a is values else "a"
+    weights, letters = side_of(output, side)
+    own = dict(zip(letters, walk.axes[weights], strict=True)) if weights in live else {}
+    mine = facts.axes[values], side_of(output, "b" if side == "a" else "a")[1]
+    return any(
+        "a" in kinds(own.get(c, ())) and kinds(axis) != {"repeat"}
+        for axis, c in zip(*mine, strict=True)
+    )
 
 
 def _is_no_operand(facts: GraphFacts, node: fx.Node) -> bool:
@@ -280,11 +145,11 @@ def _is_no_operand(facts: GraphFacts, node: fx.Node) -> bool:
         at = stack.pop()
         if op_name(at) in operators.SOFTMAX:
             return True
-        passes = at.op == "call_function" and any_product(at) is None and not _makes(at)
+        passes = at.op == "call_function" and any_product(at) is None and not makes(at)
         if at not in seen and passes:
             seen.add(at)
             stack.extend(at.all_input_nodes[:1])
-    return _is_parameter(facts, node)
+    return is_parameter(facts, node)
 
 
 @dataclass(frozen=True)
@@ -317,9 +182,9 @@ def _sources(facts: GraphFacts, softmax: fx.Node) -> Iterator[_Source]:
                 if node in between or node.op != "call_function" or op_name(node) in _ENDS:
                     continue
                 product = any_product(node)
-                if _makes(node) and not made:
+                if makes(node) and not made:
                     continue
-                if product is None or _makes(node):
+                if product is None or makes(node):
                     between.add(node)
                     behind.extend(node.all_input_nodes)
                     pair = pairs(node)
@@ -346,7 +211,7 @@ def _compared(
     owns = {side: scores.own(side) for side in "ab"}
     marks = {scores.out.index(c): side for side in "ab" for c in owns[side]}
     marks |= {scores.out.index(c): "both" for c in scores.batch}
-    walk, at = _Followed(facts, scores.node, marks), softmax.all_input_nodes[0]
+    walk, at = Followed(facts, scores.node, marks), softmax.all_input_nodes[0]
     live = {scores.node}
     for node in sorted(source.between):
         reads = node > scores.node and not live.isdisjoint(node.all_input_nodes)

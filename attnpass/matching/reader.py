@@ -10,6 +10,7 @@ that the guards allow. Conditions, beside those of ``reading``:
 3. Keys and values have the same length; where two symbols stand for it, a guard says so.
 4. No operand, mask or factor on the queries is written in place between its first reader and the
    attention's result, where the rewritten attention reads it.
+5. The logits and the weights are not written in place on their way, also through a view.
 
 Shapes: B batch, H query heads, G key/value heads, T queries, S keys, d head dim, D width.
 """
@@ -83,8 +84,7 @@ def _whole(facts: GraphFacts, anchor: fx.Node, name: str, source: str) -> Region
     for candidate in chains(anchor, facts.parameters):
         try:
             found = _region(facts, eager_reading(facts, candidate), anchor, name, source)
-            if found.weights is None or not found.site.swapped:
-                _refuse_written_map(facts, candidate)
+            _refuse_written_map(facts, candidate)
             return found
         except Refuse as no:
             first = first or no
@@ -93,13 +93,13 @@ def _whole(facts: GraphFacts, anchor: fx.Node, name: str, source: str) -> Region
 
 
 def _refuse_written_map(facts: GraphFacts, c: Chain) -> None:
-    """Refuse logits and weights that are written on their way, also through a view (chain 5)."""
+    """Refuse logits and weights that are written on their way, also through a view."""
     assert c.output is not None
     for node in (c.scores.node, *(step.at for step in c.steps), c.softmax, *c.after):
         for by in facts.written.get(node, ()):
             if node < by < c.output.node:
                 hint = "the logits or the weights are written in place through a view"
-                raise Refuse("chain 5", "MUTATED_ALIAS", hint, by)
+                raise Refuse("reader 5", "MUTATED_ALIAS", hint, by)
 
 
 @dataclass(frozen=True)

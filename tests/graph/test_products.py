@@ -37,6 +37,12 @@ def test_it_is_an_einsum_of_the_tensors_themselves(spelled):
     assert found.count("einsum") == 1 and not {"mul", "sum", "squeeze"} & set(found)
 
 
+def test_one_query_or_one_key_is_told_by_the_axis_that_was_put_in():
+    for q, k in ((Q[:, :, :1], K), (Q, K[:, :, :1]), (Q[:, :, :1], K[:, :, :1])):
+        assert names(unsqueezed, q, k).count("einsum") == 1
+        assert names(indexed, q, k).count("einsum") == 1
+
+
 def test_values_are_summed_over_the_keys():
     w = torch.randn(2, 3, 5, 7, dtype=torch.float64)
     assert "einsum" in names(lambda w, v: (w[..., None] * v[..., None, :, :]).sum(-2), w, V)

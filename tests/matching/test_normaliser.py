@@ -258,7 +258,35 @@ class ChannelsOfInput(nn.Module):
         return self.out(((x.mT @ x * 0.3).softmax(-1) @ x.mT).mT)
 
 
-OTHERS = [MixedChannels, GatedRouter, Slots, RoutedByHand, Convolved, PooledChannels]
+class Experts(nn.Module):
+    """A router whose codes are projected weighs what experts make of each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.codes = nn.Parameter(torch.randn(4, 6))
+        self.q, self.k, self.experts = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 24)
+
+    def weights(self, x):
+        return (self.q(x) @ self.k(self.codes).mT).softmax(-1)
+
+    def forward(self, x):
+        return (self.weights(x).unsqueeze(-2) @ self.experts(x).unflatten(-1, (4, 6))).squeeze(-2)
+
+
+class ExpertsByEinsum(Experts):
+    def forward(self, x):
+        made = self.experts(x).unflatten(-1, (4, 6))
+        return torch.einsum("bte,btef->btf", self.weights(x), made)
+
+
+class ExpertsBySum(Experts):
+    def forward(self, x):
+        made = self.experts(x).unflatten(-1, (4, 6))
+        return (self.weights(x).unsqueeze(-1) * made).sum(-2)
+
+
+OTHERS = [Experts, ExpertsByEinsum, ExpertsBySum]
+OTHERS += [MixedChannels, GatedRouter, Slots, RoutedByHand, Convolved, PooledChannels]
 OTHERS += [Sums, Noise, CrossEntropy, ChannelsOfInput]
 
 
@@ -268,6 +296,15 @@ def test_what_looks_alike_is_declined(kind):
     # the attention before a router is one
     assert len(report.sites) == (kind in (GatedRouter, RoutedByHand))
     assert report.declined
+
+
+def test_a_learned_memory_is_attended_to():
+    class Learned(Experts):
+        def forward(self, x):
+            return self.weights(x) @ self.q(self.codes)
+
+    (site,) = attnpass.find_sites(Learned(), torch.randn(2, 7, 6)).sites
+    assert site.kind == "cross"
 
 
 def condition(function, *inputs, weights=0):

@@ -14,7 +14,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sizes": ("distinct", "equal", "one-query", "single"),
     "source": ("inputs", "separate", "packed", "cross"),
     "layout": ("heads", "heads", "tokens", "flat", "window"),
-    "product": ("matmul", "matmul", "einsum"),
+    "product": ("matmul", "matmul", "einsum", "linalg", "vecdot"),
     "key": ("transpose", "mT", "permute", "swapaxes"),
     "scale": ("none", "mul", "div", "query", "key", "both", "tensor", "after", "in-place"),
     "mask": (

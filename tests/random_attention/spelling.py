@@ -217,7 +217,7 @@ def passed(loose: str, p: Tensor) -> Tensor:
 def scores(m: Attention, q: Tensor, k: Tensor) -> Tensor:
     """``q k^T`` in the case's spelling."""
     c, rank = m.case, q.dim()
-    if c.miss in ("channel", "router", "pooling") or c.product == "matmul":
+    if c.miss in ("channel", "router", "pooling") or c.product in ("matmul", "linalg"):
         last = [*range(rank - 2), rank - 1, rank - 2]
         turned = {
             "transpose": lambda: k.transpose(-2, -1),
@@ -225,7 +225,9 @@ def scores(m: Attention, q: Tensor, k: Tensor) -> Tensor:
             "permute": lambda: k.permute(last),
             "swapaxes": lambda: k.swapaxes(-1, -2),
         }[c.key]()
-        return q @ turned
+        return torch.linalg.matmul(q, turned) if c.product == "linalg" else q @ turned
+    if c.product == "vecdot":
+        return torch.linalg.vecdot(q.unsqueeze(-2), k.unsqueeze(-3))
     if c.product == "bmm":
         return torch.bmm(q, k.transpose(1, 2))
     if c.product == "baddbmm":
