@@ -1,6 +1,7 @@
 """Plans judged for accuracy per minute: `python benchmarks/judging.py [OUT] [--task TASK]`.
 
-The search judges plans in one capture, each on the selection items until it is rejected or done.
+The search judges plans in one capture, each on the selection items until it is rejected or done,
+from the layer on in which it first differs from one that was judged before.
 Beside it stands what a tuner does that compiles each plan before it scores it: the public
 ``torch.compile`` by inductor, and all selection items. Both are of the same plans, in turns.
 """
@@ -51,13 +52,14 @@ def judged(task: str, plans: int) -> dict[str, Any]:
         unchanged, *assignments = first_plans(damage, saved)
         every, stride = assignments[:plans], max(1, len(assignments[:plans]) // COMPILED)
         captured, compiled, stopped = list[float](), list[float](), 0
-        for i, assignment in enumerate(every):
-            start = time.perf_counter()
-            found = candidates.of(assignment)
-            captured.append(time.perf_counter() - start)
-            stopped += len(found.scores) < len(baseline.selection)
-            if i % stride == 0 and len(compiled) < COMPILED:
-                compiled.append(_compiled(inspection, found.plan, baseline.split.selection))
+        with candidates.sharing():
+            for i, assignment in enumerate(every):
+                start = time.perf_counter()
+                found = candidates.of(assignment)
+                captured.append(time.perf_counter() - start)
+                stopped += len(found.scores) < len(baseline.selection)
+                if i % stride == 0 and len(compiled) < COMPILED:
+                    compiled.append(_compiled(inspection, found.plan, baseline.split.selection))
     per, each = statistics.mean(captured), statistics.mean(compiled)
     return {
         "task": task,

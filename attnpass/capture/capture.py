@@ -11,7 +11,7 @@ import itertools
 import types
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from attnpass.capture.captured import CapturedGraph, Changes, Choice, Chooser, Layer
 from attnpass.capture.names import SiteNames
+from attnpass.capture.shared import Shared
 from attnpass.errors import CaptureError
 from attnpass.matching import Region
 from attnpass.plan import Entry, Plan, warn_or_raise
@@ -45,6 +46,7 @@ class Capture:
         self.graphs: list[CapturedGraph] = []
         self._names, self._choice = SiteNames(model), Choice()
         self._keep = False
+        self._shared: Shared | None = None
         self.calls = 0
         this = weakref.ref(self)
 
@@ -62,7 +64,7 @@ class Capture:
         self.graphs.append(graph)
 
         def trampoline(*args: Any) -> Any:
-            out = graph(*args)
+            out = graph(*args, shared=None if self.model.training else self._shared)
             if self._keep:
                 graph.last = (args, out)
                 self.calls += 1
@@ -175,15 +177,22 @@ class Capture:
                 site, strict=strict, device=at.get(site.name), weights=weights
             ),
             lambda name: plan.deltas.get(name, {}),
+            plan.content,
         )
         for _, layer in self.layers:
             for name in modules.keys() & layer.parameters.keys():
                 plan.warn_if_weights_changed(name, layer.parameters[name])
         return {name: plan.sites[name].form for name in modules}
 
-    def choose(self, chosen: Chooser, changes: Changes = lambda name: {}) -> dict[str, nn.Module]:
+    def choose(
+        self,
+        chosen: Chooser,
+        changes: Changes = lambda name: {},
+        content: Callable[[str], Hashable] = lambda name: object(),
+    ) -> dict[str, nn.Module]:
         """Run what ``chosen`` gives for every site of every graph; returns it by site name."""
         self._choice.modules, self._choice.changes = chosen, changes
+        self._choice.content = content
         found: dict[str, nn.Module] = {}
         for graph, layer in self.layers:
             found |= graph.use(layer)
@@ -216,6 +225,18 @@ class Capture:
     def use_modules(self, modules: dict[str, nn.Module]) -> None:
         """Run ``modules`` (site name to module) from now on, the same in every graph."""
         self.choose(lambda site, weights: modules.get(site.name))
+
+    @contextmanager
+    def sharing(self, limit: int) -> Iterator[None]:
+        """Inside, what plans have in common on one batch is computed once.
+
+        ``limit``: bytes of values that are kept from one plan to the next.
+        """
+        self._shared = Shared(limit)
+        try:
+            yield
+        finally:
+            self._shared = None
 
     def record(self, *args: Any, **kwargs: Any) -> Any:
         """Run once and keep every graph's inputs and outputs in ``graph.last``."""

@@ -7,17 +7,18 @@ identity of its parameters.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from attnpass.capture.names import SiteNames
+from attnpass.capture.shared import Shared
 from attnpass.graph import NormalizeError
 from attnpass.matching import MatchedGraph, Region, hand, outgoing
 from attnpass.plan import Delta
-from attnpass.rewrite import rewrite
+from attnpass.rewrite import FORMS_ATTRIBUTE, rewrite
 from attnpass.site import AttentionSite, Decline
 
 Chooser = Callable[[AttentionSite, Mapping[str, Tensor]], nn.Module | None]
@@ -33,6 +34,8 @@ class Choice:
 
     modules: Chooser = lambda site, weights: None
     changes: Changes = lambda name: {}
+    content: Callable[[str], Hashable] = lambda name: object()
+    """What a site runs and what its weights become, as something to compare."""
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Layer:
         weights: the parameters among the inputs, by their path in the model.
         positions: where among the inputs they are.
         deltas: position to the delta that is added there now.
+        owners: position to the site that the delta belongs to.
+        contents: what sites run and add to weights, to compare it; filled when asked for.
     """
 
     regions: list[Region]
@@ -56,6 +61,8 @@ class Layer:
     weights: dict[str, Tensor] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     deltas: dict[int, Delta] = field(default_factory=dict)
+    owners: dict[int, str] = field(default_factory=dict)
+    contents: dict[str, Hashable] = field(default_factory=dict)
 
     def with_deltas(self, inputs: Sequence[Any]) -> list[Any]:
         """The inputs that ``active`` takes: weights with their deltas added."""
@@ -145,16 +152,29 @@ class CapturedGraph:
         found = {r.site.name: self.choice.modules(r.site, layer.weights) for r in layer.regions}
         modules = {name: module for name, module in found.items() if module is not None}
         layer.active = rewrite(self.normal, layer.regions, modules) if modules else self.normal
-        layer.deltas = {
-            layer.positions[path]: delta
-            for name in modules
-            for path, delta in self.choice.changes(name).items()
-        }
+        layer.deltas, layer.owners, layer.contents = {}, {}, {}
+        for name in modules:
+            for path, delta in self.choice.changes(name).items():
+                layer.deltas[layer.positions[path]] = delta
+                layer.owners[layer.positions[path]] = name
         return modules
 
-    def __call__(self, *inputs: Any) -> Any:
-        """The outputs of what runs now."""
+    def __call__(self, *inputs: Any, shared: Shared | None = None) -> Any:
+        """The outputs of what runs now. ``shared``: what earlier runs computed."""
         layer = self.layer(inputs)
-        results = layer.active(*(layer.with_deltas(inputs) if layer.deltas else inputs))
+        given = layer.with_deltas(inputs)
+        if shared is None or not isinstance(layer.active, fx.GraphModule):
+            results = layer.active(*given)
+        else:
+            contents = self._contents(layer)
+            results = shared.run(layer.active, inputs, given, *contents)
         hand(results, self.outgoing)
         return results
+
+    def _contents(self, layer: Layer) -> tuple[dict[str, Hashable], dict[int, Hashable]]:
+        """Contents of the submodules of what runs now, and of what is added to its inputs."""
+        names = [region.site.name for region in layer.regions]
+        for name in names:
+            layer.contents.setdefault(name, self.choice.content(name))
+        keys = {f"{FORMS_ATTRIBUTE}.{i}": layer.contents[name] for i, name in enumerate(names)}
+        return keys, {i: layer.contents[name] for i, name in layer.owners.items()}

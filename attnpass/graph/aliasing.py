@@ -49,7 +49,12 @@ def is_impure(node: fx.Node) -> bool:
 
 def draws(node: fx.Node) -> bool:
     """Whether a node may draw random numbers, which moves every later draw."""
-    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    names = [x.name for x in node.target._schema.arguments]  # type: ignore[union-attr]
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    dropout = given.get("dropout_p", 0.0) if "dropout_p" in names else 1.0
+    return given.get("train") is not False and dropout != 0.0
 
 
 def writes(node: fx.Node) -> bool:

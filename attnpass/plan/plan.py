@@ -301,6 +301,12 @@ class Plan:
         """The identity of this plan: forms, options and parameter values, 16 hex digits."""
         return plan_hash(self.sites, self.values, self.deltas, self._rewrites)
 
+    def content(self, site: str) -> str:
+        """The identity of what one site runs: form, options, values and deltas, 16 hex digits."""
+        values, deltas = {site: self.values.get(site, {})}, {site: self.deltas.get(site, {})}
+        own = {name: entry for name, entry in self.sites.items() if name == site}
+        return plan_hash(own, values, deltas, self._rewrites)
+
     @property
     def structure(self) -> str:
         """Digest of the sites' names and shapes, 16 hex digits."""

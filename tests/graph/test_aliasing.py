@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 from tracing import holders, only
 
-from attnpass.graph.aliasing import aliases, is_impure, shares, views_of, writes, written
+from attnpass.graph.aliasing import aliases, draws, is_impure, shares, views_of, writes, written
 
 X = torch.zeros(4, 6)
 
@@ -83,3 +84,20 @@ def test_inputs_outputs_and_writes_must_stay():
     gm = raw(run)
     stays = {n.name: is_impure(n) for n in gm.graph.nodes}
     assert {k for k, v in stays.items() if not v} == {"view", "sin"}
+
+
+@pytest.mark.parametrize(
+    ("function", "wanted"),
+    [
+        (lambda x: torch.rand_like(x), True),
+        (lambda x: F.dropout(x, 0.1, training=True), True),
+        (lambda x: F.dropout(x, 0.1, training=False), False),
+        (lambda x: F.scaled_dot_product_attention(x, x, x), False),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.0), False),
+        (lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1), True),
+        (lambda x: torch.bernoulli(x.sigmoid()), True),
+    ],
+)
+def test_what_draws_random_numbers(function, wanted):
+    gm = make_fx(function, pre_dispatch=True, tracing_mode="fake")(torch.randn(2, 3, 4))
+    assert any(draws(node) for node in gm.graph.nodes) == wanted

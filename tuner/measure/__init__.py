@@ -43,6 +43,7 @@ from attnpass.tuner.measure.latency import (
     ratio,
 )
 from attnpass.tuner.measure.local_pool import local_devices, local_workers
+from attnpass.tuner.measure.memory import free_bytes
 from attnpass.tuner.measure.packing import PackedPlan, PackedRequest
 from attnpass.tuner.measure.pool import Job, Pool
 from attnpass.tuner.measure.pool_worker import Inbox, Lost, PoolWorker
@@ -86,6 +87,7 @@ __all__ = [
     "events",
     "first_tensor",
     "floor",
+    "free_bytes",
     "identity",
     "interleave",
     "mean_move",

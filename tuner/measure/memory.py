@@ -1,4 +1,4 @@
-"""The peak memory of one call, beyond what the process held before it."""
+"""The peak memory of one call, beyond what the process held before it; and what is free."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 MIB = 2**20
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+MEMORY = Path("/proc/meminfo")
 
 
 def peak_mib(run: Callable[[], object], *, cuda: bool = False) -> float | None:
@@ -30,11 +31,21 @@ def peak_mib(run: Callable[[], object], *, cuda: bool = False) -> float | None:
     try:
         _give_back()
         CLEAR.write_text("5")
-        held = _resident("VmRSS")
+        held = _bytes_of(STATUS, "VmRSS")
         run()
-        return max(0.0, (_resident("VmHWM") - held) / MIB)
+        return max(0.0, (_bytes_of(STATUS, "VmHWM") - held) / MIB)
     except (OSError, KeyError):
         return None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that a process may still take there; one GiB where nothing tells it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return _bytes_of(MEMORY, "MemAvailable")
+    except (OSError, KeyError):
+        return 2**30
 
 
 def _give_back() -> None:
@@ -43,7 +54,7 @@ def _give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _resident(name: str) -> int:
-    """Bytes of a line of the process's status."""
-    rows = dict(line.split(":", 1) for line in STATUS.read_text().splitlines() if ":" in line)
+def _bytes_of(file: Path, name: str) -> int:
+    """Bytes of a line of a file that the kernel writes."""
+    rows = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
     return int(rows[name].split()[0]) * 1024

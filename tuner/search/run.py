@@ -140,9 +140,10 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
         yield (found := replace(found, distilled=distilled))
     candidates = Candidates(inspection, session, baseline, library, ceiling.base_ms, savings)
     found = replace(found, candidates=candidates)
-    for damage in measure_damage(candidates):
-        yield (found := replace(found, damage=damage))
-    search_plans(candidates, found.damage, reserve.needed)
+    with candidates.sharing():
+        for damage in measure_damage(candidates):
+            yield (found := replace(found, damage=damage))
+        search_plans(candidates, found.damage, reserve.needed)
     if settings.recover == "distil":
         affordable = affordable_plans(settings.recover_budget, found.distilled)
         recover_promising(candidates, distillation, affordable)
