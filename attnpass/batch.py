@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from attnpass.errors import OptionError
+from attnpass.torch_internals import pytree
 
 Batch = tuple[Any, ...] | dict[str, Any]
 """The arguments of one call of a model: positional, or by name."""
@@ -16,6 +19,26 @@ T = TypeVar("T")
 def call(run: Callable[..., T], batch: Batch) -> T:
     """The result of ``run`` with the arguments of a batch."""
     return run(**batch) if isinstance(batch, dict) else run(*batch)
+
+
+def items(batch: Batch) -> int:
+    """How many items a batch has: the length of the first tensor's first axis, 0 without one."""
+    return next((x.shape[0] for x in pytree.tree_leaves(batch) if _is_batched(x)), 0)
+
+
+def fewer(batch: Batch, most: int) -> Batch:
+    """The first items of a batch; tensors whose first axis is another than theirs stay whole."""
+    count = items(batch)
+    if not 0 < most < count:
+        return batch
+    cut: Batch = pytree.tree_map(
+        lambda x: x[:most] if _is_batched(x) and x.shape[0] == count else x, batch
+    )
+    return cut
+
+
+def _is_batched(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dim() > 0
 
 
 def check_batches(inputs: object, verb: str, *, empty: bool = False) -> None:

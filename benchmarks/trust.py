@@ -32,10 +32,11 @@ from attnpass.tuner.measure import Protocol, Times, ratio
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search import Inspection, Settings, inspect_task
 from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.ceiling import measure_ceiling
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.session import Session
-from attnpass.tuner.search.speed import measure_ceiling, measure_finalists, measure_savings
+from attnpass.tuner.search.speed import measure_finalists, measure_savings
 
 HERE = Path(__file__).parent
 RECORDED = ("digits", "digits_recovered", "minilm_recovered")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from attnpass.batch import call, check_batches
+from attnpass.batch import call, check_batches, fewer, items
 from attnpass.errors import OptionError
 
 
@@ -45,3 +45,13 @@ def test_none_at_all_may_be_allowed():
     check_batches([], "select", empty=True)
     with pytest.raises(OptionError, match="got NoneType"):
         check_batches(None, "select", empty=True)
+
+
+def test_the_first_items_of_a_batch():
+    ids, mask, places = torch.arange(12).view(4, 3), torch.ones(4, 1, 3), torch.arange(3)[None]
+    batch = {"ids": ids, "mask": [mask], "places": places, "flag": True}
+    assert items(batch) == 4 and items((True,)) == 0
+    found = fewer(batch, 2)
+    assert found["ids"].equal(ids[:2]) and found["mask"][0].shape == (2, 1, 3)
+    assert found["places"] is places and found["flag"] is True
+    assert fewer(batch, 0) is fewer(batch, 4) is batch

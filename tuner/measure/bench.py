@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from attnpass.batch import Batch, call
+from attnpass.batch import Batch, call, fewer
 from attnpass.capture import Capture, fresh_entry
 from attnpass.errors import MeasureError, TaskError
 from attnpass.plan import Plan, assign
@@ -58,8 +58,8 @@ class Bench:
             )
         self.capture: Capture = self._run(Capture(self.task.model).trace)
         keep_recompile_limits()
-        self.compiled: dict[str, Model] = {}
-        self.ablations: list[Model] = []
+        self.compiled: dict[tuple[str, int], Model] = {}
+        self.ablations: dict[int, list[Model]] = {}
         self.train = settings.objective == "train"
 
     def answer(self, request: Request) -> Times:
@@ -69,12 +69,13 @@ class Bench:
             MeasureError: a compiled plan gives another result, or is another than asked for.
         """
         hashes: list[str] = []
+        how = request.protocol
         if isinstance(request, CeilingRequest):
-            models = self._ceilings()
+            models = self._ceilings(how.items)
         else:
-            pairs = [self._plan(p) for p in request.plans]
+            pairs = [self._plan(p, how.items) for p in request.plans]
             models, hashes = [m for m, _ in pairs], [h for _, h in pairs]
-        how, served = request.protocol, self.task.served
+        served = [(fewer(batch, how.items), share) for batch, share in self.task.served]
         times, shapes = [[0.0] * how.rounds for _ in models], list[list[float]]()
         with torch.set_grad_enabled(self.train), limited(how.threads, how.pinned) as pinned:
             watch = Watch()
@@ -98,9 +99,9 @@ class Bench:
         peaks = [peak_mib(run, cuda=cuda) for run in runs]
         return None if None in peaks else max(x for x in peaks if x is not None)
 
-    def _run(self, model: Model) -> Any:
-        """The model's output for the example of the task."""
-        return call(model, self.task.example)
+    def _run(self, model: Model, items: int = 0) -> Any:
+        """The model's output for the example of the task, or for its first items."""
+        return call(model, fewer(self.task.example, items))
 
     def _step(self, model: Model, batch: Batch) -> None:
         """One call as it is timed: of a training step, with its backward."""
@@ -117,15 +118,18 @@ class Bench:
         cuda = any(getattr(x, "is_cuda", False) for x in leaves)
         return torch.cuda.synchronize if cuda else None
 
-    def _plan(self, path: str | None) -> tuple[Model, str]:
-        """The model compiled under a plan file, checked, and the hash of the plan that ran."""
+    def _plan(self, path: str | None, items: int) -> tuple[Model, str]:
+        """The model compiled under a plan file, checked, and the hash of the plan that ran.
+
+        For each number of items it is compiled on its own: sizes are constants, as served.
+        """
         plan = None if path is None else Plan.load(Path(path))
         plan = plan if plan is None or self.train else plan.frozen()
         key = "" if plan is None else plan.hash
-        if key not in self.compiled:
+        if (key, items) not in self.compiled:
             options = None if plan is None else self._options(plan=plan)
-            self.compiled[key] = self._checked(plan, options)
-        return self.compiled[key], key
+            self.compiled[key, items] = self._checked(plan, options, items)
+        return self.compiled[key, items], key
 
     def _options(self, **more: object) -> Options:
         s = self.settings
@@ -140,7 +144,7 @@ class Bench:
             return torch.compile(entry, backend=self.settings.inner)
         return torch.compile(entry, mode=self.settings.mode)
 
-    def _checked(self, plan: Plan | None, options: Options | None) -> Model:
+    def _checked(self, plan: Plan | None, options: Options | None, items: int) -> Model:
         """A compiled model that gives the result of the captured one, under the proven plan.
 
         Raises:
@@ -148,10 +152,10 @@ class Bench:
         """
         self.capture.use(plan)
         with torch.set_grad_enabled(self.train):
-            expected = first_tensor(self._run(self.capture)).detach().double()
+            expected = first_tensor(self._run(self.capture, items)).detach().double()
             reset_report()
             compiled = self._compile(options)
-            got = first_tensor(self._run(compiled)).detach().double()
+            got = first_tensor(self._run(compiled, items)).detach().double()
         self.capture.use(None)
         # a graph that no entry changes runs without a plan, as under the empty one
         ran = compiled_report().plan or Plan({}).hash
@@ -165,13 +169,14 @@ class Bench:
             )
         return compiled
 
-    def _ceilings(self) -> list[Model]:
+    def _ceilings(self, items: int) -> list[Model]:
         """The five models of ``Worker.ceiling``."""
-        base, _ = self._plan(None)
-        if not self.ablations:
+        base, _ = self._plan(None, items)
+        if items not in self.ablations:
             sites = self.capture.sites
             lossless, skipat = (Plan(assign(sites, form)[0]) for form in ("softmax", "skipat"))
             plans = [lossless, AblationPlan.of(sites), skipat]
-            self.ablations = [self._checked(p, self._options(plan=p)) for p in plans]
-            self.compiled[lossless.hash] = self.ablations[0]
-        return [base, base, *self.ablations]
+            found = [self._checked(p, self._options(plan=p), items) for p in plans]
+            self.ablations[items] = found
+            self.compiled[lossless.hash, items] = found[0]
+        return [base, base, *self.ablations[items]]

@@ -31,12 +31,14 @@ class Protocol:
         rounds: of interleaved runs. threads: of torch, 0 as the coordinator has them.
         pinned: whether the worker is kept on one processor.
         memory: whether the peak memory of a call is measured, too, once for each run.
+        items: of each call, 0 for all of the batch as it is served.
     """
 
     rounds: int
     threads: int = 0
     pinned: bool = False
     memory: bool = False
+    items: int = 0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 from weakref import WeakValueDictionary
 
 from attnpass.errors import MeasureError
@@ -53,6 +54,7 @@ class Latencies:
     Attributes:
         begin: which of ``ESCALATION`` a measurement begins with.
         stale: whether stored times were found to be none of this machine as it is now.
+        items: of each call, 0 for all of the batch as it is served.
         left: the seconds that the stage may still take. asked: of each request, how many plans it
             was for and the seconds it took. taken: kinds and subjects that this run measured.
     """
@@ -62,6 +64,7 @@ class Latencies:
     worker: Worker | Pool
     begin: int = 0
     stale: bool = False
+    items: int = 0
     left: Callable[[], float] = field(default=lambda: math.inf)
     asked: list[tuple[int, float]] = field(default_factory=list)
     taken: set[tuple[str, str]] = field(default_factory=set)
@@ -71,6 +74,11 @@ class Latencies:
         """Seconds to wait for a reply: as asked for, never long beyond the run's budget."""
         most = max(LEAST_PATIENCE, self.session.budget.left)
         return min(self.inspection.settings.timeout, most)
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """All that times depend on beside their subject."""
+        return {**self.inspection.timing, **({"items": self.items} if self.items else {})}
 
     def ceiling(self) -> Timed:
         """The five series of ``Worker.ceiling``.
@@ -99,6 +107,20 @@ class Latencies:
             MeasureError: the worker could not measure.
         """
         return self._times("latency", subject, plans, spare=spare, decides=decides)
+
+    def short(self, subject: str, plans: Sequence[Plan | None]) -> Timed:
+        """As ``times``, in one look that is not repeated however noisy it is.
+
+        Raises:
+            MeasureError: the worker could not measure.
+        """
+        subject = f"{subject}, shortly"
+        value = self._stored("latency", subject, plans, False, False)
+        if value is None:
+            self.session.stop.check()
+            reply = self._ask(plans, Protocol(SHORT, items=self.items))
+            value = self._keep("latency", subject, plans, reply)
+        return _read(subject, value, plans)
 
     @property
     def workers(self) -> int:
@@ -160,7 +182,7 @@ class Latencies:
             MeasureError: the worker could not measure.
         """
         self.session.stop.check()
-        reply = self._ask([None, None], Protocol(rounds, threads))
+        reply = self._ask([None, None], Protocol(rounds, threads, items=self.items))
         if isinstance(reply, Failure):
             raise MeasureError(f"expected to measure, got {reply.outcome}: {reply.why}")
         return timed_of(reply.as_dict(), [None, None])
@@ -178,11 +200,7 @@ class Latencies:
         if value is None:
             reply = self._steady(subject, plans)
             value = self._keep(kind, subject, plans, reply)
-        if value.get("outcome", "ok") not in ("ok", "unreliable"):
-            raise MeasureError(
-                f"expected to measure {subject}, got {value['outcome']}: {value.get('why')}"
-            )
-        return timed_of(value, plans)
+        return _read(subject, value, plans)
 
     def _stored(
         self,
@@ -199,7 +217,7 @@ class Latencies:
             lengths = [len(x) for x in value.get("times", [[0] * FIRST] * runs)]
             return len(lengths) == runs and len({*lengths}) == 1 and lengths[0] >= FIRST
 
-        timing, taken = self.inspection.timing, (kind, subject) in self.taken
+        timing, taken = self.timing, (kind, subject) in self.taken
         if self.stale and not taken:
             return None
         value = self.session.find(kind, subject, timing, fresh=taken, fits=fits)
@@ -219,7 +237,7 @@ class Latencies:
         outcome = reply.outcome
         if isinstance(reply, Times) and not timed_of(value, plans).reliable:
             outcome = "unreliable"
-        timing = self.inspection.timing
+        timing = self.timing
         self.session.keep(kind, subject, timing, value, outcome=outcome)
         if isinstance(reply, Times):
             self.taken.add((kind, subject))
@@ -239,7 +257,7 @@ class Latencies:
         recent = time.time() - value.get("taken", 0.0) < TRUSTED
         if value.get("outcome", "ok") != "ok" or not decides or recent:
             return True
-        reply = self._ask(plans, Protocol(SHORT))
+        reply = self._ask(plans, Protocol(SHORT, items=self.items))
         if isinstance(reply, Failure):
             return False
         changed = differing(timed_of(value, plans), timed_of(reply.as_dict(), plans))
@@ -316,7 +334,8 @@ class Latencies:
             done = 0 if found is None else len(found.times[0])
             more = max(done, first)
             more = more if most - done - more >= FIRST else most - done
-            reply = yield replace(protocol, rounds=more, memory=not done)
+            memory = not (done or self.items)
+            reply = yield replace(protocol, rounds=more, memory=memory, items=self.items)
             if isinstance(reply, Failure):
                 return reply
             found = reply if found is None else found.and_then(reply)
@@ -342,6 +361,19 @@ class Latencies:
             ]
             reply = self.worker.measure(files, protocol)
         return _proven(plans, reply)
+
+
+def _read(subject: str, value: Value, plans: Sequence[Plan | None] | None) -> Timed:
+    """The times that are stored.
+
+    Raises:
+        MeasureError: a failure is.
+    """
+    if value.get("outcome", "ok") not in ("ok", "unreliable"):
+        raise MeasureError(
+            f"expected to measure {subject}, got {value['outcome']}: {value.get('why')}"
+        )
+    return timed_of(value, plans)
 
 
 def _proven(plans: Sequence[Plan | None], reply: Reply) -> Reply:

@@ -19,6 +19,7 @@ from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search.baseline import measure_baseline
 from attnpass.tuner.search.budget import Budget
 from attnpass.tuner.search.candidates import Candidates, measure_damage, search_plans
+from attnpass.tuner.search.ceiling import items_to_time, measure_ceiling
 from attnpass.tuner.search.distillation import Distillation, affordable_plans, distil_pieces
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.latencies import Latencies
@@ -30,7 +31,6 @@ from attnpass.tuner.search.result import DistilledChoice, RunResult
 from attnpass.tuner.search.session import NotReproducedError, Session
 from attnpass.tuner.search.speed import (
     compare_threads,
-    measure_ceiling,
     measure_finalists,
     measure_savings,
 )
@@ -118,7 +118,8 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     baseline = measure_baseline(inspection, session)
     yield (found := Findings(baseline))
     latencies.left = budget.stage()
-    ceiling = measure_ceiling(latencies)
+    few = items_to_time(inspection, baseline.seconds / sum(baseline.sizes))
+    ceiling = measure_ceiling(latencies, few)
     yield (found := replace(found, ceiling=ceiling))
     if not any(ceiling.allows(form) for form in ("hydra", "skipat")):
         return

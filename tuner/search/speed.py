@@ -9,125 +9,16 @@ import torch
 
 from attnpass.errors import MeasureError
 from attnpass.plan import Plan, assign
-from attnpass.tuner.measure import Conditions, Ratio, median_ms, percentile_ms
+from attnpass.tuner.measure import Ratio, median_ms, percentile_ms
 from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.ceiling import CALL_S, GAIN, Ceiling
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.plan_row import PlanLatency
-from attnpass.tuner.search.result import LOSSLESS
 from attnpass.tuner.search.session import Value
 from attnpass.tuner.search.stored import conforms
 from attnpass.tuner.search.timed import Timed
-
-GAIN = 0.01
-"""A choice that provably makes the model faster by less than this share is left out."""
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """The compiled baseline, and the speed-ups that no plan can beat.
-
-    Attributes:
-        base_ms: median of the faster of the unchanged model and the lossless plan.
-        softer: whether the latter is the baseline. floor: how far two identical runs differ.
-        softmax, bare, skipped: the unchanged model over the lossless plan, over attention that
-            reads q, k, v once, and over all skippable blocks left out.
-        over_bare, over_skipped: the baseline over the last two.
-        reliable: whether the floor is narrow enough for a conclusion.
-        conditions: of the machine meanwhile, None where they are not known.
-    """
-
-    base_ms: float
-    softer: bool
-    floor: float
-    softmax: Ratio
-    bare: Ratio
-    skipped: Ratio
-    over_bare: Ratio
-    over_skipped: Ratio
-    reliable: bool = True
-    conditions: Conditions | None = None
-
-    @property
-    def ceiling(self) -> float:
-        """The speed-up that no plan can beat that keeps the projections."""
-        return self.over_bare.median
-
-    @property
-    def ceiling_skipat(self) -> float:
-        """The speed-up that no plan can beat that leaves attention blocks out."""
-        return self.over_skipped.median
-
-    @property
-    def most(self) -> float:
-        """The largest speed-up that any plan may have, its noise included."""
-        return max(self.over_bare.high, self.over_skipped.high, 1.0) * (1 + self.floor)
-
-    def allows(self, form: str) -> bool:
-        """Whether a form may gain anything: only skipat saves more than attention itself."""
-        best = self.over_skipped if form == "skipat" else self.over_bare
-        return not self.reliable or best.high * (1 + self.floor) >= 1 + GAIN
-
-    @property
-    def baseline(self) -> str:
-        """The name of the baseline."""
-        return LOSSLESS if self.softer else "unchanged model, compiled"
-
-    @property
-    def share(self) -> float:
-        """Attention's share of the baseline's time, 0 to 1."""
-        return max(0.0, 1 - self.ceiling**-1)
-
-    @property
-    def shares(self) -> tuple[float, float]:
-        """The interval of this share."""
-        low, high = (max(0.0, 1 - 1 / x) for x in (self.over_bare.low, self.over_bare.high))
-        return low, high
-
-
-def measure_ceiling(latencies: Latencies) -> Ceiling:
-    """The compiled baseline, its noise, and the two ceilings.
-
-    Raises:
-        MeasureError: the worker could not measure.
-    """
-    progress = latencies.session.progress
-    with progress.stage("baseline latency and ceiling", 1) as step:
-        timed = latencies.ceiling()
-        step("")
-    first, noise = timed.ratio(2), timed.floor or 0.0
-    softer = first.low > 1 + noise
-    reference = 2 if softer else 0
-    found = Ceiling(
-        base_ms=median_ms(timed.times[reference]),
-        softer=softer,
-        floor=noise,
-        softmax=first,
-        bare=timed.ratio(3),
-        skipped=timed.ratio(4),
-        over_bare=timed.ratio(3, reference),
-        over_skipped=timed.ratio(4, reference),
-        reliable=timed.reliable,
-        conditions=timed.conditions,
-    )
-    if softer:
-        progress.say(f"lossless (exact softmax by the kernels): {first}, nothing to recover")
-    progress.say(
-        f"baseline ({found.baseline}): {found.base_ms:.2f} ms; two identical runs"
-        f" differ by up to {found.floor:.1%}"
-        + ("" if found.conditions is None else f"; {found.conditions}")
-    )
-    low, high = found.shares
-    progress.say(
-        f"attention is {found.share:.0%} [{low:.0%}, {high:.0%}] of the baseline's time, no plan"
-        f" can gain more over it than {found.over_bare} (skipat, which drops the projections too:"
-        f" {found.over_skipped})"
-        + ("" if found.reliable else "; unreliable, so nothing follows from it"),
-        style="bold",
-    )
-    return found
-
 
 THREADS_MS = 4000.0
 """About so many milliseconds are spent on each number of threads."""
@@ -147,7 +38,8 @@ def compare_threads(latencies: Latencies, ceiling: Ceiling) -> list[ThreadCount]
     served, progress = torch.get_num_threads(), latencies.session.progress
     if served == 1 or latencies.inspection.kind != "cpu":
         return []
-    rounds = min(15, max(3, int(THREADS_MS / 2 / ceiling.base_ms)))
+    call_ms = 1e3 * CALL_S if latencies.items else ceiling.base_ms
+    rounds = min(15, max(3, int(THREADS_MS / 2 / call_ms)))
 
     def take() -> Value:
         rows = []
@@ -158,7 +50,7 @@ def compare_threads(latencies: Latencies, ceiling: Ceiling) -> list[ThreadCount]
                 step(f"{count}")
         return {"rows": rows}
 
-    timing, session = latencies.inspection.timing, latencies.session
+    timing, session = latencies.timing, latencies.session
     try:
         value = session.measured("threads", "threads", timing, take, fits=_is_pair)
     except MeasureError as error:
@@ -166,10 +58,11 @@ def compare_threads(latencies: Latencies, ceiling: Ceiling) -> list[ThreadCount]
         return []
     found = [ThreadCount(int(count), ms, noise) for count, ms, noise in value["rows"]]
     many, one = found
+    of = f" of {latencies.items} items" if latencies.items else ""
     if one.ms <= many.ms or (many.floor > NOISY and one.floor < many.floor / 2):
         progress.say(
             f"1 thread is steadier here: OMP_NUM_THREADS=1 (two identical runs differ by"
-            f" {one.floor:.1%} instead of {many.floor:.1%}; {one.ms:.1f} ms a call, with"
+            f" {one.floor:.1%} instead of {many.floor:.1%}; {one.ms:.1f} ms a call{of}, with"
             f" {served} threads {many.ms:.1f})",
             style="yellow",
         )
@@ -246,7 +139,8 @@ def measure_savings(latencies: Latencies, library: PieceLibrary, ceiling: Ceilin
             found = ratios[choice] = timed.ratio(2)
             possible = found.low <= ceiling.most or not ceiling.reliable
             decided = timed.reliable and possible and not found.low <= 1 <= found.high
-            if found.high < 1 + GAIN and timed.reliable:
+            gainless = found.high < 1 + GAIN and timed.reliable
+            if gainless and _is_so(latencies, subject, [exact, exact, timings[subject]]):
                 slower.append(choice)
             elif not decided:
                 undecided.append(choice)
@@ -259,6 +153,21 @@ def measure_savings(latencies: Latencies, library: PieceLibrary, ceiling: Ceilin
         told = ", ".join(f"{c} {ratios[c]}" for c in undecided)
         progress.say(f"unreliable, kept in the search: {told}", style="yellow")
     return Savings(saved, ratios, slower, undecided, base_ms / ceiling.most)
+
+
+def _is_so(latencies: Latencies, subject: str, plans: Sequence[Plan | None]) -> bool:
+    """Whether a choice that a few items exclude gains nothing with the whole batch either."""
+    few = latencies.items
+    if not few:
+        return True
+    try:
+        latencies.items = 0
+        whole = latencies.short(subject, plans)
+    except MeasureError:
+        return False
+    finally:
+        latencies.items = few
+    return whole.ratio(2).median < 1 + GAIN + (whole.floor or 0.0)
 
 
 def _latency(timed: Timed, plan: int, lossless: int | None) -> PlanLatency:
@@ -308,6 +217,7 @@ def measure_finalists(
     """
     if not chosen:
         return Finalists([])
+    latencies.items = 0
     progress, count = latencies.session.progress, min(latencies.workers, len(chosen))
     groups = [list(chosen[i::count]) for i in range(count)]
     floors, bases, measured = list[float](), list[float](), dict[str, Candidate]()

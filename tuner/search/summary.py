@@ -10,11 +10,12 @@ from attnpass.tuner.measure import needed
 from attnpass.tuner.search.baseline import Baseline
 from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.candidates import Candidates, Damage
+from attnpass.tuner.search.ceiling import Ceiling
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.plan_row import PlanRow
 from attnpass.tuner.search.racing import nearest
 from attnpass.tuner.search.result import DistilledChoice, Facts, RunResult
-from attnpass.tuner.search.speed import Ceiling, Finalists, Savings, ThreadCount
+from attnpass.tuner.search.speed import Finalists, Savings, ThreadCount
 
 
 @dataclass(frozen=True)

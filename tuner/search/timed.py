@@ -84,9 +84,14 @@ def differing(stored: Timed, now: Timed) -> str:
     was, base = median_ms(stored.times[0]), median_ms(now.times[0])
     if not was / DRIFT <= base <= was * DRIFT:
         return f"the unchanged model takes {base:.2f} ms, stored are {was:.2f}"
-    noise = WIDE + (stored.floor or 0.0) + (now.floor or 0.0)
     for i in range(1, len(stored.times)):
         old, new = stored.ratio(i), now.ratio(i)
-        if not old.low / (1 + noise) <= new.median <= old.high * (1 + noise):
+        if unlike(old, stored.floor or 0.0, new, now.floor or 0.0):
             return f"a speed-up of {new.median:.2f}x, stored is {old}"
     return ""
+
+
+def unlike(old: Ratio, old_floor: float, new: Ratio, new_floor: float) -> bool:
+    """Whether two measurements of one speed-up differ by more than the noise of both."""
+    noise = 1 + WIDE + old_floor + new_floor
+    return not old.low / noise <= new.median <= old.high * noise

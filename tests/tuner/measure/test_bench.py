@@ -38,6 +38,16 @@ def test_plans_are_timed_once_compiled(bench, path):
     assert [len(row) for row in found.times] == [2, 2, 2] and len(bench.compiled) == 2
 
 
+def test_fewer_items_are_compiled_on_their_own(bench, path):
+    taken = []
+    bench.task.model.register_forward_pre_hook(lambda model, given: taken.append(len(given[0])))
+    for items in (2, 0):
+        bench.answer(PlansRequest((None, path), Protocol(2, items=items)))
+        bench.answer(CeilingRequest(Protocol(2, items=items)))
+    assert {items for _, items in bench.compiled} == {0, 2} == set(bench.ablations)
+    assert set(taken) == {2, len(bench.task.example[0])}
+
+
 def test_several_examples_are_one_weighted_time(monkeypatch):
     taken = iter([[[1.0] * 3, [2.0] * 3], [[5.0] * 3, [6.0] * 3]])
     monkeypatch.setattr(module, "interleave", lambda runs, **how: next(taken))

@@ -1,4 +1,4 @@
-"""The baseline and its ceiling, savings, and the finalists' latency."""
+"""Savings, numbers of threads, and the finalists' latency."""
 
 from __future__ import annotations
 
@@ -14,15 +14,10 @@ from attnpass.plan import assign
 from attnpass.store import Store
 from attnpass.tuner.measure import Ratio, Times
 from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.ceiling import Ceiling
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.pieces import PieceLibrary
-from attnpass.tuner.search.speed import (
-    Ceiling,
-    compare_threads,
-    measure_ceiling,
-    measure_finalists,
-    measure_savings,
-)
+from attnpass.tuner.search.speed import compare_threads, measure_finalists, measure_savings
 
 pytestmark = pytest.mark.usefixtures("little_noise")
 
@@ -70,19 +65,6 @@ def test_no_finalists_take_no_time(tmp_path):
     with Store(tmp_path / "a.db") as store:
         latencies = Latencies(*opened(store), Replies())
         assert measure_finalists(latencies, [], lambda c: None).floor is None
-
-
-@pytest.mark.parametrize("softer", [False, True])
-def test_the_baseline_is_the_faster_of_two(tmp_path, softer):
-    softmax = 8.0 if softer else 10.0
-    times = Times([[x] * 30 for x in (10.0, 10.0, softmax, 4.0, 2.0)], [])
-    with Store(tmp_path / "a.db") as store:
-        found = measure_ceiling(Latencies(*opened(store), Replies(times)))
-    assert found.softer == softer and found.floor == 0
-    assert found.base_ms == softmax
-    assert (found.ceiling, found.ceiling_skipat) == (softmax / 4, softmax / 2)
-    assert found.share == pytest.approx(1 - 4 / softmax)
-    assert found.bare.median == 2.5, "of the unchanged model"
 
 
 def ceiling(ms: float = 6.0, most: float = 4.0, **more) -> Ceiling:
@@ -196,17 +178,6 @@ def test_a_saving_that_the_ceiling_makes_impossible_is_noise(tmp_path):
     assert not loose.undecided, "a ceiling that is noise itself is none"
 
 
-def test_a_ceiling_has_an_interval_and_says_whether_it_is_reliable(tmp_path):
-    given = [series(60, ms, 0.5, i) for i, ms in enumerate((10.0, 10.0, 10.0, 5.0, 2.0))]
-    with Store(tmp_path / "a.db") as store:
-        latencies = Latencies(*opened(store), Replies(*[Times(given, [])] * 4))
-        found = measure_ceiling(latencies)
-    assert not found.reliable and not found.softer
-    low, high = found.shares
-    assert low < found.share < high and high - low > 0.05
-    assert found.most == pytest.approx(found.over_skipped.high * (1 + found.floor))
-
-
 @pytest.mark.parametrize(
     ("served", "one", "is_said"),
     [
@@ -249,3 +220,29 @@ def test_threads_that_cannot_be_compared_end_nothing(tmp_path, monkeypatch):
 
 EVERY = [f"blocks.{i}.attn" for i in range(3)]
 SITES = {"hydra": EVERY, "relu": EVERY, "skipat r=0": EVERY[1:]}
+
+
+@pytest.mark.parametrize(("whole", "is_left_out"), [(2.0, True), (1.0, False), (None, False)])
+def test_what_a_few_items_exclude_is_asked_of_the_whole_batch(tmp_path, whole, is_left_out):
+    """A choice that gains nothing with two items; with all of them it takes ``whole`` of 2 ms."""
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store, forms=("hydra",))
+        library = PieceLibrary(inspection)
+        library.calibrate(session)
+        plan = library.plan(dict.fromkeys(EVERY, "hydra")).hash
+        few = Times([[2.0] * 30] * 2 + [[2.1] * 30], ["", "", plan])
+        every = Times([[2.0] * 7] * 2 + [[whole] * 7], ["", "", plan]) if whole else failed("oom")
+        latencies = Latencies(inspection, session, Replies(few, every), items=2)
+        found = measure_savings(latencies, library, ceiling())
+        asked = latencies.worker.asked
+    assert ("hydra" in found.slower) == is_left_out
+    assert [p.items for p in asked] == [2, 0] and asked[1].rounds == 7 and latencies.items == 2
+
+
+def test_finalists_are_timed_as_served(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        made = Candidate({}, Plan(assign(candidates.inspection.sites, "hydra")[0]), 0.5)
+        latencies = Latencies(candidates.inspection, candidates.session, Replies(None), items=2)
+        measure_finalists(latencies, [made], candidates.keep)
+        assert [p.items for p in latencies.worker.asked] == [0]
