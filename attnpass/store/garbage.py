@@ -2,18 +2,22 @@
 
 A measurement goes where something that it depends on is otherwise here now, where the baseline
 that it rests on was measured anew, or where it is too old; a plan where no run, pin or measurement
-names it; a file of tensors where no plan names it. Runs, pins, the plans that they name, and what
+names it; a file of tensors where no plan names it; the checkpoint of a training that was broken
+off where it is too old. Runs, pins, the plans that they name, and what
 a run that is going on committed stay. Every step is a transaction of its own: other processes may
 use the database meanwhile, and what they lose is measured again.
 """
 
 from __future__ import annotations
 
+import glob
 import re
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from attnpass.errors import StoreError
@@ -74,7 +78,7 @@ def find_garbage(store: Store, here: Mapping[str, object], before: str = "") -> 
         plans = _unnamed_plans(store, keys)
         gone = {row["hash"] for row in plans}
         named = {f for row in _plans(store) if row["hash"] not in gone for f in row["named"]}
-        files = list(store.files.unnamed(named, GRACE))
+        files = [*store.files.unnamed(named, GRACE), *_checkpoints(store, before)]
         size = sum(row["bytes"] for row in (*rows, *plans)) + sum(f.stat().st_size for f in files)
     return _removed(rows, len(plans), len(files), size, compacted=False)
 
@@ -85,7 +89,7 @@ def collect_garbage(store: Store, here: Mapping[str, object], before: str = "") 
     Args:
         here: fields of a context with the values that they have in this installation: what was
             measured under others goes.
-        before: measurements that are older than this time go, too.
+        before: measurements and checkpoints that are older than this time go, too.
 
     Raises:
         StoreError: the database cannot be written.
@@ -108,11 +112,24 @@ def collect_garbage(store: Store, here: Mapping[str, object], before: str = "") 
             "DELETE FROM plans WHERE hash = ?", [(p["hash"],) for p in plans]
         )
     with store.transaction():
-        files = list(store.files.unnamed(store.named_files(), GRACE))
+        broken_off = _checkpoints(store, before)
+        size = sum(path.stat().st_size for path in broken_off)
+        files = [*store.files.unnamed(store.named_files(), GRACE), *broken_off]
         for path in files:
             path.unlink(missing_ok=True)
     compacted = _compact(store)
-    return _removed(rows, len(plans), len(files), whole - _disk(store), compacted=compacted)
+    size += whole - _disk(store)
+    return _removed(rows, len(plans), len(files), size, compacted=compacted)
+
+
+def _checkpoints(store: Store, before: str) -> list[Path]:
+    """The checkpoints beside the database that were last written before a time, where one is."""
+    pattern = f"{glob.escape(store.path.stem)}.*.distil"
+    return [
+        path
+        for path in store.path.parent.glob(pattern)
+        if ago(time.time() - path.stat().st_mtime) < before
+    ]
 
 
 def _removed(

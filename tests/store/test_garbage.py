@@ -201,3 +201,17 @@ def test_a_writer_at_the_same_time_loses_nothing(store, path, monkeypatch):
         assert ended[1] == 0, err.read()
     names = [r["subject"] for r in store.db.query("SELECT subject FROM measurements")]
     assert len(names) == 10 and all(store.plan(name).hash == name for name in names)
+
+
+def test_a_checkpoint_goes_for_its_age_alone(store):
+    old, new = (store.path.with_suffix(f".{name}.distil") for name in ("aaaa", "bbbb"))
+    foreign = store.path.with_name(f"other.{store.path.stem}.distil")
+    for file in (old, new, foreign):
+        file.write_bytes(bytes(1000))
+    for file in (old, foreign):
+        os.utime(file, (time.time() - 100 * 86400,) * 2)
+    assert collect_garbage(store, HERE).files == 0 and old.exists()
+    assert find_garbage(store, HERE, LONG_AGO).files == 1 and old.exists()
+    removed = collect_garbage(store, HERE, LONG_AGO)
+    assert removed.files == 1 and removed.bytes >= 1000
+    assert not old.exists() and new.exists() and foreign.exists()

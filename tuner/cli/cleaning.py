@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 @click.option(
     "--older-than",
     default=None,
-    help="Measurements of that age go too, e.g. 90d or 12h (default: none goes for its age).",
+    help="Measurements, and checkpoints of trainings that were broken off, of that age go too,"
+    " e.g. 90d or 12h (default: none goes for its age).",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be removed; remove nothing.")
 @options
@@ -59,7 +60,7 @@ def _told(removed: Removed, dry_run: bool) -> str:
         [
             f"{removed.measurements} measurements, {removed.tiles} tiles"
             + (f" ({why})" if why else ""),
-            f"{removed.plans} plans, {removed.files} files of tensors",
+            f"{removed.plans} plans, {removed.files} files of tensors and checkpoints",
             f"{removed.bytes:,} bytes {'would be ' if dry_run else ''}freed",
             *(
                 []
