@@ -28,6 +28,12 @@ from attnpass.graph import draws, is_impure, op_name, operators
 Keys = Mapping[str, Hashable]
 """Per submodule of a graph what it computes, by content."""
 
+_Key = tuple[int, int]
+"""Numbers of a batch and of a node."""
+
+_BATCHES = 1000
+"""So many batches are told apart at a time."""
+
 _NEVER = 2**62
 
 _ANCHORS = operators.SOFTMAX | {"scaled_dot_product_attention"}
@@ -42,8 +48,10 @@ class Shared:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held = limit, 0
-        self._values: OrderedDict[int, tuple[Tensor, int]] = OrderedDict()
+        self._values: OrderedDict[_Key, tuple[Tensor, int]] = OrderedDict()
         self._names: dict[Hashable, int] = {}
+        self._named: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._batches: dict[Hashable, int] = {}
         self._serial: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._count = itertools.count()
 
@@ -63,26 +71,28 @@ class Shared:
         """
         if torch.is_grad_enabled() or _autocast() or not _is_pure(graph):
             return graph(*given)
-        names = self._named(graph, inputs, keys, changed)
+        if graph not in self._named:
+            self._named[graph] = self.named(graph, keys, changed)
+        batch = tuple(self._identity(x) for x in inputs)
+        if batch not in self._batches and len(self._batches) == _BATCHES:
+            self._batches.clear()  # of a data set that makes its batches anew
+        number = self._batches.setdefault(batch, next(self._count))
+        names = {node: (number, name) for node, name in self._named[graph].items()}
         env = dict(zip(graph.graph.find_nodes(op="placeholder"), given, strict=True))
         needed = self._needed(graph, names, env)
         return self._computed(graph, needed, names, env)
 
-    def _named(
-        self,
-        graph: fx.GraphModule,
-        inputs: Sequence[Any],
-        keys: Keys,
-        changed: Mapping[int, Hashable],
+    def named(
+        self, graph: fx.GraphModule, keys: Keys, changed: Mapping[int, Hashable]
     ) -> dict[fx.Node, int]:
-        """A number for each node: two nodes have the same one only if they have one value."""
+        """A number for each node: nodes with the same one have one value for the same inputs."""
         found: dict[fx.Node, int] = {}
-        given = iter(enumerate(inputs))
+        positions = itertools.count()
         for node in graph.graph.nodes:
             made: Hashable
             if node.op == "placeholder":
-                i, x = next(given)
-                made = ("input", self._identity(x), changed.get(i))
+                at = next(positions)
+                made = ("input", at, changed.get(at))
             elif node.op == "get_attr":
                 made = ("held", self._identity(_attribute(graph, str(node.target))))
             else:
@@ -103,7 +113,7 @@ class Shared:
         return self._serial[x], *state
 
     def _needed(
-        self, graph: fx.GraphModule, names: Mapping[fx.Node, int], env: dict[fx.Node, Any]
+        self, graph: fx.GraphModule, names: Mapping[fx.Node, _Key], env: dict[fx.Node, Any]
     ) -> set[fx.Node]:
         """The nodes that have to run; known values among their operands are put into ``env``."""
         found: set[fx.Node] = set()
@@ -125,7 +135,7 @@ class Shared:
         self,
         graph: fx.GraphModule,
         needed: set[fx.Node],
-        names: Mapping[fx.Node, int],
+        names: Mapping[fx.Node, _Key],
         env: dict[fx.Node, Any],
     ) -> Any:
         """The outputs; between two attentions the smallest set of live values is kept."""
@@ -155,7 +165,7 @@ class Shared:
                 smallest, kept = total, {x: env[x] for x in sizes}
         return fx.map_arg(output.args[0], env.__getitem__)
 
-    def _keep(self, values: Mapping[fx.Node, Any], names: Mapping[fx.Node, int]) -> None:
+    def _keep(self, values: Mapping[fx.Node, Any], names: Mapping[fx.Node, _Key]) -> None:
         for node, x in values.items():
             before = self._values.pop(names[node], None)
             self._values[names[node]] = x.detach(), x._version

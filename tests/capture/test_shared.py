@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import attnpass
+from attnpass.capture import shared
 from attnpass.capture.shared import Shared
 from attnpass.plan import Entry
 
@@ -170,15 +171,26 @@ def test_it_holds_no_more_than_its_limit(given):
     capture = attnpass.Capture(Encoder().eval()).trace(*given)
     size = given[0].nbytes
     with capture.sharing(3 * size):
-        shared = capture._shared
+        held = capture._shared
         for names in PLANS:
             capture.use(plan_of(capture, *names))
             linears(capture, *given)
-            assert 0 < shared.held <= 3 * size
+            assert 0 < held.held <= 3 * size
     assert capture._shared is None
+
+
+def test_batches_that_are_made_anew_are_forgotten(given, monkeypatch):
+    monkeypatch.setattr(shared, "_BATCHES", 3)
+    capture = attnpass.Capture(Encoder().eval()).trace(*given)
+    with torch.no_grad(), capture.sharing(MANY):
+        for _ in range(2):
+            for i in range(5):
+                again = given[0] + i, given[1]
+                assert torch.equal(capture(*again), capture.model(*again))
+        assert len(capture._shared._batches) <= 3
 
 
 def test_numbers_of_other_types_are_other_arguments():
     graph = torch.fx.symbolic_trace(lambda x: (x * 1, x * 1.0, x * True, x * -0.0, x * 0.0))
-    names = Shared(MANY)._named(graph, [torch.ones(2)], {}, {})
+    names = Shared(MANY).named(graph, {}, {})
     assert len(set(names.values())) == len(graph.graph.nodes)
