@@ -23,12 +23,11 @@ def tiny(batches: int = 6, score=correct) -> Task:
     model = _model()
     generator = torch.Generator().manual_seed(1)
     images = torch.rand(10 * batches, 1, 32, 32, generator=generator)
+    learn = torch.rand(8, 1, 32, 32, generator=generator)
     with torch.no_grad():
         labels = model(images).argmax(-1)
     pairs = zip(images.split(10), labels.split(10), strict=True)
-    return Task(
-        "tiny", model, (images[:2],), [(images[:8],)], [((x,), y) for x, y in pairs], score
-    )
+    return Task("tiny", model, (images[:2],), [(learn,)], [((x,), y) for x, y in pairs], score)
 
 
 def served() -> Task:
@@ -151,7 +150,7 @@ def retrieval() -> Task:
         "retrieval",
         model,
         (images[:2],),
-        [(images[:8],)],
+        [(torch.rand(8, 1, 32, 32, generator=generator),)],
         [((x,), y) for x, y in pairs],
         found,
         outputs="features",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from attnpass.fingerprint.contents import Contents, contents
 from attnpass.fingerprint.graphs import computation
+from attnpass.fingerprint.items import item_digests
 from attnpass.fingerprint.reads import changed_file, digests_of, files_read
 from attnpass.fingerprint.sources import kernels_digest, recovery_digest
 from attnpass.fingerprint.values import content_digest, digest, digest_weights
@@ -25,6 +26,7 @@ __all__ = [
     "digest_weights",
     "digests_of",
     "files_read",
+    "item_digests",
     "kernels_digest",
     "recovery_digest",
 ]

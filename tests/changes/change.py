@@ -51,7 +51,8 @@ def task():
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(60, 6, 8, generator=generator)
     y = torch.randint(5, (60,), generator=generator)
-    size, calibration, recovery = 10, [(x[:8],)], []
+    learn = torch.randn(8, 6, 8, generator=generator)
+    size, calibration, recovery = 10, [(learn,)], []
     {setup}
     validation = [((a,), b) for a, b in zip(x.split(size), y.split(size))]
     return Task("tiny", model, (x[:2],), calibration, validation, score, recovery=recovery)

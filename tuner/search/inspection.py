@@ -24,6 +24,7 @@ from attnpass.store import Store, now
 from attnpass.task import Task, load_task, users_code
 from attnpass.torch_internals import pytree
 from attnpass.tuner.measure import needed, split, try_task
+from attnpass.tuner.search.leaks import refuse_leaks
 from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.settings import Settings
 
@@ -150,7 +151,8 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
     The run's id does not depend on tiles, which the run itself may find.
 
     Raises:
-        TaskError: the task is not usable. CaptureError: its model has no softmax attention.
+        TaskError: the task is not usable, or its sets share items.
+        CaptureError: its model has no softmax attention.
     """
     with fingerprint.files_read() as read:
         task = load_task(settings.task, limit=settings.load_timeout)
@@ -158,7 +160,10 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
         with users_code(f"the batches of {settings.task} to be read"):
             contents = task.contents()
             inputs = _inputs(task, settings)
+            refuse_leaks(task, learns=settings.recover == "distil")
         try_task(task)
+        with users_code(f"the batches of {settings.task} to be read"):
+            refuse_leaks(task, learns=settings.recover == "distil")
         capture = call(Capture(task.model).trace, task.example)
     if not capture.sites:
         why = "; ".join(str(d) for d in capture.declined[:3]) or "no softmax in its graphs"
