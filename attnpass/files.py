@@ -19,8 +19,9 @@ def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool =
     """Let ``write`` make a file beside ``path``, then rename it to ``path``.
 
     The name of the file beside holds the process id, so that two processes do not share it. Where
-    ``write`` raises, ``path`` is unchanged and the file beside is gone. ``durable``: the content
-    and the name are on the disk when the call returns.
+    ``write`` raises, ``path`` is unchanged and the file beside is gone. The file has the mode of any
+    new file, whatever ``write`` gives it. ``durable``: the content and the name are on the disk when
+    the call returns.
 
     Raises:
         OSError: ``path`` is there and no regular file: a device must not be replaced.
@@ -29,7 +30,10 @@ def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool =
         raise OSError("not a regular file")
     half = path.with_name(f"{path.name}.{os.getpid()}")
     try:
+        half.touch()
+        mode = half.stat().st_mode
         write(half)
+        half.chmod(mode)
         if durable:
             _sync(half)
         half.replace(path)

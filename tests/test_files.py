@@ -15,13 +15,25 @@ def test_a_file_is_replaced_by_the_written_one(tmp_path):
     seen = []
 
     def write(half):
-        seen.append((half.parent, half.exists(), path.read_text()))
+        seen.append((half.parent, half.read_text(), path.read_text()))
         half.write_text("new")
 
     replace_file(path, write)
     assert path.read_text() == "new"
-    assert seen == [(tmp_path, False, "old")], "written beside it, the old content still there"
+    assert seen == [(tmp_path, "", "old")], "written beside it, the old content still there"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_has_the_mode_of_any_new_file(tmp_path):
+    def secret(path):
+        path.write_text("x")
+        path.chmod(0o600)
+
+    for replaced in range(2):
+        replace_file(tmp_path / "a", secret)
+        (tmp_path / f"b{replaced}").touch()
+        modes = {(tmp_path / name).stat().st_mode for name in ("a", f"b{replaced}")}
+        assert len(modes) == 1
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
