@@ -19,9 +19,9 @@ def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool =
     """Let ``write`` make a file beside ``path``, then rename it to ``path``.
 
     The name of the file beside holds the process id, so that two processes do not share it. Where
-    ``write`` raises, ``path`` is unchanged and the file beside is gone. The file has the mode of any
-    new file, whatever ``write`` gives it. ``durable``: the content and the name are on the disk when
-    the call returns.
+    ``write`` raises, ``path`` is unchanged and the file beside is gone. The file has the mode of
+    any new file, whatever ``write`` gives it. ``durable``: the content and the name are on the
+    disk when the call returns.
 
     Raises:
         OSError: ``path`` is there and no regular file: a device must not be replaced.

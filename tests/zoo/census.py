@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -19,6 +20,8 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,9 @@ Gradients are taken in float64, but many models compute softmax in float32 whate
 """
 NARROW = 1.5
 """Largest ratio of the round trip's error in bf16 to that of the eager model."""
+DISTRIBUTIONS = ("torch", "transformers", "timm", "torchvision", "diffusers", "open_clip_torch")
+DISTRIBUTIONS += ("x-transformers", "vit-pytorch", "monai")
+"""What is installed for the corpus."""
 VERDICT = (
     *("true", "sites", "kinds", "masks", "degrees", "logits", "declined", "refused", "graphs"),
 )
@@ -221,6 +227,30 @@ def inductor(spec: Spec, impl: str) -> int:
     return counters["inductor"]["fuse_attention"]
 
 
+@cache
+def counted() -> dict[str, int]:
+    """What inductor's matcher was found to replace, by key, where torch and packages are the same.
+
+    Nothing of this project decides it, and counting takes a third of a model's time.
+    """
+    if not RESULT.exists():
+        return {}
+    stored = json.loads(RESULT.read_text())
+    same = stored["versions"] == versions()
+    return {
+        key(f): f["inductor"] for f in stored["models"] if f.get("inductor") is not None and same
+    }
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of torch and of the packages of the corpus."""
+    found = {}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def verdict(found: dict[str, Any]) -> dict[str, Any]:
     """What the golden census holds of a record."""
     return {key: found[key] for key in VERDICT}
@@ -251,8 +281,8 @@ def problems(spec: Spec, found: dict[str, Any]) -> list[str]:
     return out
 
 
-def package(name: str, words: list[str], full: bool) -> list[dict[str, Any]]:
-    """The records of one package."""
+def package(name: str, words: list[str], *, full: bool, recount: bool) -> list[dict[str, Any]]:
+    """The records of one package. ``recount``: what inductor matches is counted in any case."""
     out = []
     for spec in specs(name):
         if words and not any(w in spec.name for w in words):
@@ -265,7 +295,9 @@ def package(name: str, words: list[str], full: bool) -> list[dict[str, Any]]:
                 if full:
                     found["gradients"] = gradients(spec, impl)
                     found["bfloat16"] = bfloat16(spec, impl) if impl == "eager" else None
-                    found["inductor"] = inductor(spec, impl) if impl == "eager" else None
+                    known = None if recount else counted().get(key(found))
+                    if impl == "eager":
+                        found["inductor"] = inductor(spec, impl) if known is None else known
                 found["problems"] = problems(spec, found)
             except Exception as error:
                 first = (str(error).splitlines() or [""])[0]
@@ -306,6 +338,7 @@ def main() -> int:
     parser.add_argument("words", nargs="*")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--quick", action="store_true", help="float32 forward only")
+    parser.add_argument("--recount", action="store_true", help="count inductor's matches anew")
     parser.add_argument("--worker", action="store_true")
     given = parser.parse_args()
     known = (*PACKAGES, *GROUPS)
@@ -313,10 +346,11 @@ def main() -> int:
     words = [w for w in given.words if w not in known]
     if given.worker:
         _quiet()
-        package(names[0], words, not given.quick)
+        package(names[0], words, full=not given.quick, recount=given.recount)
         return 0
     began = time.perf_counter()
-    found = _all(names or list(PACKAGES), words, given.quick)
+    flags = [f"--{x}" for x in ("quick", "recount") if getattr(given, x)]
+    found = _all(names or list(PACKAGES), [*words, *flags])
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     if given.write and not set(names) & set(GROUPS):
         golden |= {key(f): verdict(f) for f in found if "true" in f}
@@ -337,20 +371,19 @@ def main() -> int:
     return int(any(f["problems"] for f in found))
 
 
-def _all(names: list[str], words: list[str], quick: bool) -> list[dict[str, Any]]:
+def _all(names: list[str], words: list[str]) -> list[dict[str, Any]]:
     """Records of several packages, two processes at a time, the largest first."""
     waiting = sorted(names, key=("transformers", "timm", "vit_pytorch").__contains__, reverse=True)
     out: list[dict[str, Any]] = []
     with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(lambda name: _worker(name, words, quick), waiting):
+        for found in pool.map(lambda name: _worker(name, words), waiting):
             out += found
     return out
 
 
-def _worker(name: str, words: list[str], quick: bool) -> list[dict[str, Any]]:
-    """The records of one package, from a process of its own."""
+def _worker(name: str, words: list[str]) -> list[dict[str, Any]]:
+    """The records of one package, from a process of its own; ``words``: and its flags."""
     command = [sys.executable, "-m", "zoo.census", "--worker", name, *words]
-    command += ["--quick"] if quick else []
     out = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -398,31 +431,13 @@ def _show(rows: list[dict[str, Any]], found: list[dict[str, Any]], seconds: floa
 
 
 def _write(rows: list[dict[str, Any]], found: list[dict[str, Any]], seconds: float) -> None:
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for name in (
-        "torch",
-        "transformers",
-        "timm",
-        "torchvision",
-        "diffusers",
-        "open_clip_torch",
-        "x-transformers",
-        "vit-pytorch",
-        "monai",
-    ):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
     why = {f"{s.package}/{s.name}": s.why for s in specs() if s.why}
     RESULT.write_text(
         json.dumps(
             {
                 "command": "make census",
                 "date": time.strftime("%Y-%m-%d"),
-                "versions": versions,
+                "versions": versions(),
                 "seconds": round(seconds),
                 "table": rows,
                 "models": found,
