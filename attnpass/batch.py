@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from attnpass.errors import OptionError
@@ -38,7 +39,7 @@ def fewer(batch: Batch, most: int) -> Batch:
 
 
 def _is_batched(x: object) -> bool:
-    return isinstance(x, Tensor) and x.dim() > 0
+    return isinstance(x, Tensor) and x.layout is torch.strided and not x.is_nested and x.dim() > 0
 
 
 def check_batches(inputs: object, verb: str, *, empty: bool = False) -> None:

@@ -31,7 +31,10 @@ ARROWS: dict[str, dict[str, str]] = {
         "console": "prints names as they are",
         "site": "a report lists sites and declines",
     },
-    "fingerprint": {"graph": "a graph's computation is part of a cache key"},
+    "fingerprint": {
+        "batch": "the items of a batch",
+        "graph": "a graph's computation is part of a cache key",
+    },
     "environment": {"fingerprint": "a measured tile depends on the kernel sources"},
     "matching": {
         "graph": "reads the normal form",
@@ -76,6 +79,7 @@ ARROWS: dict[str, dict[str, str]] = {
     "capture": {
         "batch": "a capture is called with batches",
         "errors": "a model that cannot be captured",
+        "fingerprint": "batches with the same content",
         "graph": "normalises Dynamo's graph",
         "matching": "finds the regions",
         "plan": "runs under a plan",

@@ -6,6 +6,7 @@ identity of its parameters.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,14 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from attnpass.capture.names import SiteNames
-from attnpass.capture.shared import Shared
+from attnpass.capture.shared import Given, Shared
 from attnpass.graph import NormalizeError
 from attnpass.matching import MatchedGraph, Region, hand, outgoing
 from attnpass.plan import Delta
 from attnpass.rewrite import FORMS_ATTRIBUTE, rewrite
 from attnpass.site import AttentionSite, Decline
+
+_numbers = itertools.count()
 
 Chooser = Callable[[AttentionSite, Mapping[str, Tensor]], nn.Module | None]
 """The module that runs at a site, given its graph's weights by path; None leaves it as it is."""
@@ -98,6 +101,7 @@ class CapturedGraph:
         self.names, self.choice = names, choice
         self.layers: dict[tuple[int, ...], Layer] = {}
         self.last: tuple[tuple[Any, ...], Any] | None = None
+        self.number = next(_numbers)
 
     @property
     def normal(self) -> fx.GraphModule:
@@ -163,18 +167,20 @@ class CapturedGraph:
         """The outputs of what runs now. ``shared``: what earlier runs computed."""
         layer = self.layer(inputs)
         given = layer.with_deltas(inputs)
-        if shared is None or not isinstance(layer.active, fx.GraphModule):
-            results = layer.active(*given)
+        active = layer.active
+        if shared is None or not layer.regions or not isinstance(active, fx.GraphModule):
+            results = active(*given)
         else:
-            contents = self._contents(layer)
-            results = shared.run(layer.active, inputs, given, *contents)
+            results = shared.run(active, self._given(layer, inputs, given))
         hand(results, self.outgoing)
         return results
 
-    def _contents(self, layer: Layer) -> tuple[dict[str, Hashable], dict[int, Hashable]]:
-        """Contents of the submodules of what runs now, and of what is added to its inputs."""
+    def _given(self, layer: Layer, inputs: Sequence[Any], changed: Sequence[Any]) -> Given:
+        """What runs now is run with: inputs and contents, to compare them with earlier runs."""
         names = [region.site.name for region in layer.regions]
         for name in names:
-            layer.contents.setdefault(name, self.choice.content(name))
-        keys = {f"{FORMS_ATTRIBUTE}.{i}": layer.contents[name] for i, name in enumerate(names)}
-        return keys, {i: layer.contents[name] for i, name in layer.owners.items()}
+            # what a form is made of is its plan's, and this graph's: another may have other masks
+            layer.contents.setdefault(name, (self.number, self.choice.content(name)))
+        forms = {f"{FORMS_ATTRIBUTE}.{i}": layer.contents[name] for i, name in enumerate(names)}
+        deltas = {i: layer.contents[name] for i, name in layer.owners.items()}
+        return Given(inputs, changed, {*layer.positions.values()}, deltas, forms)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from attnpass.fingerprint.contents import Contents, contents
 from attnpass.fingerprint.graphs import computation
-from attnpass.fingerprint.items import item_digests
+from attnpass.fingerprint.items import batched_leaves, item_digests
 from attnpass.fingerprint.reads import changed_file, digests_of, files_read
 from attnpass.fingerprint.sources import kernels_digest, recovery_digest
 from attnpass.fingerprint.values import content_digest, digest, digest_weights
@@ -18,6 +18,7 @@ from attnpass.fingerprint.walk import Walk
 __all__ = [
     "Contents",
     "Walk",
+    "batched_leaves",
     "changed_file",
     "computation",
     "content_digest",

@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnpass.torch_internals import statically_known_true
+
 aten = torch.ops.aten
 
 
 def _cosine(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Any:
-    """``cosine_similarity`` of two tensors of one rank and dtype."""
-    plain = a.dtype == b.dtype and a.is_floating_point() and a.dim() == b.dim() > 0
-    plain &= not torch.is_autocast_enabled(a.device.type)
+    """``cosine_similarity`` of two tensors of one rank and dtype, as long along ``dim``."""
+    plain = a.dtype == b.dtype and a.is_floating_point() and -a.dim() <= dim < a.dim() == b.dim()
+    plain = plain and statically_known_true(a.shape[dim] == b.shape[dim])
+    plain = plain and not torch.is_autocast_enabled(a.device.type)
     return (_unit(a, dim, eps) * _unit(b, dim, eps)).sum(dim) if plain else NotImplemented
 
 
@@ -34,7 +37,7 @@ def _vecdot(a: Tensor, b: Tensor, dim: int = -1) -> Any:
 def _unit(x: Tensor, dim: int, eps: float) -> Tensor:
     length = torch.linalg.vector_norm(x, 2, dim, True)
     # a shorter one counts as eps; gradients pass as if it did not
-    out: Tensor = x / (length + (length.clamp_min(eps) - length).detach())
+    out: Tensor = x / (length + torch.where(length < eps, eps - length, 0).detach())
     return out
 
 

@@ -132,7 +132,7 @@ def _own_values(
     own = dict(zip(letters, walk.axes[weights], strict=True)) if weights in live else {}
     mine = facts.axes[values], side_of(output, "b" if side == "a" else "a")[1]
     return any(
-        "a" in kinds(own.get(c, ())) and kinds(axis) != {"repeat"}
+        "a" in kinds(own.get(c, ())) and kinds(axis).isdisjoint({"repeat", "unknown"})
         for axis, c in zip(*mine, strict=True)
     )
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import attnpass
 from attnpass.capture import shared
-from attnpass.capture.shared import Shared
+from attnpass.capture.shared import Given, Shared
 from attnpass.plan import Entry
 
 MANY = 2**30
@@ -152,6 +152,76 @@ def test_a_kept_value_that_a_caller_writes_is_not_used(given):
             assert torch.equal(a, b)
 
 
+def test_outputs_belong_to_the_caller(given):
+    class Doubled(Encoder):
+        def forward(self, x, keep):
+            x = x * 2
+            return x, x * 2, x.flatten(), super().forward(x, keep)
+
+    capture = attnpass.Capture(Doubled().eval()).trace(*given)
+    with torch.no_grad():
+        want = capture(*given)
+    with torch.no_grad(), capture.sharing(MANY):
+        for _ in range(3):
+            got = capture(*given)
+            for a, b in zip(got, want, strict=True):
+                assert torch.equal(a, b)
+            for x in (got[1], got[3], got[0]):
+                x.numpy()[:] = 7
+            assert torch.equal(got[2], got[0].flatten()), "outputs that were one memory are"
+
+
+def test_one_array_that_is_filled_again_is_another_batch(given):
+    capture = attnpass.Capture(Encoder().eval()).trace(*given)
+    array = given[0].numpy()
+    with torch.no_grad(), capture.sharing(MANY):
+        before = capture(*given)
+        array += 1
+        after = capture(*given)
+        assert not torch.equal(before, after)
+    with torch.no_grad():
+        assert torch.equal(after, capture(*given))
+
+
+def test_one_site_in_graphs_with_other_masks(given):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(8, 24), nn.Linear(8, 8)
+
+        def attend(self, x, causal):
+            q, k, v = self.one(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+            return self.two(out.transpose(1, 2).flatten(2))
+
+        def forward(self, x):
+            first = self.attend(x, False)
+            torch._dynamo.graph_break()
+            return first, self.attend(x, True)
+
+    capture = attnpass.Capture(Twice().eval()).trace(given[0])
+    plan = capture.plan({site.name: Entry("sigmoid") for site in capture.sites})
+    capture.use(plan)
+    with torch.no_grad():
+        want = capture(given[0])
+        with capture.sharing(MANY):
+            capture.use(plan)
+            for a, b in zip(capture(given[0]), want, strict=True):
+                assert torch.equal(a, b)
+
+
+def test_inference_mode_and_its_tensors_are_not_shared(given):
+    capture = attnpass.Capture(Encoder().eval()).trace(*given)
+    with torch.inference_mode():
+        made = given[0].clone(), given[1]
+    with capture.sharing(MANY):
+        with torch.no_grad():
+            want = capture(*given)
+            assert torch.equal(capture(*made), want)
+        with torch.inference_mode():
+            assert torch.equal(capture(*given), want)
+
+
 def test_random_numbers_gradients_and_autocast_are_not_shared(given):
     capture = attnpass.Capture(Encoder(noise=0.1).eval()).trace(*given)
     with torch.no_grad(), capture.sharing(MANY):
@@ -192,5 +262,5 @@ def test_batches_that_are_made_anew_are_forgotten(given, monkeypatch):
 
 def test_numbers_of_other_types_are_other_arguments():
     graph = torch.fx.symbolic_trace(lambda x: (x * 1, x * 1.0, x * True, x * -0.0, x * 0.0))
-    names = Shared(MANY).named(graph, {}, {})
+    names = Shared(MANY).named(graph, Given((), ()))
     assert len(set(names.values())) == len(graph.graph.nodes)

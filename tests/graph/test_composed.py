@@ -78,6 +78,37 @@ def test_a_vector_shorter_than_eps_has_the_length_eps():
     assert torch.allclose(a, b, atol=1e-10)
 
 
+def through(function, *given):
+    """What a function gives behind an attention that is rewritten."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Attention(PRODUCTS[2])
+
+        def forward(self, q, k, v, *more):
+            return self.attention(q, k, v).sum() * 0 + function(*more)
+
+    torch._dynamo.reset()
+    options = {"form": "softmax", "strict": True, "inner": "eager"}
+    return torch.compile(Model(), backend="attnpass", options=options)(Q, K, V, *given)
+
+
+@pytest.mark.parametrize(
+    "shapes", [((2, 6, 1), (2, 6, 8)), ((2, 6, 8), (2, 1, 8)), ((3, 8), (8,))]
+)
+def test_cosine_of_tensors_that_are_spread(shapes):
+    a, b = (torch.randn(s, dtype=torch.float64) for s in shapes)
+    got = through(lambda a, b: F.cosine_similarity(a, b, dim=-1), a, b)
+    assert torch.allclose(got, F.cosine_similarity(a, b, dim=-1), atol=1e-12)
+
+
+def test_cosine_of_vectors_whose_length_overflows():
+    a, b = torch.full((2, 4096), 1e36), torch.randn(2, 4096)
+    got = through(lambda a, b: F.cosine_similarity(a, b), a, b)
+    assert torch.equal(got, F.cosine_similarity(a, b).double())
+
+
 @pytest.mark.parametrize("product", PRODUCTS[3:4] + PRODUCTS[5:6])
 def test_autocast_keeps_its_rule_for_the_whole_operator(product):
     model, given = Attention(product).float(), [x.float() for x in (Q, K, V)]

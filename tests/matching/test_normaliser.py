@@ -296,6 +296,9 @@ def test_what_looks_alike_is_declined(kind):
     # the attention before a router is one
     assert len(report.sites) == (kind in (GatedRouter, RoutedByHand))
     assert report.declined
+    if issubclass(kind, Experts):
+        (decline,) = report.declined
+        assert decline.code == "NOT_ATTENTION:router" and "experts" in decline.hint
 
 
 def test_a_learned_memory_is_attended_to():
@@ -303,8 +306,21 @@ def test_a_learned_memory_is_attended_to():
         def forward(self, x):
             return self.weights(x) @ self.q(self.codes)
 
-    (site,) = attnpass.find_sites(Learned(), torch.randn(2, 7, 6)).sites
-    assert site.kind == "cross"
+    class Folded(Experts):
+        def forward(self, x):
+            values = self.q(x)[:, :4]
+            w, v = self.weights(x).flatten(0, 1), values[:, None].expand(-1, x.shape[1], -1, -1)
+            return (w[:, None] @ v.flatten(0, 1)).squeeze(1)
+
+    class Repeated(Experts):
+        def forward(self, x):
+            values = self.q(x)[:, :4]
+            every = values[:, None].repeat(1, x.shape[1], 1, 1)
+            return torch.einsum("bts,btsd->btd", self.weights(x), every)
+
+    for kind in (Learned, Folded, Repeated):
+        (site,) = attnpass.find_sites(kind(), torch.randn(2, 7, 6)).sites
+        assert site.kind == "cross"
 
 
 def condition(function, *inputs, weights=0):

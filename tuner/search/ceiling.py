@@ -11,6 +11,7 @@ from attnpass.plan import Plan, assign
 from attnpass.tuner.measure import Conditions, Ratio, median_ms
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.latencies import Latencies
+from attnpass.tuner.search.leaks import length
 from attnpass.tuner.search.result import LOSSLESS
 from attnpass.tuner.search.timed import Timed, unlike
 
@@ -91,10 +92,12 @@ def items_to_time(inspection: Inspection, per_item: float) -> int:
     """How many items to time first instead of a whole batch as it is served; 0 for all of it.
 
     On a CPU, where a batch only repeats the work of an item. ``per_item``: about how many seconds
-    the model takes for one.
+    the model takes for one. All of it, too, where batches have not as many rows as targets.
     """
     task = inspection.task
     count = items(task.example)
+    if any(items(batch) != length(y) for batch, y in task.validation):
+        return 0
     if inspection.kind != "cpu" or task.examples or count * per_item < LONG_S:
         return 0
     fewer = max(1, math.ceil(CALL_S / per_item))

@@ -24,7 +24,7 @@ from attnpass.store import Store, now
 from attnpass.task import Task, load_task, users_code
 from attnpass.torch_internals import pytree
 from attnpass.tuner.measure import needed, split, try_task
-from attnpass.tuner.search.leaks import refuse_leaks
+from attnpass.tuner.search.leaks import length, refuse_leaks
 from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.settings import Settings
 
@@ -125,10 +125,9 @@ class Inspection:
 
     def _held_out(self) -> int | None:
         """How many items will judge plans, where the targets have a length."""
-        sizes = [len(y) for _, y in self.task.validation if hasattr(y, "__len__")]
-        if len(sizes) < len(self.task.validation):
-            return None
-        return sum(sizes[i] for i in split(sizes).held_out)
+        sizes = [length(y) for _, y in self.task.validation]
+        known = [n for n in sizes if n is not None]
+        return sum(known[i] for i in split(known).held_out) if len(known) == len(sizes) else None
 
     def _seconds(self) -> float:
         """About how long the run will take: by one call of the model, and a guess per compile."""
@@ -160,7 +159,6 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
         with users_code(f"the batches of {settings.task} to be read"):
             contents = task.contents()
             inputs = _inputs(task, settings)
-            refuse_leaks(task, learns=settings.recover == "distil")
         try_task(task)
         with users_code(f"the batches of {settings.task} to be read"):
             refuse_leaks(task, learns=settings.recover == "distil")

@@ -86,5 +86,9 @@ def test_how_many_items_are_timed(tmp_path, monkeypatch):
         assert items_to_time(inspection, 0.4 / count / 2) == 0, "short enough"
         assert items_to_time(inspection, 0.8 / count) == max(1, -(-count // 8))
         assert items_to_time(inspection, 3.0) == 1
+        with monkeypatch.context() as changed:
+            rows = [(x, y[:-1]) for x, y in inspection.task.validation]
+            changed.setattr(inspection.task, "validation", rows)
+            assert items_to_time(inspection, 3.0) == 0, "rows that are no items"
         monkeypatch.setattr(inspection.task, "examples", [(inspection.task.example, 1.0)])
         assert items_to_time(inspection, 3.0) == 0, "of several shapes"
