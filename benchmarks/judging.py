@@ -1,9 +1,10 @@
 """Plans judged for accuracy per minute: `python benchmarks/judging.py [OUT] [--task TASK]`.
 
-The search judges plans in one capture, each on the selection items until it is rejected or done,
-from the layer on in which it first differs from one that was judged before.
+A search as a run makes it, of 64 plans (a quick run allows 32, a full one 200). It judges them in
+one capture, each on the selection items until it is rejected or done, from the layer on in which
+it first differs from one that was judged before.
 Beside it stands what a tuner does that compiles each plan before it scores it: the public
-``torch.compile`` by inductor, and all selection items. Both are of the same plans, in turns.
+``torch.compile`` by inductor, and all selection items. Its plans are some of the same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from attnpass.tuner.measure import scores
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search import Settings, inspect_task
 from attnpass.tuner.search.baseline import measure_baseline
-from attnpass.tuner.search.candidates import Candidates, first_plans
+from attnpass.tuner.search.candidates import Candidates, search_plans
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.session import Session
 from attnpass.tuner.search.speed import Savings
@@ -39,7 +40,7 @@ COMPILED = 4
 def judged(task: str, plans: int) -> dict[str, Any]:
     """Seconds per plan both ways."""
     with tempfile.TemporaryDirectory() as folder, Store(Path(folder, "a.db")) as store:
-        inspection = inspect_task(Settings(task), store)
+        inspection = inspect_task(Settings(task, trials=plans), store)
         session = Session(inspection.run, store, ProgressPrinter(quiet=True))
         baseline, library = measure_baseline(inspection, session), PieceLibrary(inspection)
         library.calibrate(session)
@@ -49,17 +50,21 @@ def judged(task: str, plans: int) -> dict[str, Any]:
             site: {"softmax": 0.0, **{c: 1.0 + i for i, c in enumerate(choices)}}
             for site, choices in inspection.legal.items()
         }
-        unchanged, *assignments = first_plans(damage, saved)
-        every, stride = assignments[:plans], max(1, len(assignments[:plans]) // COMPILED)
-        captured, compiled, stopped = list[float](), list[float](), 0
+        captured, found = list[float](), list[Any]()
+
+        def timed(plan: dict[str, str], of: Any = candidates.of) -> Any:
+            start = time.perf_counter()
+            found.append(of(plan))
+            captured.append(time.perf_counter() - start)
+            return found[-1]
+
+        candidates.of = timed  # type: ignore[method-assign]
         with candidates.sharing():
-            for i, assignment in enumerate(every):
-                start = time.perf_counter()
-                found = candidates.of(assignment)
-                captured.append(time.perf_counter() - start)
-                stopped += len(found.scores) < len(baseline.selection)
-                if i % stride == 0 and len(compiled) < COMPILED:
-                    compiled.append(_compiled(inspection, found.plan, baseline.split.selection))
+            search_plans(candidates, damage)
+        stride = max(1, len(found) // COMPILED)
+        stopped = sum(len(x.scores) < len(baseline.selection) for x in found)
+        batches = baseline.split.selection  # compiling resets Dynamo: it comes afterwards
+        compiled = [_compiled(inspection, x.plan, batches) for x in found[::stride][:COMPILED]]
     per, each = statistics.mean(captured), statistics.mean(compiled)
     return {
         "task": task,
@@ -90,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", nargs="?", default=str(HERE / "results" / "judging_cpu.json"))
     parser.add_argument("--task", default="digits")
-    parser.add_argument("--plans", type=int, default=24)
+    parser.add_argument("--plans", type=int, default=64)
     given = parser.parse_args()
     row = {
         "command": "python benchmarks/judging.py",

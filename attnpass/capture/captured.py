@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -49,7 +50,7 @@ class Layer:
         regions: the graph's regions, sites named by their path in the whole model.
         parameters: site name to its projection parameters.
         projections: site name to the paths of these and of the output projection's.
-        active: the callable that runs now.
+        make: makes the callable that runs from now on, when it is first called.
         weights: the parameters among the inputs, by their path in the model.
         positions: where among the inputs they are.
         deltas: position to the delta that is added there now.
@@ -60,12 +61,24 @@ class Layer:
     regions: list[Region]
     parameters: dict[str, list[Any]]
     projections: dict[str, list[str]]
-    active: Callable[..., Any]
+    make: Callable[[], Callable[..., Any]]
     weights: dict[str, Tensor] = field(default_factory=dict)
     positions: dict[str, int] = field(default_factory=dict)
     deltas: dict[int, Delta] = field(default_factory=dict)
     owners: dict[int, str] = field(default_factory=dict)
     contents: dict[str, Hashable] = field(default_factory=dict)
+    _made: Callable[..., Any] | None = None
+
+    @property
+    def active(self) -> Callable[..., Any]:
+        """The callable that runs now."""
+        if self._made is None:
+            self._made = self.make()
+        return self._made
+
+    @active.setter
+    def active(self, run: Callable[..., Any]) -> None:
+        self._made = run
 
     def with_deltas(self, inputs: Sequence[Any]) -> list[Any]:
         """The inputs that ``active`` takes: weights with their deltas added."""
@@ -137,7 +150,7 @@ class CapturedGraph:
             self.names.weight(x, name, places) for x, name in zip(inputs, called, strict=True)
         ]
         positions = {path: i for i, path in enumerate(paths) if path}
-        found = Layer([], {}, {}, graph.normal, positions=positions)
+        found = Layer([], {}, {}, lambda: self.normal, positions=positions)
         rows = zip(graph.regions, graph.projections, graph.outputs, strict=True)
         times: Counter[Any] = Counter()
         for region, own, output in rows:
@@ -155,13 +168,16 @@ class CapturedGraph:
         """Run what the choice gives for a layer's own sites from now on; the modules by name."""
         found = {r.site.name: self.choice.modules(r.site, layer.weights) for r in layer.regions}
         modules = {name: module for name, module in found.items() if module is not None}
-        layer.active = rewrite(self.normal, layer.regions, modules) if modules else self.normal
+        layer.make, layer._made = partial(self._rewritten, layer, modules), None
         layer.deltas, layer.owners, layer.contents = {}, {}, {}
         for name in modules:
             for path, delta in self.choice.changes(name).items():
                 layer.deltas[layer.positions[path]] = delta
                 layer.owners[layer.positions[path]] = name
         return modules
+
+    def _rewritten(self, layer: Layer, modules: dict[str, nn.Module]) -> fx.GraphModule:
+        return rewrite(self.normal, layer.regions, modules) if modules else self.normal
 
     def __call__(self, *inputs: Any, shared: Shared | None = None) -> Any:
         """The outputs of what runs now. ``shared``: what earlier runs computed."""

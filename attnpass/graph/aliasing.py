@@ -44,17 +44,26 @@ def is_impure(node: fx.Node) -> bool:
     space, name = found.name.split("::")
     if found.is_mutable or not found.returns or node.target in side_effects():
         return True
-    return space not in PURE or (name in _STATISTICS and True in node.args)
+    given = _named(node)
+    fixed = given.get("training", given.get("use_input_stats")) is False
+    return space not in PURE or (name in _STATISTICS and not fixed)
+
+
+def _named(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operator by the names in its schema, with what these are by default."""
+    found = schema(node)
+    assert found is not None
+    given = {x.name: x.default_value for x in found.arguments if x.has_default_value()}
+    names = [x.name for x in found.arguments]
+    return given | dict(zip(names, node.args, strict=False)) | node.kwargs
 
 
 def draws(node: fx.Node) -> bool:
     """Whether a node may draw random numbers, which moves every later draw."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
-    names = [x.name for x in node.target._schema.arguments]  # type: ignore[union-attr]
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    dropout = given.get("dropout_p", 0.0) if "dropout_p" in names else 1.0
-    return given.get("train") is not False and dropout != 0.0
+    given = _named(node)
+    return given.get("train") is not False and given.get("dropout_p", 1.0) != 0.0
 
 
 def writes(node: fx.Node) -> bool:

@@ -101,3 +101,17 @@ def test_inputs_outputs_and_writes_must_stay():
 def test_what_draws_random_numbers(function, wanted):
     gm = make_fx(function, pre_dispatch=True, tracing_mode="fake")(torch.randn(2, 3, 4))
     assert any(draws(node) for node in gm.graph.nodes) == wanted
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_norms_write_statistics_while_they_train(training):
+    def batch(x, mean, var):
+        return F.batch_norm(x, mean, var, training=training)
+
+    def instance(x, mean, var):
+        return F.instance_norm(x, mean, var, use_input_stats=training)
+
+    for function in (batch, instance):
+        gm = raw(function, torch.randn(2, 3, 4), torch.zeros(3), torch.ones(3))
+        inner = [n for n in gm.graph.nodes if "norm" in str(n.target)]
+        assert [is_impure(n) for n in inner] == [training]
