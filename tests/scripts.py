@@ -15,6 +15,7 @@ import recovery  # noqa: E402
 import scale  # noqa: E402
 import search  # noqa: E402
 import skipat_phi  # noqa: E402
+import slow_calls  # noqa: E402
 import train_digits  # noqa: E402
 import train_forms  # noqa: E402
 import trust  # noqa: E402
@@ -28,6 +29,7 @@ __all__ = [
     "scale",
     "search",
     "skipat_phi",
+    "slow_calls",
     "train_digits",
     "train_forms",
     "trust",

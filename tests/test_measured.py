@@ -61,6 +61,13 @@ def test_a_quick_run_and_judging_are_the_committed_results():
         assert told in MEASURED
 
 
+def test_slow_calls_are_the_committed_result():
+    row = result("slow_calls_cpu.json")
+    told = f"a call of {row['base_ms'] / 1e3:.1f} s"
+    assert told in MEASURED
+    assert f"| {row['seconds']['both']:.0f} s; {row['floor']:.1%} |" in MEASURED
+
+
 def test_the_cpu_kernels_are_the_committed_result():
     row = result("cpu_attention_cpu.json")
     for name in ("softmax", "sigmoid", "relu"):

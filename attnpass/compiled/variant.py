@@ -56,9 +56,6 @@ def compile_variant(
         return inner(original, inputs)
     # rewrite: each region becomes a call of its form's module
     rewritten = rewrite(graph.normal, graph.regions, modules)
-    if not layer.modules:
-        # nothing but softmax: no parameter comes in, and the inner compiler traces the modules
-        return inner(unfold(rewritten), inputs)
     inside = {} if layer.held else layer.deltas
     values = {key: value() for key, value in added_values(plan, layer).items()}
     mark_static(values.values())
@@ -74,7 +71,9 @@ def compile_variant(
         with reparametrized(forms, _by_position(forms, extra, modules)):
             return Opened(rewritten).run(*weights)
 
-    # trace once more: forms and deltas become plain operators
+    # trace once more: forms and deltas become plain operators, also where no parameter comes in.
+    # The compiler's caches know a graph by its operators, and a process that takes a graph from
+    # there must have defined them
     everything = [*inputs, *values.values()]
     traced = retrace(run, original, everything)
     if checked():

@@ -1,5 +1,9 @@
 """Compiled variants: several plans and models at once, parameters that change and learn."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from compiling import BOUND, INNER, build, captured, compiled, data, error, make_plan, shaken
@@ -90,3 +94,52 @@ def test_training_learns():
     assert losses[-1] < 0.5 * losses[0]
     with torch.no_grad():
         assert error(run(x), captured(model, plan, x)(x)) <= BOUND
+
+
+AGAIN = """
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch._dynamo.utils import counters
+from attnpass.plan import Entry, Plan
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(32, 96)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+torch.manual_seed(0)
+model, x = Attention().eval(), torch.randn(2, 512, 32)
+with torch.no_grad():
+    want = model(x)
+    for form in ("softmax", "sigmoid", "hydra"):
+        plan = Plan.create(model, x, form=form)
+        plan.round_trip = True
+        torch._dynamo.reset()
+        run = torch.compile(model, backend="attnpass", options={"plan": plan, "strict": True})
+        got = run(x)
+        assert form != "softmax" or torch.allclose(got, want, atol=1e-5)
+        print(form, got.double().norm().item(), sorted(k for k in counters["aot_autograd"]))
+        counters.clear()
+"""
+
+
+@pytest.mark.slow
+def test_another_process_runs_what_is_in_the_compilers_cache(tmp_path):
+    """It traces no form there, and has the operators all the same."""
+    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", AGAIN], capture_output=True, text=True, env=env, timeout=600
+        )
+        for _ in range(2)
+    )
+    assert first.returncode == second.returncode == 0, second.stderr[-2000:]
+    rows = [list(map(str.split, run.stdout.splitlines())) for run in (first, second)]
+    assert [row[:2] for row in rows[0]] == [row[:2] for row in rows[1]] and len(rows[0]) == 3
+    assert "autograd_cache_miss" in first.stdout and "autograd_cache_hit" not in first.stdout
+    assert second.stdout.count("autograd_cache_hit") == 3
