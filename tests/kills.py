@@ -102,7 +102,7 @@ class Points:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "a.db"
             with Store(path) as store:
-                self.inspection = inspect_task(settings(forms=("hydra",), trials=2), store)
+                self.inspection = inspect_task(settings(forms=("hydra",), trials=5), store)
                 # what it compiles and imports, the children have
                 execute(self.inspection, store, QUIET)
             self.compiled(path)()
