@@ -471,6 +471,12 @@ def test_the_tuner_on_a_noisy_machine_is_the_committed_result():
         f" {wrong} wrongly faster"
     )
     assert told in flat("docs/reliability.md")
+    real = found["real"]
+    assert [r["others"] for r in real] == [0, 2, 6] and not any(r["lost"] for r in real)
+    seconds = "{:.0f}, {:.0f} and {:.0f} s".format(*(r["seconds"] for r in real))
+    best = [max(x["median"] for x in r["front"]) for r in real]
+    assert seconds in flat("docs/reliability.md")
+    assert "{:.2f}x, {:.2f}x and {:.2f}x".format(*best) in flat("docs/reliability.md")
 
 
 def test_a_thousand_workers_are_the_committed_result():
