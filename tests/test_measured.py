@@ -57,6 +57,7 @@ def test_a_quick_run_and_judging_are_the_committed_results():
         f"{row['seconds']:.0f} s; {ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
         f"; {proven['drop']:.2%}, at most {proven['upper']:.2%} at {proven['confidence']:.0%}",
         f"{rates['captured']:.0f}; {rates['compiled']:.1f}; {judged['ratio']:.1f} |",
+        f"{min(judged['compiled_s']):.0f} to {max(judged['compiled_s']):.0f} s",
     ):
         assert told in MEASURED
 

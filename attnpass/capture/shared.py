@@ -171,8 +171,9 @@ class Shared:
         return found, known
 
     def _keep(self, key: _Key, x: Tensor) -> None:
-        for old in [self._values.pop(key, None)]:
-            self.held -= 0 if old is None else old[0].untyped_storage().nbytes()
+        old = self._values.pop(key, None)
+        if old is not None:
+            self.held -= old[0].untyped_storage().nbytes()
         self._values[key] = x, x._version
         self.held += x.untyped_storage().nbytes()
         while self.held > self.limit:

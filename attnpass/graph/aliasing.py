@@ -44,9 +44,12 @@ def is_impure(node: fx.Node) -> bool:
     space, name = found.name.split("::")
     if found.is_mutable or not found.returns or node.target in side_effects():
         return True
+    return space not in PURE or (name in _STATISTICS and _trains(node))
+
+
+def _trains(node: fx.Node) -> bool:
     given = _named(node)
-    fixed = given.get("training", given.get("use_input_stats")) is False
-    return space not in PURE or (name in _STATISTICS and not fixed)
+    return given.get("training", given.get("use_input_stats")) is not False
 
 
 def _named(node: fx.Node) -> dict[str, Any]:

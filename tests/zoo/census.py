@@ -231,7 +231,7 @@ def inductor(spec: Spec, impl: str) -> int:
 def counted() -> dict[str, int]:
     """What inductor's matcher was found to replace, by key, where torch and packages are the same.
 
-    Nothing of this project decides it, and counting takes a third of a model's time.
+    Nothing of this project decides it.
     """
     if not RESULT.exists():
         return {}
