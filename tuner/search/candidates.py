@@ -174,13 +174,9 @@ class Candidates:
         )
         capture.use(None)
         if len(moves) == len(reference):  # else it was rejected, or its items are judged together
-            self._keep_divergence(plan, mean_move(moves))
+            value = _divergence(mean_move(moves))
+            self.session.measured("divergence", plan.hash, self._first_outputs, lambda: value)
         return found.as_dict()
-
-    def _keep_divergence(self, plan: Plan, found: float) -> None:
-        """Commit how far a plan moves the first outputs."""
-        value = {"divergence": found if math.isfinite(found) else REJECTED}
-        self.session.keep("divergence", plan.hash, self._first_outputs, value)
 
     @property
     def _first_outputs(self) -> dict[str, Any]:
@@ -190,9 +186,14 @@ class Candidates:
     def _diverge(self, plan: Plan) -> Value:
         task, capture, baseline = self.inspection.task, self.inspection.capture, self.baseline
         capture.use(plan)
-        moved = divergence(task, capture, baseline.reference, baseline.reference_batches)
+        found = divergence(task, capture, baseline.reference, baseline.reference_batches)
         capture.use(None)
-        return {"divergence": moved if math.isfinite(moved) else REJECTED}
+        return _divergence(found)
+
+
+def _divergence(found: float) -> Value:
+    """How far a plan moves the first outputs, as it is stored."""
+    return {"divergence": found if math.isfinite(found) else REJECTED}
 
 
 def measure_damage(candidates: Candidates) -> Iterator[Damage]:

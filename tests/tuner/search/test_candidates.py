@@ -45,6 +45,21 @@ def test_the_first_stored_plan_is_evaluated_anew(finished, monkeypatch):
         assert candidates.of(assigned).selection is not None
 
 
+def test_a_divergence_that_is_stored_is_not_written_again(tmp_path, monkeypatch):
+    """As after a run that was killed between the two."""
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        candidates.library.calibrate(candidates.session)
+        candidates.divergence(candidates.library.plan({"blocks.0.attn": "hydra"}))
+        before, kept = rows(store.path), list[str]()
+        keep = candidates.session.keep
+        monkeypatch.setattr(
+            candidates.session, "keep", lambda kind, *a, **k: kept.append(kind) or keep(kind, *a)
+        )
+        candidates.of({"blocks.0.attn": "hydra"})
+        assert kept == ["accuracy"] and before.items() <= rows(store.path).items()
+
+
 def test_a_hopeless_plan_is_rejected_without_its_divergence(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "scores", lambda *a, **k: Scored(torch.zeros(10), {}, (0,), False))
     monkeypatch.setattr(module, "divergence", lambda *a: 1 / 0)
