@@ -1,11 +1,11 @@
 """How near the search comes to the best plan: `python benchmarks/search.py [NAME ...]`.
 
-The problems: `digits`, the built-in task; `minilm_512`; and two synthetic ones, `layers_24` and
-`layers_96`. What the search sees is recorded in committed results: the damage of each (site,
-choice) alone, and what each choice saves, the latter as a machine with six competing processes
-shows it (`benchmarks/trust.py`). The drops of plans are a model of interaction. Each (site,
-choice) has an effect, a power of its damage times a constant; effects add up, and the sum under
-another power, saturating, is the drop. Powers and constant are fitted to the few plans whose
+The problems: `digits`, the built-in task; `minilm_512`; and `layers_24` and `layers_96`, of
+`benchmarks/deep.py`. What the search sees is recorded in committed results: the damage of each
+(site, choice) alone, and what each choice saves, the latter as a machine with six competing
+processes shows it (`benchmarks/trust.py`). The drops of plans are a model of interaction. Each
+(site, choice) has an effect, a power of its damage times a constant; effects add up, and the sum
+under another power, saturating, is the drop. Powers and constant are fitted to the few plans whose
 drops are recorded; as far as these are off, the effects of every seed are changed at random. So
 the damage misleads the search, and the best plan is known exactly, from an integer program. The
 search is told the bound that the selection's items, give.
@@ -39,7 +39,8 @@ from trust import Machine, Recorded
 from attnpass import environment
 from attnpass.tuner.measure import Bound, Protocol, bound, ratio
 from attnpass.tuner.search.candidates import first_plans
-from attnpass.tuner.search.finalists import chance, choose
+from attnpass.tuner.search.finalists import chance, choose, standard_error
+from attnpass.tuner.search.learned import Effects
 from attnpass.tuner.search.optuna_search import Outcome, search
 from attnpass.tuner.search.speed import Savings
 
@@ -57,7 +58,7 @@ Plan = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Effects:
+class Interaction:
     """The model of interaction.
 
     Attributes:
@@ -93,14 +94,14 @@ SHAPES = [(s, p) for s in (0.5, 0.75, 1.0, 1.25, 1.5) for p in (0.5, 0.75, 1.0, 
 """Powers that are tried."""
 
 
-def fitted(plans: list[Scored], most: float, shapes: list[tuple[float, float]]) -> Effects:
+def fitted(plans: list[Scored], most: float, shapes: list[tuple[float, float]]) -> Interaction:
     """The model that comes nearest to the drops of plans."""
 
-    def nearest(known: list[Scored]) -> Effects:
+    def nearest(known: list[Scored]) -> Interaction:
         found = []
         for steep, power in shapes:
             for scale in np.geomspace(1e-3, 1e3, 241):
-                model = Effects(steep, power, float(scale), most, 0, 0, 0, len(plans))
+                model = Interaction(steep, power, float(scale), most, 0, 0, 0, len(plans))
                 off = sum(((guess(model, x) - x[1]) / error(x)) ** 2 for x in known)
                 found.append((off, steep, power, model))
         return min(found, key=lambda row: row[:3])[3]
@@ -153,7 +154,7 @@ class Problem:
     """
 
     damage: Mapping[str, Mapping[str, float]]
-    effects: Effects
+    effects: Interaction
     saving: Mapping[str, float]
     base_ms: float
     items: int
@@ -171,8 +172,8 @@ class Problem:
             error = self.spread / self.items**0.5
             seen = drop + (error * float(draw().sum()) / self.items**0.5 if draw else 0.0)
             return _spread(self.items, round(seen, 5), self.spread)
-        lost = drop / (1 - WON)
-        parts = lost, WON * lost
+        won = min(WON * drop / (1 - WON), (1 - drop) / 2)
+        parts = drop + won, won
         if draw is None:
             count = [round(self.items * p) for p in parts]
         else:
@@ -180,7 +181,7 @@ class Problem:
             hit = draw()
             count = [int((hit < stats.norm.ppf(parts[0])).sum())]
             count.append(int((hit > -stats.norm.ppf(parts[1])).sum()))
-        return _binary(self.items, min(count[0], self.items // 2), min(count[1], self.items // 2))
+        return _binary(self.items, count[0], min(count[1], self.items - count[0]))
 
     def provable(self) -> float:
         """The largest drop that the selection proves to be allowed, as it is on average."""
@@ -249,14 +250,6 @@ def judged(base: Tensor, plan: Tensor) -> Bound:
     return found
 
 
-def likely(base: Tensor, plan: Tensor, limit: float, confidence: float) -> float:
-    """``chance`` of a proof by 600 items, once for each pair."""
-    key = (id(base), id(plan), round(confidence * 1e6))
-    if key not in _bounds:
-        _bounds[key] = chance(base, plan, limit, 600, confidence)
-    return float(_bounds[key])
-
-
 def seen_savings(problem: Problem, seed: int) -> dict[str, float]:
     """Savings per choice and site as a loaded machine shows them: medians of a few rounds."""
     sites = {c: sum(c in row for row in problem.damage.values()) for c in problem.saving}
@@ -277,6 +270,8 @@ def regret(problem: Problem, method: str, trials: int, seed: int) -> float:
     draw, weights = Draw(problem.items, seed), problem.weights(seed)
     best = problem.cost(problem.optimum(weights))
     savings = Savings(seen_savings(problem, seed))
+    same = judged(*problem.scores(0.0, None)).upper
+    effects = Effects(problem.damage, savings.per_site, problem.max_drop - same, seed)
     tried: dict[tuple[str, ...], tuple[dict[str, str], float, Tensor, Tensor]] = {}
     unchanged = dict.fromkeys(problem.damage, "softmax")
 
@@ -286,39 +281,58 @@ def regret(problem: Problem, method: str, trials: int, seed: int) -> float:
     def evaluate(plan: dict[str, str]) -> Outcome:
         cost = savings.left(problem.base_ms, plan.values())
         scores = problem.scores(drop(plan), draw)
+        found = judged(*scores)
         if plan != unchanged:
             tried[tuple(plan.values())] = plan, cost, *scores
-        return Outcome(cost, judged(*scores).upper - problem.max_drop)
+            effects.tell(plan, found.upper - same, standard_error(found))
+        return Outcome(cost, found.upper - problem.max_drop)
 
-    METHODS[method](problem, savings, evaluate, trials, seed)
+    METHODS[method](problem, savings, effects, evaluate, trials, seed)
+    told = effects.believed()
+
+    @cache
+    def likely(key: tuple[str, ...], confidence: float) -> float:
+        over, error = told[key]
+        above = over - effects.plans[key][0], error
+        return chance(*tried[key][2:], problem.max_drop, 600, confidence, above)
+
     chosen = choose(
-        list(tried.values()),
-        lambda t: problem.base_ms / t[1] - 1,
-        lambda t, confidence: likely(t[2], t[3], problem.max_drop, confidence),
+        list(tried),
+        lambda key: problem.base_ms / tried[key][1] - 1,
+        likely,
         4 if trials < 100 else 8,
     )
     provable = problem.provable() + 1e-9
-    kept = [p for p, *_ in chosen if drop(p) <= provable]
+    kept = [p for p, *_ in map(tried.__getitem__, chosen) if drop(p) <= provable]
     return min([problem.base_ms, *map(problem.cost, kept)]) / best - 1
 
 
 Evaluate = Callable[[dict[str, str]], Outcome]
 
 
-def ours(problem: Problem, savings: Savings, evaluate: Evaluate, trials: int, seed: int) -> None:
-    """As a run does: the first plans, then TPE."""
+def ours(
+    problem: Problem,
+    savings: Savings,
+    effects: Effects,
+    evaluate: Evaluate,
+    trials: int,
+    seed: int,
+) -> None:
+    """As a run does: the first plans, then what the effects and TPE propose."""
     seeds = first_plans(problem.damage, savings)
-    search(space(problem), evaluate, seeds, trials=trials, seed=seed)
+    search(space(problem), evaluate, seeds, trials=trials, seed=seed, effects=effects)
 
 
-def cold(problem: Problem, savings: Savings, evaluate: Evaluate, trials: int, seed: int) -> None:
+def cold(
+    problem: Problem, _: Savings, __: Effects, evaluate: Evaluate, trials: int, seed: int
+) -> None:
     """TPE from the unchanged model."""
     seeds = [dict.fromkeys(problem.damage, "softmax")]
     search(space(problem), evaluate, seeds, trials=trials, seed=seed)
 
 
 def anywhere(
-    problem: Problem, savings: Savings, evaluate: Evaluate, trials: int, seed: int
+    problem: Problem, _: Savings, __: Effects, evaluate: Evaluate, trials: int, seed: int
 ) -> None:
     """Random plans, with any number of converted sites."""
     pick, sites = random.Random(seed), list(problem.damage)
@@ -334,13 +348,15 @@ def anywhere(
             evaluate(plan)
 
 
-def nsga(problem: Problem, savings: Savings, evaluate: Evaluate, trials: int, seed: int) -> None:
+def nsga(
+    problem: Problem, _: Savings, __: Effects, evaluate: Evaluate, trials: int, seed: int
+) -> None:
     """NSGA-II over time and drop, a plan that comes again not counted."""
     sampler = optuna.samplers.NSGAIISampler(population_size=16, seed=seed)
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
     study.enqueue_trial(dict.fromkeys(problem.damage, "softmax"))
     known: dict[tuple[str, ...], Outcome] = {}
-    for _ in range(4 * trials):
+    for __ in range(4 * trials):
         trial = study.ask()
         plan = {s: trial.suggest_categorical(s, list(row)) for s, row in problem.damage.items()}
         key = tuple(plan.values())
@@ -438,26 +454,18 @@ def kernels() -> tuple[dict[str, float], float]:
 
 
 def layers(count: int) -> Problem:
-    """Synthetic: the profile of the built-in task's damage over depth, stretched, and noise.
+    """A vision transformer of so many layers: recorded damage and drops of random plans.
 
-    The logarithm of each choice's damage is interpolated between the six recorded layers; a
-    factor per layer and one per (layer, choice) follow, log-normal, of standard deviations 0.7
-    and 0.3. Effects are divided by the number of layers over 6. Skipat is legal but in the first.
+    It runs on 65 tokens; the times are those of the kernels at 1024.
     """
-    known, pick = digits(), random.Random(count)
-    saving, layer = kernels()
-    damage: dict[str, dict[str, float]] = {}
-    for i in range(count):
-        factor, row = pick.lognormvariate(0, 0.7), {"softmax": 0.0}
-        for choice in saving:
-            points = [(j, x[choice]) for j, x in enumerate(known.damage.values()) if choice in x]
-            at, logs = (np.array(x) for x in zip(*points, strict=True))
-            moved = np.exp(np.interp(5 * i / (count - 1), at, np.log(logs)))
-            if i or not choice.startswith("skipat"):
-                row[choice] = float(moved) * factor * pick.lognormvariate(0, 0.3)
-        damage[f"layers.{i}"] = row
-    model = replace(known.effects, scale=known.effects.scale * 6 / count)
-    origin = "synthetic, after the built-in task; times of the kernels at 1024 tokens"
+    known = recorded(f"layers_{count}_cpu.json")
+    damage, (saving, layer) = known["sensitivity"], kernels()
+    plans: list[Scored] = [
+        ([damage[s][c] for s, c in x["forms"].items()], x["drop"], x["items"])
+        for x in known["plans"]
+    ]
+    model = fitted(plans, known["score"] - 0.1, SHAPES)
+    origin = "recorded damage and drops of a model trained on digits; times of the kernels"
     return Problem(damage, model, saving, count * layer, 400, 0.02, None, origin)
 
 

@@ -29,8 +29,10 @@ from attnpass.tuner.measure import (
 from attnpass.tuner.search.baseline import Baseline
 from attnpass.tuner.search.canary import score_difference, take
 from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.finalists import standard_error
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.integer_program import front, recipes
+from attnpass.tuner.search.learned import Effects
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.session import NotReproducedError, Session, Value
 from attnpass.tuner.search.settings import REJECTED
@@ -65,6 +67,7 @@ class Candidates:
         self.inspection, self.session, self.baseline = inspection, session, baseline
         self.library, self.base_ms, self.savings = library, base_ms, savings
         self.tried: dict[str, Candidate] = {}
+        self.effects: Effects | None = None
         limit = max(HOPELESS, TIMES * inspection.settings.max_drop)
         selection = baseline.split.selection
         by = by_batch(baseline.selection, baseline.sizes, selection)
@@ -236,16 +239,23 @@ def search_plans(
         return
     settings, base = candidates.inspection.settings, candidates.baseline.selection
     budget, unchanged = candidates.session.budget, dict.fromkeys(damage, "softmax")
+    same = bound(base, base)
+    if same.upper < settings.max_drop:
+        room, per_site = settings.max_drop - same.upper, candidates.savings.per_site
+        candidates.effects = Effects(damage, per_site, room, settings.seed)
+    effects = candidates.effects
     with candidates.session.progress.stage("search", settings.limits["trials"]) as step:
 
         def evaluate(assignment: dict[str, str]) -> Outcome:
             if budget.left < reserve():
                 raise OutOfTimeError
             if assignment == unchanged:
-                same = bound(base, base)
                 return Outcome(candidates.base_ms, same.upper - settings.max_drop)
             found = candidates.of(assignment)
             assert found.selection is not None
+            if effects:
+                error = standard_error(found.selection)
+                effects.tell(assignment, found.excess + effects.allowed, error)
             step(f"{found.cost:.1f} ms, {found.selection.score:.3f}")
             late = found.cost / settings.max_ms - 1 if settings.max_ms else -1.0
             return Outcome(found.cost, max(found.excess, late))
@@ -253,7 +263,7 @@ def search_plans(
         seeds = first_plans(damage, candidates.savings)
         trials = settings.limits["trials"]
         try:
-            search(space, evaluate, seeds, trials=trials, seed=settings.seed)
+            search(space, evaluate, seeds, trials=trials, seed=settings.seed, effects=effects)
         except OutOfTimeError:
             done = len(candidates.tried)
             budget.leave_out(f"search: {done} plans scored, {trials} were allowed")

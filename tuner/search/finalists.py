@@ -22,20 +22,30 @@ ALPHA = 0.05
 """Probability of a wrong claim, shared by the finalists (Bonferroni)."""
 
 
-def chance(base: Tensor, plan: Tensor, limit: float, items: int, confidence: float) -> float:
+def chance(
+    base: Tensor,
+    plan: Tensor,
+    limit: float,
+    items: int,
+    confidence: float,
+    believed: tuple[float, float] | None = None,
+) -> float:
     """How likely ``items`` new ones prove a drop within ``limit``, 0 to 1, by normal errors.
 
     Args:
         base, plan: scores ``[N]`` of the items that select.
+        believed: how much the bound is above what these items say, and its standard error, where
+            more is known than they.
     """
     from scipy import stats
 
-    seen, foreseen = bound(base, plan), bound(base, plan, confidence, items)
-    error = math.hypot(_error(seen), _error(foreseen))
-    return float(stats.norm.cdf((limit - foreseen.upper) / max(error, 1e-12)))
+    above, error = believed or (0.0, standard_error(bound(base, plan)))
+    foreseen = bound(base, plan, confidence, items)
+    error = math.hypot(error, standard_error(foreseen))
+    return float(stats.norm.cdf((limit - foreseen.upper - above) / max(error, 1e-12)))
 
 
-def _error(proven: Bound) -> float:
+def standard_error(proven: Bound) -> float:
     """The standard error that an upper bound implies."""
     from scipy import stats
 

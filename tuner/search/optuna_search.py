@@ -14,6 +14,11 @@ from dataclasses import dataclass
 
 import optuna
 
+from attnpass.tuner.search.learned import Effects
+
+DRAWS = 5
+"""How often a proposal is drawn again where it was scored already."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -35,11 +40,13 @@ def search(
     *,
     trials: int,
     seed: int = 0,
+    effects: Effects | None = None,
 ) -> int:
-    """Evaluate the seeds, then the sampler's proposals; returns how many plans were tried.
+    """Evaluate the seeds, then what is proposed; returns how many plans were tried.
 
     ``space`` maps each site to its choices; ``evaluate`` is called once per distinct plan, in at
-    most ``trials`` calls.
+    most ``trials`` calls. Of four proposals three are those of ``effects``, which ``evaluate``
+    tells what it finds, where they are given; the others are of Optuna's sampler.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=seed, multivariate=False, n_startup_trials=0)
@@ -50,6 +57,10 @@ def search(
     size = math.prod(len(choices) for choices in space.values())
     chance = random.Random(seed)
     while len(known) < min(trials, size):
+        if effects and len(known) >= len(seeds) and len(known) % 4:
+            learned = _learned(effects, known)
+            if learned is not None:
+                study.enqueue_trial(learned)
         trial = study.ask()
         plan = {
             site: trial.suggest_categorical(site, list(choices)) for site, choices in space.items()
@@ -63,6 +74,12 @@ def search(
         trial.set_constraint("drop", known[key].excess)
         study.tell(trial, known[key].cost)
     return len(known)
+
+
+def _learned(effects: Effects, known: Container[tuple[str, ...]]) -> dict[str, str] | None:
+    """A plan that is not known, proposed by the effects; None where none is."""
+    proposed = (effects.propose() for _ in range(DRAWS))
+    return next((p for p in proposed if tuple(p.values()) not in known), None)
 
 
 def _neighbour(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 
@@ -74,16 +76,42 @@ def gain(candidates: Candidates, candidate: Candidate) -> float:
     return candidates.base_ms / candidate.cost - 1
 
 
-def likely(candidates: Candidates, candidate: Candidate, confidence: float) -> float:
-    """The chance that the held-out items prove a plan at ``confidence``."""
+def likely(
+    candidates: Candidates,
+    candidate: Candidate,
+    confidence: float,
+    believed: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> float:
+    """The chance that the held-out items prove a plan at ``confidence``.
+
+    ``believed`` is what all plans together tell of some, as ``chance`` takes it.
+    """
     baseline = candidates.baseline
     if len(candidate.scores) < len(baseline.selection):
         return 0.0
     limits, items = candidates.inspection.limits, len(baseline.held_out)
-    found = [chance(baseline.selection, candidate.scores, limits[""], items, confidence)]
+    known = believed.get(candidate.plan.hash)
+    found = [chance(baseline.selection, candidate.scores, limits[""], items, confidence, known)]
     for m, taken in candidate.more.items():
         found.append(chance(baseline.more[m][0], taken, limits[m], items, confidence))
     return min(found)
+
+
+def believed(candidates: Candidates) -> dict[str, tuple[float, float]]:
+    """By plan how much its bound is above what its own scores say, and the error that is left.
+
+    Of plans as they were searched, by one metric; what was distilled since has scores of its own.
+    """
+    effects, known = candidates.effects, candidates.tried.values()
+    if not effects or not effects.plans or candidates.baseline.more:
+        return {}
+    all_told, out = effects.believed(), {}
+    for c in known:
+        key = tuple(c.assignment[s] for s in effects.sites)
+        if c.recovery is None and key in all_told:
+            over, error = all_told[key]
+            out[c.plan.hash] = over - effects.plans[key][0], error
+    return out
 
 
 def promising(candidates: Candidates, count: int) -> list[Candidate]:
@@ -123,8 +151,9 @@ def choose_finalists(candidates: Candidates, affordable: int | None = None) -> l
     if not baseline.split.crossed:
         most = candidates.inspection.settings.limits["finalists"]
         most = most if affordable is None else min(most, affordable)
+        told = believed(candidates)
         return choose(
-            tried, lambda c: gain(candidates, c), lambda c, p: likely(candidates, c, p), most
+            tried, lambda c: gain(candidates, c), lambda c, p: likely(candidates, c, p, told), most
         )
     judged: dict[str, list[int]] = {}
     for half in (0, 1):

@@ -14,11 +14,14 @@ from attnpass.store import Store
 from attnpass.tuner.measure import Bound
 from attnpass.tuner.search import racing
 from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.learned import Effects
 from attnpass.tuner.search.plan_row import Recovery
 from attnpass.tuner.search.racing import (
+    believed,
     choose_finalists,
     gain,
     judge_held_out,
+    likely,
     nearest,
     promising,
     recover_promising,
@@ -136,6 +139,31 @@ def test_a_plan_is_worth_its_gain_times_the_chance_of_a_proof(judged):
     assert worth(candidates, made["far"]) < 1e-6, "the fastest, but beyond proof"
     stopped = replace(sure, scores=sure.scores[:-1])
     assert worth(candidates, stopped) == 0, "scored in part"
+
+
+def test_what_other_plans_tell_of_its_parts_corrects_a_lucky_plan(judged):
+    """Scored without a loss, its parts lose each in the plans that have one alone."""
+    candidates, made = judged
+    base = candidates.baseline
+    candidates.baseline = replace(base, held_out=base.selection)
+    sites = [s.name for s in candidates.inspection.sites]
+    damage = {s: {"softmax": 0.0, "hydra": 0.5} for s in sites}
+    effects = candidates.effects = Effects(damage, {"hydra": 1.0}, allowed=0.01)
+    assert believed(candidates) == {}, "nothing is known yet"
+    for site in sites:
+        effects.tell({s: "hydra" if s == site else "softmax" for s in sites}, 0.02, 0.001)
+    assignment = dict.fromkeys(sites, "hydra")
+    lucky = replace(made["close"], assignment=assignment, scores=base.selection.clone())
+    trained = replace(
+        lucky, plan=candidates.library.plan(assignment), recovery=Recovery(0.0, 3, 0.5)
+    )
+    effects.tell(assignment, 0.0, 0.01)
+    candidates.tried = {c.plan.hash: c for c in (lucky, trained)}
+    told = believed(candidates)
+    ((name, (above, error)),) = told.items()
+    assert name == lucky.plan.hash and above > 0.02 and error > 0
+    assert likely(candidates, lucky, 0.95, told) < likely(candidates, lucky, 0.95)
+    assert likely(candidates, trained, 0.95, told) == likely(candidates, trained, 0.95)
 
 
 def test_where_no_plan_keeps_the_limit_the_nearest_are_shown(judged):
