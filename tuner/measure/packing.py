@@ -15,10 +15,15 @@ from attnpass.tuner.measure.worker import Worker
 
 @dataclass(frozen=True)
 class PackedPlan:
-    """A plan as bytes: its JSON, and its tensors as safetensors (empty where it has none)."""
+    """A plan as bytes.
+
+    Attributes:
+        document: its JSON. tensors: as safetensors, empty where it has none. hash: of the plan.
+    """
 
     document: str
     tensors: bytes = b""
+    hash: str = ""
 
     @classmethod
     def of(cls, plan: Plan) -> PackedPlan:
@@ -26,7 +31,8 @@ class PackedPlan:
         from safetensors.torch import save
 
         tensors = plan.tensors()
-        return cls(json.dumps(plan.as_dict()), save(tensors) if tensors else b"")
+        packed = save(tensors) if tensors else b""
+        return cls(json.dumps(plan.as_dict()), packed, plan.hash)
 
     def plan(self) -> Plan:
         """The plan of these bytes; nothing is unpickled.

@@ -287,8 +287,9 @@ class Latencies:
         """As ``_steady``, for a pool."""
         steps = self._steps(subject, plans)
         request = PackedRequest.of(plans, next(steps), packed)
+        expected = ["" if p is None else p.hash for p in request.plans or ()]
         while True:
-            reply = _proven(plans, (yield request))
+            reply = _proven(expected, (yield request))
             try:
                 request = replace(request, protocol=steps.send(reply))
             except StopIteration as end:
@@ -360,7 +361,8 @@ class Latencies:
                 for i, p in enumerate(plans)
             ]
             reply = self.worker.measure(files, protocol)
-        return _proven(plans, reply)
+        hashes = {id(p): "" if p is None else p.hash for p in {id(p): p for p in plans}.values()}
+        return _proven([hashes[id(p)] for p in plans], reply)
 
 
 def _read(subject: str, value: Value, plans: Sequence[Plan | None] | None) -> Timed:
@@ -376,10 +378,8 @@ def _read(subject: str, value: Value, plans: Sequence[Plan | None] | None) -> Ti
     return timed_of(value, plans)
 
 
-def _proven(plans: Sequence[Plan | None], reply: Reply) -> Reply:
-    """The reply, a failure where other plans ran than were asked for."""
-    hashes = {id(p): "" if p is None else p.hash for p in {id(p): p for p in plans}.values()}
-    expected = [hashes[id(p)] for p in plans]
+def _proven(expected: Sequence[str], reply: Reply) -> Reply:
+    """The reply, a failure where other plans ran than those of the ``expected`` hashes."""
     if not isinstance(reply, Failure) and reply.hashes != expected:
         return Failure("inaccurate", "another plan ran than was asked for")
     return reply
