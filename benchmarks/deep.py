@@ -38,7 +38,8 @@ from attnpass.tuner.search.session import Session
 from attnpass.tuner.search.speed import Savings
 
 RESULTS = Path(__file__).parent / "results"
-SIDE, WIDTH, EPOCHS, PLANS = 16, 32, 40, 40
+SIDE, WIDTH, PLANS = 16, 32, 40
+EPOCHS = {24: 40, 96: 25}
 
 
 def trained(depth: int) -> nn.Module:
@@ -52,9 +53,10 @@ def trained(depth: int) -> nn.Module:
     x, y = digits.images()
     x, y = F.avg_pool2d(x, 32 // SIDE)[: digits.TRAIN], y[: digits.TRAIN]
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    steps = EPOCHS * math.ceil(len(x) / 64)
+    epochs = EPOCHS.get(depth, 40)
+    steps = epochs * math.ceil(len(x) / 64)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         for part in torch.randperm(len(x)).split(64):
             loss = F.cross_entropy(model(digits.augment(x[part])), y[part])
             optimiser.zero_grad()
@@ -63,7 +65,7 @@ def trained(depth: int) -> nn.Module:
             optimiser.step()
             schedule.step()
         if epoch % 5 == 0:
-            print(f"{depth} layers, epoch {epoch}: {float(loss):.3f}", flush=True)
+            print(f"{depth} layers, epoch {epoch}: {loss.item():.3f}", flush=True)
     return model.eval()
 
 
@@ -121,11 +123,12 @@ def recorded(depth: int) -> dict[str, Any]:
         for _ in range(PLANS):
             forms = drawn(damage, pick)
             capture.use(library.plan(forms))
-            taken = scores(inspection.task, capture, batches).scores
+            taken = scores(inspection.task, capture, batches).main
             capture.use(None)
             drop = float(whole - taken.mean())
             plans.append({"forms": forms, "drop": drop, "items": len(taken)})
-            print(f"{sum(c != 'softmax' for c in forms.values())} converted: {drop:.3f}")
+            converted = sum(c != "softmax" for c in forms.values())
+            print(f"{converted} converted: {drop:.3f}", flush=True)
     return {
         "command": " ".join(["python benchmarks/deep.py", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d"),

@@ -53,11 +53,13 @@ def search(
     study = optuna.create_study(sampler=sampler)
     for plan in seeds:
         study.enqueue_trial(dict(plan), skip_if_exists=True)
+    first = len({tuple(plan[site] for site in space) for plan in seeds})
     known: dict[tuple[str, ...], Outcome] = {}
     size = math.prod(len(choices) for choices in space.values())
     chance = random.Random(seed)
+    nearby = False
     while len(known) < min(trials, size):
-        if effects and len(known) >= len(seeds) and len(known) % 4:
+        if effects and not nearby and len(known) >= first and len(known) % 4:
             learned = _learned(effects, known)
             if learned is not None:
                 study.enqueue_trial(learned)
@@ -66,7 +68,8 @@ def search(
             site: trial.suggest_categorical(site, list(choices)) for site, choices in space.items()
         }
         key = tuple(plan.values())
-        if key in known:
+        nearby = key in known
+        if nearby:
             # a sampler that has converged repeats itself: go to the nearest plan not yet tried
             study.enqueue_trial(_neighbour(plan, space, known, chance))
         else:
