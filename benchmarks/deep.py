@@ -1,9 +1,10 @@
 """Cost tables of deep models, recorded: `python benchmarks/deep.py [DEPTH ...]`.
 
-Vision transformers of 24 and 96 layers (pre-norm, width 32, 65 tokens) are trained here on the
-scanned digits at 16 x 16 pixels. Then, as in a run, every choice is calibrated, and the damage of
-each (site, choice) alone is measured. Beside it the drops of random plans, on all validation
-items, which tell how damages add up. `benchmarks/search.py` searches on these tables.
+Vision transformers of 24 and 96 layers (pre-norm, width 32) are trained here on the scanned
+digits, at 16 x 16 pixels (65 tokens) and 8 x 8 (17 tokens). Then, as in a run, every choice is
+calibrated, and the damage of each (site, choice) alone is measured. Beside it the drops of random
+plans, on all validation items, which tell how damages add up. `benchmarks/search.py` searches on
+these tables.
 """
 
 from __future__ import annotations
@@ -38,25 +39,24 @@ from attnpass.tuner.search.session import Session
 from attnpass.tuner.search.speed import Savings
 
 RESULTS = Path(__file__).parent / "results"
-SIDE, WIDTH, PLANS = 16, 32, 40
-EPOCHS = {24: 40, 96: 25}
+SIDES = {24: 16, 96: 8}
+WIDTH, EPOCHS, PLANS = 32, 40, 40
 
 
 def trained(depth: int) -> nn.Module:
     """A vision transformer of so many layers, trained on the digits task's training images."""
     torch.manual_seed(0)
-    model = digits.DigitsViT(dim=WIDTH, depth=depth, heads=4, side=SIDE)
+    model = digits.DigitsViT(dim=WIDTH, depth=depth, heads=4, side=SIDES[depth])
     with torch.no_grad():
         for block in model.blocks:  # the stream does not grow with depth
             for last in (block.attn.proj, block.mlp[-1]):
                 last.weight.mul_((2 * depth) ** -0.5)
     x, y = digits.images()
-    x, y = F.avg_pool2d(x, 32 // SIDE)[: digits.TRAIN], y[: digits.TRAIN]
+    x, y = F.avg_pool2d(x, 32 // SIDES[depth])[: digits.TRAIN], y[: digits.TRAIN]
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    epochs = EPOCHS.get(depth, 40)
-    steps = epochs * math.ceil(len(x) / 64)
+    steps = EPOCHS * math.ceil(len(x) / 64)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
-    for epoch in range(epochs):
+    for epoch in range(EPOCHS):
         for part in torch.randperm(len(x)).split(64):
             loss = F.cross_entropy(model(digits.augment(x[part])), y[part])
             optimiser.zero_grad()
@@ -71,10 +71,10 @@ def trained(depth: int) -> nn.Module:
 
 def task(depth: int, weights: Mapping[str, Tensor]) -> Task:
     """The digits at a smaller size, for a model of so many layers."""
-    model = digits.DigitsViT(dim=WIDTH, depth=depth, heads=4, side=SIDE)
+    model = digits.DigitsViT(dim=WIDTH, depth=depth, heads=4, side=SIDES[depth])
     model.load_state_dict(weights)
     x, y = digits.images()
-    x = F.avg_pool2d(x, 32 // SIDE)
+    x = F.avg_pool2d(x, 32 // SIDES[depth])
     train, held, labels = x[: digits.TRAIN], x[digits.TRAIN :], y[digits.TRAIN :]
     pairs = zip(held.split(50), labels.split(50), strict=True)
     return Task(

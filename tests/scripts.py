@@ -11,6 +11,7 @@ sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 import encoder_speed  # noqa: E402
 import judging  # noqa: E402
 import minilm  # noqa: E402
+import problems  # noqa: E402
 import recovery  # noqa: E402
 import scale  # noqa: E402
 import search  # noqa: E402
@@ -25,6 +26,7 @@ __all__ = [
     "encoder_speed",
     "judging",
     "minilm",
+    "problems",
     "recovery",
     "scale",
     "search",

@@ -315,6 +315,24 @@ def test_the_regrets_of_the_search_are_the_committed_result():
     assert all(f"{x['seeds']} seeds" in MEASURED for x in row["rows"].values())
 
 
+def test_the_database_at_size_is_the_committed_result():
+    found = result("store_cpu.json")
+    rows, plan = found["rows"], found["plan"]
+    ms, gib = rows["ms"], {k: plan[k]["mib"] / 1024 for k in ("stored", "loaded")}
+    assert plan["parameters"] > 8e9
+    for told in (
+        f"Among {rows['count']} measurements one is found in {ms['get, a hit']:.2f} ms",
+        f"the 50 newest in {ms['measurements, the 50 newest']:.2f} ms",
+        f"what `gc` would remove in {ms['gc --dry-run'] / 1e3:.1f} s",
+        f"changes {plan['parameters'] / 1e9:.1f} billion parameters, {plan['gib']:.0f} GiB",
+        f"in {plan['files']} files, is stored in {plan['stored']['s']:.0f} s"
+        f" with {gib['stored']:.1f} GiB",
+        f"loaded in {plan['loaded']['s']:.0f} s with {gib['loaded']:.1f} GiB",
+        found["command"],
+    ):
+        assert told in flat("docs/measured.md"), told
+
+
 FORMS = ("sigmoid", "relu", "hydra", "skipat")
 
 
