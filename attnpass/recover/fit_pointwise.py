@@ -18,7 +18,7 @@ from torch import Tensor
 from attnpass.forms import Pointwise
 from attnpass.kernels.activations import H
 from attnpass.recover.fit_gain import moments, update_gain
-from attnpass.recover.samples import MapSample, Sample
+from attnpass.recover.samples import MASKED_LOGIT, MapSample, Sample
 
 LOG_TEMPERATURES = (-0.25, 0.0, 0.25)
 """Values of ``log_tau`` that are tried."""
@@ -29,8 +29,12 @@ MASSES = {"sigmoid": (0.1, 0.3, 1.0, 2.0), "relu": (2.0, 8.0, 32.0, 128.0, 512.0
 RIDGE = 1e-2
 """Ridge of the regression of shifts, relative to the queries' variance."""
 
-BISECTIONS = 30
-"""Halvings of the interval in which a row's shift lies."""
+STEPS, CLOSE = 30, 1e-4
+"""Steps at most of solving shifts, which end where every row has its mass but for this share, or
+its shift within as much."""
+
+AT_ONCE = 2**16
+"""Logits whose shifts a CPU solves at a time: so many stay in its cache."""
 
 
 def fit_pointwise(form: Pointwise, samples: Sequence[Sample | MapSample]) -> None:
@@ -145,13 +149,48 @@ def _shifts(
 
 
 def solve_shift(h: Callable[[Tensor], Tensor], x: Tensor, mass: Tensor | float) -> Tensor:
-    """``t [..., 1]`` with ``sum h(x - t) = mass`` over the finite ``x [..., S]``, by bisection."""
+    """``t [..., 1]`` with ``sum h(x - t) = mass`` over the finite ``x [..., S]``, mass above 0."""
+    rows, goal = x.reshape(-1, x.shape[-1]), torch.as_tensor(mass, dtype=x.dtype, device=x.device)
+    goals = goal.expand(*x.shape[:-1], 1).reshape(-1, 1)
+    few = max(AT_ONCE // max(x.shape[-1], 1), 1) if x.device.type == "cpu" else max(len(rows), 1)
+    parts = zip(rows.split(few), goals.split(few), strict=True)
+    return torch.cat([_solved(h, x, mass) for x, mass in parts]).view(*x.shape[:-1], 1)
+
+
+def _solved(h: Callable[[Tensor], Tensor], x: Tensor, mass: Tensor) -> Tensor:
+    """As ``solve_shift``, of rows ``[n, S]`` and masses ``[n, 1]``.
+
+    By false position on the logarithm of the sum, which is nearly straight for small sums, where
+    a bound that stays counts for less and less (the Illinois method); by halves where that is
+    slow.
+    """
     finite = torch.isfinite(x)
-    x = torch.where(finite, x, 0.0)
-    low = x.amin(-1, keepdim=True) - mass - 1
-    high = x.amax(-1, keepdim=True) + math.log1p(x.shape[-1] / 0.1)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        over = torch.where(finite, h(x - middle), 0.0).sum(-1, keepdim=True) > mass
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    return (low + high) / 2
+    seen, some = torch.where(finite, x, 0.0), finite.any(-1, keepdim=True)
+    low = seen.amin(-1, keepdim=True) - mass - 1
+    high = seen.amax(-1, keepdim=True) + math.log1p(x.shape[-1] / 0.1)
+    vanishes = float(h(x.new_tensor([2 * MASKED_LOGIT]))) == 0.0
+    seen = torch.where(finite, x, 2 * MASKED_LOGIT) if vanishes else seen
+
+    def excess(t: Tensor) -> Tensor:
+        values = h(seen - t)
+        values = values if vanishes else torch.where(finite, values, 0.0)
+        return (values.sum(-1, keepdim=True) / mass).clamp_min(1e-6).log()
+
+    above, below = excess(low).clamp_min(1e-6), excess(high).clamp_max(-1e-6)
+    found, side, done = (low + high) / 2, torch.zeros_like(mass), ~some
+    for i in range(STEPS):
+        span = high - low
+        middle = low + span * (above / (above - below)).clamp(0.01, 0.99)
+        middle = torch.where(span > 0.5 ** (i // 3) * 1e2, (low + high) / 2, middle)
+        left = excess(middle)
+        found = torch.where(done, found, middle)  # whatever other rows still need
+        done = done | (left.abs() < CLOSE) | (span < CLOSE)
+        if bool(done.all()):
+            break
+        over = left > 0
+        below = torch.where(over & (side > 0), below / 2, below)
+        above = torch.where(~over & (side < 0), above / 2, above)
+        low, above = torch.where(over, middle, low), torch.where(over, left, above)
+        high, below = torch.where(over, high, middle), torch.where(over, below, left)
+        side = torch.where(over, 1.0, -1.0)
+    return found

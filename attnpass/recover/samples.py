@@ -96,34 +96,20 @@ class Sample:
         return out
 
     def logit_rows(self, form: Pointwise) -> Iterator[LogitRows]:
-        """At most some ``SHIFT_ROWS`` rows of a few items, block by block, evenly spaced."""
-        start, step = 0, max(self.q.shape[2] // SHIFT_ROWS, 1)
-        for x, length in self._logit_blocks(with_causal(form, self.causal)):
-            first = -start % step
-            rows = slice(start + first, start + x.shape[2], step)
-            start += x.shape[2]
-            if length.shape[2] > 1:
-                length = length[:, :, first::step]
-            yield LogitRows(
-                queries=self.q[:LOGIT_ITEMS, :, rows],
-                logits=x[:, :, first::step],
-                length=length.unsqueeze(-1),
-                counts=None if self.rows is None else self.rows[:LOGIT_ITEMS, :, rows],
-            )
+        """At most some ``SHIFT_ROWS`` rows of a few items, evenly spaced, block by block.
 
-    def _logit_blocks(self, form: Pointwise) -> Iterator[tuple[Tensor, Tensor]]:
-        """Logits ``[b, H, m, S]`` of a few items, -inf where masked, and L ``[b, H, m]``.
-
-        In blocks of m rows, so that never more than some ``LOGIT_ROWS * S`` are in memory.
+        Never more than some ``LOGIT_ROWS * S`` logits of a head are in memory.
         """
+        form = with_causal(form, self.causal)
         q, k = self.q[:LOGIT_ITEMS].float(), self.k[:LOGIT_ITEMS].float()
         if form.k0 is not None:
             k = k - form.k0.unsqueeze(1)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         bias, keep = (_with_four_axes(x) for x in (self.bias, self.keep))
-        length = form.row_lengths(q, k, keep).squeeze(-1)
-        for i in range(0, q.shape[2], LOGIT_ROWS):
-            rows = slice(i, i + LOGIT_ROWS)
+        length, tokens = form.row_lengths(q, k, keep), q.shape[2]
+        step = max(tokens // SHIFT_ROWS, 1)
+        for i in range(0, tokens, LOGIT_ROWS * step):
+            rows = slice(i, i + LOGIT_ROWS * step, step)
             x = q[:, :, rows] @ k.transpose(-1, -2) * form.scale
             if bias is not None:
                 x = x + (bias if bias.shape[2] == 1 else bias[:, :, rows]).float()
@@ -131,9 +117,14 @@ class Sample:
             if keep is not None:
                 x = x.masked_fill(~(keep if keep.shape[2] == 1 else keep[:, :, rows]), -math.inf)
             if form.causal:
-                t = torch.arange(i, i + x.shape[2], device=x.device).unsqueeze(1)
-                x = x.masked_fill(torch.arange(x.shape[3], device=x.device) > t, -math.inf)
-            yield x, length if length.shape[2] == 1 else length[:, :, rows]
+                at = torch.arange(tokens, device=x.device)[rows].unsqueeze(1)
+                x = x.masked_fill(torch.arange(x.shape[3], device=x.device) > at, -math.inf)
+            yield LogitRows(
+                queries=self.q[:LOGIT_ITEMS, :, rows],
+                logits=x,
+                length=length if length.shape[2] == 1 else length[:, :, rows],
+                counts=None if self.rows is None else self.rows[:LOGIT_ITEMS, :, rows],
+            )
 
 
 @dataclass
