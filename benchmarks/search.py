@@ -1,7 +1,7 @@
 """How near the search comes to the best plan: `python benchmarks/search.py [NAME ...]`.
 
-The problems, whose best plan is known exactly, are those of `benchmarks/problems.py`. A search
-sees the recorded damage of each (site, choice), and savings as a machine with six competing
+The problems, whose best plan is known exactly, are those of `benchmarks/search_problems.py`. A
+search sees the recorded damage of each (site, choice), and savings as a machine with six competing
 processes shows them (`benchmarks/trust.py`).
 
 A run's result is its fastest finalist whose drop the items prove on average; its regret is the
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from problems import PROBLEMS, RESULTS, Draw, Plan, Problem, judged
+from search_problems import PROBLEMS, RESULTS, Draw, Plan, Problem, judged
 from torch import Tensor
 from trust import Machine, Recorded
 
@@ -238,11 +238,11 @@ def main() -> None:
             "provable": problem.provable(),
             "baseline_ms": problem.base_ms,
             "best_ms": best,
-            "seeds": given.seeds,
             "regret": value["rows"].get(name, {}).get("regret", {}),
         }
         for trials in BUDGETS[name][: 1 if given.quick else 2]:
-            row["regret"][str(trials)] = compared(problem, trials, given.seeds)
+            found = compared(problem, trials, given.seeds)
+            row["regret"][str(trials)] = {"seeds": given.seeds, **found}
             value["rows"][name] = row
             out.write_text(json.dumps(value, indent=1) + "\n")
 

@@ -125,7 +125,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="store-", dir=given.folder))
     try:
         value = {
-            "command": "python benchmarks/store.py",
+            "command": " ".join(["python benchmarks/store.py", *sys.argv[1:]]),
             "date": time.strftime("%Y-%m-%d"),
             "device": environment.device(),
             "versions": environment.versions(),

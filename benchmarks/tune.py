@@ -33,7 +33,20 @@ CASES = {
         "--trials",
         "6",
     ],
+    "images": [
+        "examples/images.py:task",
+        "--effort",
+        "full",
+        "--max-drop",
+        "0.01",
+        "--budget",
+        "15m",
+        *DISTIL,
+        "5m",
+    ],
 }
+REPORTED = {"images"}
+"""Cases whose report is kept beside the result."""
 
 
 def main() -> None:
@@ -44,27 +57,25 @@ def main() -> None:
     given = parser.parse_args()
     out = given.out or ROOT / f"benchmarks/results/{given.case}_cpu.json"
     task, *rest = CASES[given.case]
-    command = ["tune", task, "--effort", "quick", *rest, "--json"]
+    effort = [] if "--effort" in rest else ["--effort", "quick"]
+    command = ["tune", task, *effort, *rest, "--json"]
     with tempfile.TemporaryDirectory() as folder:
+        program = [sys.executable, "-m", "attnpass.tuner.cli"]
+        where = ["--db", str(given.db or f"{folder}/a.db")]
         start = time.monotonic()
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "attnpass.tuner.cli",
-                *command,
-                "--db",
-                str(given.db or f"{folder}/a.db"),
-                "--out",
-                folder,
-            ],
+            [*program, *command, *where, "--out", folder],
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
             check=True,
         )
         seconds = time.monotonic() - start
-    result = json.loads(done.stdout)
+        result = json.loads(done.stdout)
+        if given.case in REPORTED:
+            page = str(out.resolve().with_suffix(".html"))
+            report = ["report", result["run"], "--out", page, *where]
+            subprocess.run([*program, *report], cwd=ROOT, check=True)
     keep = (
         "run",
         "created",

@@ -9,12 +9,13 @@ from house import ROOT
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
 import encoder_speed  # noqa: E402
+import images  # noqa: E402
 import judging  # noqa: E402
 import minilm  # noqa: E402
-import problems  # noqa: E402
 import recovery  # noqa: E402
 import scale  # noqa: E402
 import search  # noqa: E402
+import search_problems  # noqa: E402
 import skipat_phi  # noqa: E402
 import slow_calls  # noqa: E402
 import train_digits  # noqa: E402
@@ -24,9 +25,10 @@ import trust  # noqa: E402
 __all__ = [
     "ROOT",
     "encoder_speed",
+    "images",
     "judging",
     "minilm",
-    "problems",
+    "search_problems",
     "recovery",
     "scale",
     "search",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -106,10 +106,9 @@ def fit_shift(
     if form.k0 is not None and mean is not None:
         form.k0.copy_(mean.to(form.k0.dtype))
     tau = 1.0 if form.log_tau is None else float(form.log_tau[0].exp())
-    rows: list[Tensor] = []  # [H, n, d + 2]: queries, shift, whether the row counts
-    for sample in samples:
-        rows += [x.transpose(0, 1).flatten(1, 2) for x in _shifts(form, sample, tau, mass)]
-    table = torch.cat(rows, 1)
+    rows = [_shifts(form, sample, tau, mass) for sample in samples]
+    # [H, n, d + 2]: queries, shift, whether the row counts
+    table = torch.cat([x.transpose(0, 1).flatten(1, 2) for x in rows], 1)
     weight = table[..., -1:]
     values = torch.where(weight > 0, table[..., :-1], 0.0)
     mean_row = values.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1)
@@ -132,20 +131,17 @@ def _ridge_slope(queries: Tensor, shifts: Tensor) -> Tensor:
     return slope
 
 
-def _shifts(
-    form: Pointwise, sample: Sample | MapSample, tau: float, mass: float
-) -> Iterator[Tensor]:
+def _shifts(form: Pointwise, sample: Sample | MapSample, tau: float, mass: float) -> Tensor:
     """Some rows, each with its query, its shift and whether it counts: ``[b, H, m, d + 2]``."""
-    h = H[form.h][0]
-    for queries, x, length, counts in sample.logit_rows(form):
-        longest = float(x.shape[-1] if isinstance(form.length, str) else form.length)
-        x, wanted = tau * x, mass * (length / longest).pow(form.alpha)
-        if form.h == "sigmoid":
-            x, wanted = x - length.log(), torch.full_like(length, mass)
-        shift = solve_shift(h, x, wanted)
-        sees_a_key = torch.isfinite(x).any(-1, keepdim=True)
-        counted = sees_a_key if counts is None else sees_a_key & counts
-        yield torch.cat([queries.double(), shift.double(), counted.double()], -1)
+    queries, x, length, counts = sample.logit_rows(form)
+    longest = float(x.shape[-1] if isinstance(form.length, str) else form.length)
+    x, wanted = tau * x, mass * (length / longest).pow(form.alpha)
+    if form.h == "sigmoid":
+        x, wanted = x - length.log(), torch.full_like(length, mass)
+    shift = solve_shift(H[form.h].value, x, wanted)
+    sees_a_key = torch.isfinite(x).any(-1, keepdim=True)
+    counted = sees_a_key if counts is None else sees_a_key & counts
+    return torch.cat([queries.double(), shift.double(), counted.double()], -1)
 
 
 def solve_shift(h: Callable[[Tensor], Tensor], x: Tensor, mass: Tensor | float) -> Tensor:
@@ -169,7 +165,7 @@ def _solved(h: Callable[[Tensor], Tensor], x: Tensor, mass: Tensor) -> Tensor:
     low = seen.amin(-1, keepdim=True) - mass - 1
     high = seen.amax(-1, keepdim=True) + math.log1p(x.shape[-1] / 0.1)
     vanishes = float(h(x.new_tensor([2 * MASKED_LOGIT]))) == 0.0
-    seen = torch.where(finite, x, 2 * MASKED_LOGIT) if vanishes else seen
+    seen = torch.where(finite, x, low + 2 * MASKED_LOGIT) if vanishes else seen
 
     def excess(t: Tensor) -> Tensor:
         values = h(seen - t)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -22,9 +21,6 @@ from attnpass.recover.padding import key_padding
 
 LOGIT_ITEMS = 8
 """Items of a sample whose logits are computed."""
-
-LOGIT_ROWS = 256
-"""Query rows whose logits are in memory at a time."""
 
 SHIFT_ROWS = 128
 """Query rows of an item whose shift is solved for."""
@@ -95,11 +91,8 @@ class Sample:
         out: Tensor = with_causal(form, self.causal)(self.q, self.k, self.v, self.bias, self.keep)
         return out
 
-    def logit_rows(self, form: Pointwise) -> Iterator[LogitRows]:
-        """At most some ``SHIFT_ROWS`` rows of a few items, evenly spaced, block by block.
-
-        Never more than some ``LOGIT_ROWS * S`` logits of a head are in memory.
-        """
+    def logit_rows(self, form: Pointwise) -> LogitRows:
+        """At most twice ``SHIFT_ROWS`` rows of a few items, evenly spaced."""
         form = with_causal(form, self.causal)
         q, k = self.q[:LOGIT_ITEMS].float(), self.k[:LOGIT_ITEMS].float()
         if form.k0 is not None:
@@ -107,24 +100,22 @@ class Sample:
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         bias, keep = (_with_four_axes(x) for x in (self.bias, self.keep))
         length, tokens = form.row_lengths(q, k, keep), q.shape[2]
-        step = max(tokens // SHIFT_ROWS, 1)
-        for i in range(0, tokens, LOGIT_ROWS * step):
-            rows = slice(i, i + LOGIT_ROWS * step, step)
-            x = q[:, :, rows] @ k.transpose(-1, -2) * form.scale
-            if bias is not None:
-                x = x + (bias if bias.shape[2] == 1 else bias[:, :, rows]).float()
-                x = x.masked_fill(x < MASKED_LOGIT, -math.inf)
-            if keep is not None:
-                x = x.masked_fill(~(keep if keep.shape[2] == 1 else keep[:, :, rows]), -math.inf)
-            if form.causal:
-                at = torch.arange(tokens, device=x.device)[rows].unsqueeze(1)
-                x = x.masked_fill(torch.arange(x.shape[3], device=x.device) > at, -math.inf)
-            yield LogitRows(
-                queries=self.q[:LOGIT_ITEMS, :, rows],
-                logits=x,
-                length=length if length.shape[2] == 1 else length[:, :, rows],
-                counts=None if self.rows is None else self.rows[:LOGIT_ITEMS, :, rows],
-            )
+        rows = slice(None, None, max(tokens // SHIFT_ROWS, 1))
+        x = q[:, :, rows] @ k.transpose(-1, -2) * form.scale
+        if bias is not None:
+            x = x + (bias if bias.shape[2] == 1 else bias[:, :, rows]).float()
+            x = x.masked_fill(x < MASKED_LOGIT, -math.inf)
+        if keep is not None:
+            x = x.masked_fill(~(keep if keep.shape[2] == 1 else keep[:, :, rows]), -math.inf)
+        if form.causal:
+            at = torch.arange(tokens, device=x.device)[rows].unsqueeze(1)
+            x = x.masked_fill(torch.arange(x.shape[3], device=x.device) > at, -math.inf)
+        return LogitRows(
+            queries=self.q[:LOGIT_ITEMS, :, rows],
+            logits=x,
+            length=length if length.shape[2] == 1 else length[:, :, rows],
+            counts=None if self.rows is None else self.rows[:LOGIT_ITEMS, :, rows],
+        )
 
 
 @dataclass
@@ -172,12 +163,12 @@ class MapSample:
         out: Tensor = with_causal(form, False)(self.logits, self.keep)
         return out
 
-    def logit_rows(self, form: Pointwise) -> Iterator[LogitRows]:
+    def logit_rows(self, form: Pointwise) -> LogitRows:
         """All rows at once; their queries are not known."""
         x = self.logits.float()
         x = x.masked_fill(~self.keep | (x < MASKED_LOGIT), -math.inf)
         length = with_causal(form, False).row_lengths(x, x.transpose(2, 3), self.keep)
-        yield LogitRows(x.new_empty((*x.shape[:3], 0)), x, length, self.rows)
+        return LogitRows(x.new_empty((*x.shape[:3], 0)), x, length, self.rows)
 
 
 def with_causal(form: Form, causal: bool | None) -> Form:

@@ -6,14 +6,14 @@ import itertools
 import statistics
 
 import pytest
-from scripts import problems, search
+from scripts import search, search_problems
 
-MODEL = problems.Interaction(1.0, 0.5, 0.5, 0.9, 0.0, 0.0, 0.3, 0)
+MODEL = search_problems.Interaction(1.0, 0.5, 0.5, 0.9, 0.0, 0.0, 0.3, 0)
 SAVING = {"sigmoid": 1.0, "hydra": 3.0}
 DAMAGE = {
     f"s{i}": {"softmax": 0.0, "sigmoid": 0.01 * (i + 1), "hydra": 0.03 * (i + 1)} for i in range(6)
 }
-SMALL = problems.Problem(DAMAGE, MODEL, SAVING, 40.0, 400, 0.02, None, "made up")
+SMALL = search_problems.Problem(DAMAGE, MODEL, SAVING, 40.0, 400, 0.02, None, "made up")
 
 
 def test_the_best_plan_is_that_of_all_plans():
@@ -28,10 +28,10 @@ def test_the_best_plan_is_that_of_all_plans():
 
 
 def test_the_model_finds_what_its_drops_were_made_of():
-    made = problems.Interaction(0.75, 1.0, 2.0, 0.9, 0, 0, 0, 0)
+    made = search_problems.Interaction(0.75, 1.0, 2.0, 0.9, 0, 0, 0, 0)
     damages = [[0.01], [0.1], [0.01, 0.02, 0.3], [0.001, 0.5], [0.2, 0.2]]
     plans = [(d, made.drop(2.0 * sum(x**0.75 for x in d)), 10_000) for d in damages]
-    found = problems.fitted(plans, 0.9, problems.SHAPES)
+    found = search_problems.fitted(plans, 0.9, search_problems.SHAPES)
     assert (found.steep, found.power) == (0.75, 1.0)
     assert found.scale == pytest.approx(2.0, rel=0.05) and found.error < 0.005
     assert made.drop(made.total(0.1)) == pytest.approx(0.1)
@@ -41,7 +41,7 @@ def test_the_model_finds_what_its_drops_were_made_of():
 def test_a_plan_looks_as_bad_as_it_is(drop):
     base, plan = SMALL.scores(drop, None)
     assert float((base - plan).mean()) == pytest.approx(drop, abs=1 / SMALL.items)
-    seen = [SMALL.scores(drop, problems.Draw(400, seed)) for seed in range(20)]
+    seen = [SMALL.scores(drop, search_problems.Draw(400, seed)) for seed in range(20)]
     found = statistics.fmean(float((a - b).mean()) for a, b in seen)
     assert found == pytest.approx(drop, abs=0.03)
 

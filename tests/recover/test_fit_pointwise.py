@@ -30,6 +30,15 @@ def test_a_shift_gives_every_row_its_mass(h):
     torch.testing.assert_close(found, mass.expand_as(found), rtol=1e-4, atol=1e-4)
 
 
+def test_masked_keys_count_for_nothing_beside_large_logits():
+    torch.manual_seed(0)
+    x = torch.randn(4, 16) - 12_000
+    x[:, 8:] = -math.inf
+    shift = solve_shift(torch.relu, x, 8.0)
+    found = torch.relu(x[:, :8] - shift).sum(-1)
+    torch.testing.assert_close(found, torch.full((4,), 8.0), rtol=2e-3, atol=0)
+
+
 def skewed(padding: bool = False) -> Sample:
     """Keys whose mean says little of what softmax divides by."""
     torch.manual_seed(0)

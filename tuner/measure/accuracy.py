@@ -103,8 +103,6 @@ def scores(
         found[i], more[i] = _every(task, output, target, lowest)
         if rejection is not None and rejection(found):
             break
-    if rejection is not None:
-        rejection.note(found)
     done = sorted(found)
     joined = {m: torch.cat([more[i][m] for i in done]) for m in task.metrics}
     main = torch.cat([found[i] for i in done])

@@ -18,12 +18,12 @@ class PackedPlan:
     """A plan as bytes.
 
     Attributes:
-        document: its JSON. tensors: as safetensors, empty where it has none. hash: of the plan.
+        hash: of the plan. document: its JSON. tensors: as safetensors, empty where it has none.
     """
 
+    hash: str
     document: str
     tensors: bytes = b""
-    hash: str = ""
 
     @classmethod
     def of(cls, plan: Plan) -> PackedPlan:
@@ -32,7 +32,7 @@ class PackedPlan:
 
         tensors = plan.tensors()
         packed = save(tensors) if tensors else b""
-        return cls(json.dumps(plan.as_dict()), packed, plan.hash)
+        return cls(plan.hash, json.dumps(plan.as_dict()), packed)
 
     def plan(self) -> Plan:
         """The plan of these bytes; nothing is unpickled.

@@ -1,7 +1,7 @@
 """The plans of a run and their accuracy on the selection; each plan is scored once.
 
 First every useful (site, choice) alone (its damage), then whole plans: from the integer program,
-the papers' recipes, and Optuna.
+the papers' recipes, and proposals by what was learned of effects and by Optuna.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from attnpass import environment
 from attnpass.plan import Plan
@@ -103,6 +104,7 @@ class Candidates:
             self.session.keep("accuracy", plan.hash, context, value)
         elif not self.session.verified:
             self._verify(plan, value)
+        self.rejection.note(self._by_batch(value))  # in the same order when a run goes on
         taken = torch.tensor(value["scores"], dtype=torch.float64)
         same = base[[i for b in value["batches"] for i in self.positions[b]]]
         more = {m: torch.tensor(x, dtype=torch.float64) for m, x in value.get("more", {}).items()}
@@ -129,7 +131,7 @@ class Candidates:
         return float(value["divergence"])
 
     def _fits(self, value: Value) -> bool:
-        """Whether stored scores are of all items, or of the first ones where it was stopped."""
+        """Whether stored scores are of all items, or of enough to stop here as well."""
         if not {"scores", "complete", "batches"} <= value.keys():
             return False
         batches, found, more = value["batches"], len(value["scores"]), value.get("more", {})
@@ -137,7 +139,14 @@ class Candidates:
             return False
         wanted = sum(len(self.positions[b]) for b in batches)
         whole = value["complete"] == (len(batches) == len(self.positions))
-        return 0 < found == wanted and whole and all(len(x) == found for x in more.values())
+        sized = 0 < found == wanted and whole and all(len(x) == found for x in more.values())
+        return sized and (value["complete"] or self.rejection(self._by_batch(value)))
+
+    def _by_batch(self, value: Value) -> dict[int, Tensor]:
+        """Stored scores by batch."""
+        sizes = [len(self.positions[b]) for b in value["batches"]]
+        parts = torch.tensor(value["scores"], dtype=torch.float64).split(sizes)
+        return dict(zip(value["batches"], parts, strict=True))
 
     def _verify(self, plan: Plan, value: Value) -> None:
         """Compare the first stored scores of a plan with those of now, on the canary's items.
@@ -217,6 +226,37 @@ def measure_damage(candidates: Candidates) -> Iterator[Damage]:
             yield damage
 
 
+class Told:
+    """What effects are told of a plan: the bound on its drop, over that of the unchanged model.
+
+    Attributes:
+        room: the bound that is allowed, over that of the unchanged model; not above 0 where no
+            plan can keep the limits.
+    """
+
+    def __init__(self, candidates: Candidates) -> None:
+        self.limits, self.rejection = candidates.inspection.limits, candidates.rejection
+        baseline = candidates.baseline
+        self.items = len(baseline.selection)
+        bases = {"": baseline.selection, **{m: x[0] for m, x in baseline.more.items()}}
+        self.same = {m: bound(x, x).upper for m, x in bases.items()}
+        rooms = {m: self.limits[m] - same for m, same in self.same.items()}
+        self.room = rooms[""] if min(rooms.values()) > 0 else 0.0
+
+    def of(self, candidate: Candidate) -> tuple[float, float]:
+        """The bound, by the metric that is worst, as a drop of the first; its standard error."""
+        assert candidate.selection is not None
+        drop, share = candidate.selection.drop, len(candidate.scores) / self.items
+        if share < 1 and self.rejection.exact:
+            # scored on the hardest items alone: the others lose between nothing and as much
+            return drop * share, drop * (1 - share)
+        bounds = {"": candidate.selection, **candidate.others}
+        shares = [
+            (x.upper - self.same[m]) / (self.limits[m] - self.same[m]) for m, x in bounds.items()
+        ]
+        return self.room * max(shares), standard_error(candidate.selection)
+
+
 class OutOfTimeError(Exception):
     """The search has to leave the rest of its time to the stages after it."""
 
@@ -224,7 +264,7 @@ class OutOfTimeError(Exception):
 def search_plans(
     candidates: Candidates, damage: Damage, reserve: Callable[[], float] = lambda: 0.0
 ) -> None:
-    """Score the plans of the integer program, the recipes, then those that Optuna proposes.
+    """Score the plans of the integer program, the recipes, then those that are proposed.
 
     Fewer where the budget has less left than the ``reserve``, the seconds that the finalists need.
 
@@ -239,10 +279,10 @@ def search_plans(
         return
     settings, base = candidates.inspection.settings, candidates.baseline.selection
     budget, unchanged = candidates.session.budget, dict.fromkeys(damage, "softmax")
-    same = bound(base, base)
-    if same.upper < settings.max_drop:
-        room, per_site = settings.max_drop - same.upper, candidates.savings.per_site
-        candidates.effects = Effects(damage, per_site, room, settings.seed)
+    same, told = bound(base, base), Told(candidates)
+    if told.room > 0:
+        per_site = candidates.savings.per_site
+        candidates.effects = Effects(damage, per_site, told.room, settings.seed)
     effects = candidates.effects
     with candidates.session.progress.stage("search", settings.limits["trials"]) as step:
 
@@ -254,8 +294,7 @@ def search_plans(
             found = candidates.of(assignment)
             assert found.selection is not None
             if effects:
-                error = standard_error(found.selection)
-                effects.tell(assignment, found.excess + effects.allowed, error)
+                effects.tell(assignment, *told.of(found))
             step(f"{found.cost:.1f} ms, {found.selection.score:.3f}")
             late = found.cost / settings.max_ms - 1 if settings.max_ms else -1.0
             return Outcome(found.cost, max(found.excess, late))

@@ -28,18 +28,18 @@ def chance(
     limit: float,
     items: int,
     confidence: float,
-    believed: tuple[float, float] | None = None,
+    correction: tuple[float, float] | None = None,
 ) -> float:
     """How likely ``items`` new ones prove a drop within ``limit``, 0 to 1, by normal errors.
 
     Args:
         base, plan: scores ``[N]`` of the items that select.
-        believed: how much the bound is above what these items say, and its standard error, where
+        correction: how much the bound is above what these items say, and its standard error, where
             more is known than they.
     """
     from scipy import stats
 
-    above, error = believed or (0.0, standard_error(bound(base, plan)))
+    above, error = correction or (0.0, standard_error(bound(base, plan)))
     foreseen = bound(base, plan, confidence, items)
     error = math.hypot(error, standard_error(foreseen))
     return float(stats.norm.cdf((limit - foreseen.upper - above) / max(error, 1e-12)))

@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
-UNSURE, SHARED = 1.0, 0.5
-"""Standard deviation of an effect before anything is scored, and of the constant, as shares."""
+SHARED = 0.5
+"""Standard deviation of the constant, as a share of it, where plans are corrected. That of an
+effect, before any plan is scored, is the effect itself."""
 
-NOISE, MISFIT = 0.2, 0.1
-"""Standard deviation of a plan's sum: as a share of the allowed sum, and of the sum itself."""
+MISFIT = 0.1
+"""Standard deviation of what effects do not explain, as a share of a plan's sum, at least of the
+allowed one."""
 
 TEMPER = 0.4
 """Share of the standard deviation with which effects are drawn: many plans are compared under
@@ -42,8 +44,9 @@ LEAST, MOST = 1e-3, 1e3
 GRID = 1000
 """Steps of the allowed sum in which effects are counted."""
 
-FLOOR = 0.05
-"""Bounds are taken as no less than this share of what is allowed."""
+FLOOR, CEILING = 0.05, 1e3
+"""Bounds are taken as no less than this share of what is allowed, and as no more than so many
+times as much."""
 
 Array = Any
 
@@ -89,16 +92,15 @@ class Effects:
 
     def propose(self) -> dict[str, str]:
         """The fastest plan that keeps the limit under effects drawn from what is known."""
-        made, over, _ = self._seen()
-        power, expected = self._shape(made, over)
+        made, over, errors = self._seen()
+        power, expected = self._shape(made, over, errors)
         sums, room = over**power, self.allowed**power
-        error = NOISE * room + MISFIT * sums
+        error = self._error(over, errors, power)
         # drawn as if nothing was scored, then corrected by how wrong that is of the scored plans
-        spread = UNSURE * expected
-        drawn = expected + TEMPER * spread * self.draw.standard_normal(len(expected))
+        drawn = expected * (1 + TEMPER * self.draw.standard_normal(len(expected)))
         wrong = sums - made @ drawn - TEMPER * error * self.draw.standard_normal(len(sums))
-        both = (made * spread**2) @ made.T + np.diag(error**2)
-        drawn = drawn + spread**2 * (made.T @ np.linalg.solve(both, wrong))
+        both = (made * expected**2) @ made.T + np.diag(error**2)
+        drawn = drawn + expected**2 * (made.T @ np.linalg.solve(both, wrong))
         self._turn += 1
         share = SHARES[self._turn % len(SHARES)]
         return self._fastest(np.maximum(drawn, 0.0) / (share * room))
@@ -109,15 +111,16 @@ class Effects:
         Its bound over that of the unchanged model, and the standard error that is left.
         """
         made, over, errors = self._seen()
-        power, expected = self._shape(made, over)
+        power, expected = self._shape(made, over, errors)
         sums, foreseen = over**power, made @ expected
-        misfit = MISFIT * np.maximum(sums, self.allowed**power)
-        both = (made * (UNSURE * expected) ** 2) @ made.T + np.diag(misfit**2)
+        error = self._error(over, errors, power)
+        own = (over + errors) ** power - sums  # that part is chance
+        both = (made * expected**2) @ made.T + np.diag(error**2)
         both += SHARED**2 * np.outer(foreseen, foreseen)
-        own = (over + errors) ** power - sums
-        gain = np.linalg.solve(both + np.diag(own**2), both).T
+        true = both - np.diag(own**2)
+        gain = np.linalg.solve(both, true).T
         mean = np.maximum(foreseen + gain @ (sums - foreseen), 0.0)
-        left = np.sqrt(np.maximum(np.diag(both - gain @ both), 0.0))
+        left = np.sqrt(np.maximum(np.diag(true - gain @ true), 0.0))
         found = mean ** (1 / power)
         rows = zip(found, (mean + left) ** (1 / power) - found, strict=True)
         return dict(zip(self.plans, ((float(x), float(e)) for x, e in rows), strict=True))
@@ -128,29 +131,33 @@ class Effects:
         for row, plan in zip(made, self.plans, strict=True):
             row[[self.at[pair] for pair in zip(self.sites, plan, strict=True)]] = 1.0
         over, errors = np.array([*self.plans.values()]).reshape(-1, 2).T
-        return (
-            made * self.changes,
-            np.maximum(over, FLOOR * self.allowed),
-            np.clip(errors, 0.0, 1e6),
-        )
+        over = np.clip(over, FLOOR * self.allowed, CEILING * self.allowed)
+        return made * self.changes, over, np.clip(errors, 0.0, CEILING * self.allowed)
 
-    def _shape(self, made: Array, over: Array) -> tuple[float, Array]:
+    def _error(self, over: Array, errors: Array, power: float) -> Array:
+        """The standard deviation of each plan's sum, as far as effects do not explain it."""
+        sums = over**power
+        own = (over + errors) ** power - sums
+        return np.hypot(MISFIT * np.maximum(sums, self.allowed**power), own)
+
+    def _shape(self, made: Array, over: Array, errors: Array) -> tuple[float, Array]:
         """The power, and the effects before any plan, under which the plans are likeliest."""
         if len(self.plans) >= self._fitted * 5 / 4:  # else they say about the same
             self._fitted = len(self.plans)
             tried = [
-                self._likely(made, over, *powers) for powers in itertools.product(POWERS, STEEP)
+                self._likely(made, over, errors, *powers)
+                for powers in itertools.product(POWERS, STEEP)
             ]
             self._fit = max(tried, key=lambda row: row[0])[1:]
         return self._fit
 
     def _likely(
-        self, made: Array, over: Array, power: float, steep: float
+        self, made: Array, over: Array, errors: Array, power: float, steep: float
     ) -> tuple[float, float, Array]:
         """How likely the plans are under powers and the best constant; the rest as ``_shape``."""
         sums, shape = over**power, self.moved**steep
-        error = NOISE * self.allowed**power + MISFIT * sums
-        foreseen, spread = made @ shape, (made * (UNSURE * shape) ** 2) @ made.T
+        error = self._error(over, errors, power)
+        foreseen, spread = made @ shape, (made * shape**2) @ made.T
         middle = float(sums.mean() / max(float(foreseen.mean()), 1e-12))
         found = []
         for scale in SCALES * middle:

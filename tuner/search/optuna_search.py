@@ -1,4 +1,4 @@
-"""Optuna refines: ask and tell, one coordinator, the study in memory.
+"""Optuna's study of a search: ask and tell, one coordinator, in memory.
 
 The study is rebuilt from cached evaluations whenever the same command runs again, so nothing of it
 is stored. Infeasible and failed plans are told as constraints with values, never as failures: a
@@ -81,7 +81,7 @@ def search(
 
 def _learned(effects: Effects, known: Container[tuple[str, ...]]) -> dict[str, str] | None:
     """A plan that is not known, proposed by the effects; None where none is."""
-    proposed = (effects.propose() for _ in range(DRAWS))
+    proposed = (effects.propose() for _ in range(DRAWS if effects.plans else 0))
     return next((p for p in proposed if tuple(p.values()) not in known), None)
 
 

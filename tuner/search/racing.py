@@ -80,24 +80,24 @@ def likely(
     candidates: Candidates,
     candidate: Candidate,
     confidence: float,
-    believed: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    corrections: Mapping[str, tuple[float, float]] = MappingProxyType({}),
 ) -> float:
     """The chance that the held-out items prove a plan at ``confidence``.
 
-    ``believed`` is what all plans together tell of some, as ``chance`` takes it.
+    ``corrections`` are those of some plans by hash, as ``chance`` takes them.
     """
     baseline = candidates.baseline
     if len(candidate.scores) < len(baseline.selection):
         return 0.0
     limits, items = candidates.inspection.limits, len(baseline.held_out)
-    known = believed.get(candidate.plan.hash)
+    known = corrections.get(candidate.plan.hash)
     found = [chance(baseline.selection, candidate.scores, limits[""], items, confidence, known)]
     for m, taken in candidate.more.items():
         found.append(chance(baseline.more[m][0], taken, limits[m], items, confidence))
     return min(found)
 
 
-def believed(candidates: Candidates) -> dict[str, tuple[float, float]]:
+def corrections(candidates: Candidates) -> dict[str, tuple[float, float]]:
     """By plan how much its bound is above what its own scores say, and the error that is left.
 
     Of plans as they were searched, by one metric; what was distilled since has scores of its own.
@@ -151,7 +151,7 @@ def choose_finalists(candidates: Candidates, affordable: int | None = None) -> l
     if not baseline.split.crossed:
         most = candidates.inspection.settings.limits["finalists"]
         most = most if affordable is None else min(most, affordable)
-        told = believed(candidates)
+        told = corrections(candidates)
         return choose(
             tried, lambda c: gain(candidates, c), lambda c, p: likely(candidates, c, p, told), most
         )

@@ -78,7 +78,7 @@ def test_replies_are_those_of_the_worker(made):
         f"{why}; a worker elsewhere has the task's one file, and no other file of the"
         " coordinator's"
     )
-    damaged = PackedRequest(Protocol(1), (PackedPlan('{"sites": 3}'),))
+    damaged = PackedRequest(Protocol(1), (PackedPlan("", '{"sites": 3}'),))
     found = made().answer(damaged)
     assert found.outcome == "compile_error" and "expected a plan" in found.why
 

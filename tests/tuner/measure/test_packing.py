@@ -30,7 +30,7 @@ def test_a_plan_arrives_with_its_parameters(plan):
 
 def test_a_damaged_plan_is_refused(plan):
     with pytest.raises(PlanError):
-        PackedPlan('{"sites": 3}').plan()
+        PackedPlan("", '{"sites": 3}').plan()
 
 
 def test_a_worker_gets_files(plan):

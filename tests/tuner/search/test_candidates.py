@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tuning import pool, rows
 
 from attnpass.store import Store
-from attnpass.tuner.measure import Scored
+from attnpass.tuner.measure import Scored, bound
 from attnpass.tuner.search import candidates as module
 from attnpass.tuner.search.budget import Budget
-from attnpass.tuner.search.candidates import first_plans, measure_damage, search_plans
+from attnpass.tuner.search.candidate import Candidate
+from attnpass.tuner.search.candidates import Told, first_plans, measure_damage, search_plans
 from attnpass.tuner.search.session import NotReproducedError
 from attnpass.tuner.search.settings import REJECTED
 from attnpass.tuner.search.speed import Savings
@@ -67,6 +70,50 @@ def test_a_hopeless_plan_is_rejected_without_its_divergence(tmp_path, monkeypatc
         found = pool(store).of({"blocks.0.attn": "hydra"})
     assert found.divergence == REJECTED and len(found.scores) == 10
     assert found.assignment["blocks.1.attn"] == "softmax"
+
+
+def test_what_was_stopped_early_is_taken_where_it_would_be_stopped_again(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        candidates.library.calibrate(candidates.session)
+        first = candidates.rejection.order[0]
+        size = len(candidates.positions[first])
+        hopeless = {"scores": [0.0] * size, "batches": [first], "complete": False, "more": {}}
+        limits = []
+        for limit in (0.0, 0.99):
+            candidates.rejection.limit = limit
+            limits.append(candidates._fits(hopeless))
+        assert limits == [True, False], "a run that allows more scores it anew"
+
+
+def test_a_run_that_goes_on_knows_where_plans_lost(finished):
+    """The order of batches, and so where the next plan is stopped, is that of one run."""
+    with Store(finished.path) as store:
+        candidates = pool(store)
+        candidates.library.calibrate(candidates.session)
+        for found in finished.candidates.tried.values():
+            candidates.of(found.assignment)
+    assert candidates.rejection.losses == finished.candidates.rejection.losses
+
+
+def test_effects_are_told_the_worst_metric_and_what_is_known_of_a_plan_stopped_early(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        base, limit = candidates.baseline.selection, candidates.inspection.limits[""]
+        told = Told(candidates)
+        same = bound(base, base)
+        assert told.room == pytest.approx(limit - same.upper)
+        whole = Candidate({}, candidates.library.plan({}), scores=base, selection=same)
+        assert told.of(whole)[0] == 0.0
+        part, lost = base[:20], base[:20] * 0
+        early = replace(whole, scores=lost, selection=bound(part, lost))
+        over, error = told.of(early)
+        drop = float(part.mean())
+        assert over == pytest.approx(drop * 20 / len(base)) and over + error == pytest.approx(drop)
+        # another metric with half the room: its bound counts twice
+        told.same, told.limits = {**told.same, "m": 0.0}, {**told.limits, "m": told.room / 2}
+        worse = replace(whole, others={"m": replace(same, upper=told.room / 4)})
+        assert told.of(worse)[0] == pytest.approx(told.room / 2)
 
 
 def test_outputs_that_are_not_finite_are_rejected(tmp_path, monkeypatch):

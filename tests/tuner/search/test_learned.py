@@ -93,6 +93,18 @@ def test_a_plan_that_was_measured_well_is_believed_itself():
         assert told_of[tuple(plan.values())][0] == pytest.approx(over(plan, true), rel=0.1)
 
 
+@pytest.mark.parametrize(("allowed", "most"), [(0.01, 1e4), (1e-6, 0.9), (0.01, math.inf)])
+def test_plans_that_are_far_out_are_no_obstacle(allowed, most):
+    draw = np.random.default_rng(0)
+    effects = Effects(DAMAGE, SAVING, allowed)
+    for _ in range(60):
+        plan = {s: str(draw.choice(list(row))) for s, row in DAMAGE.items()}
+        over = 0.0 if draw.random() < 0.5 else most
+        effects.tell(plan, over, most if math.isinf(most) else most / 10)
+        assert list(effects.propose()) == SITES
+    assert all(math.isfinite(x) and math.isfinite(e) for x, e in effects.believed().values())
+
+
 def test_damage_that_is_nothing_or_off_the_scale_is_no_obstacle():
     damage = {"a": {"softmax": 0.0, "hydra": 0.0}, "b": {"softmax": 0.0, "hydra": 1e3}}
     effects = Effects(damage, {"hydra": 1.0}, allowed=0.01)

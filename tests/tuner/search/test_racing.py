@@ -17,8 +17,8 @@ from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.learned import Effects
 from attnpass.tuner.search.plan_row import Recovery
 from attnpass.tuner.search.racing import (
-    believed,
     choose_finalists,
+    corrections,
     gain,
     judge_held_out,
     likely,
@@ -149,7 +149,7 @@ def test_what_other_plans_tell_of_its_parts_corrects_a_lucky_plan(judged):
     sites = [s.name for s in candidates.inspection.sites]
     damage = {s: {"softmax": 0.0, "hydra": 0.5} for s in sites}
     effects = candidates.effects = Effects(damage, {"hydra": 1.0}, allowed=0.01)
-    assert believed(candidates) == {}, "nothing is known yet"
+    assert corrections(candidates) == {}, "nothing is known yet"
     for site in sites:
         effects.tell({s: "hydra" if s == site else "softmax" for s in sites}, 0.02, 0.001)
     assignment = dict.fromkeys(sites, "hydra")
@@ -159,7 +159,7 @@ def test_what_other_plans_tell_of_its_parts_corrects_a_lucky_plan(judged):
     )
     effects.tell(assignment, 0.0, 0.01)
     candidates.tried = {c.plan.hash: c for c in (lucky, trained)}
-    told = believed(candidates)
+    told = corrections(candidates)
     ((name, (above, error)),) = told.items()
     assert name == lucky.plan.hash and above > 0.02 and error > 0
     assert likely(candidates, lucky, 0.95, told) < likely(candidates, lucky, 0.95)

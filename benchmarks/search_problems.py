@@ -8,7 +8,7 @@ processes shows it (`benchmarks/trust.py`). The drops of plans are a model of in
 under another power, saturating, is the drop. Powers and constant are fitted to the few plans whose
 drops are recorded; as far as these are off, the effects of every seed are changed at random. So
 the damage misleads the search, and the best plan is known exactly, from an integer program. The
-search is told the bound that the selection's items, give.
+search is told the bound that the selection's items give.
 """
 
 from __future__ import annotations
