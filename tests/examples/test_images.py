@@ -34,7 +34,7 @@ def test_positions_are_spread_over_the_larger_grid():
 @pytest.mark.slow
 def test_the_task_has_twelve_layers_of_1025_tokens():
     task = images.task()
-    sites = attnpass.find_sites(task.model, *task.example)
+    sites = attnpass.Capture(task.model).trace(*task.example).sites
     assert len(sites) == 12 and {s.query_len for s in sites} == {1025}
     with torch.no_grad():
         inputs, labels = task.validation[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -151,9 +152,9 @@ class Latencies:
     ) -> Iterator[tuple[str, Timed | MeasureError]]:
         """The times of each plan beside one that runs twice: ``[beside, beside, plan]``.
 
-        Those that are not stored are taken together, which runs ``beside`` once for all; where
-        that fails, one after the other. A pool takes each by another worker. ``plans`` are by
-        their subject in the store.
+        Those that are not stored are taken together, as many as there is time for, which runs
+        ``beside`` once for all; where that fails, one after the other. A pool takes each by
+        another worker. ``plans`` are by their subject in the store.
         """
         self.take_ahead({subject: [beside, beside, plan] for subject, plan in plans.items()})
         missing = {
@@ -161,11 +162,16 @@ class Latencies:
             for subject, plan in plans.items()
             if self._stored("latency", subject, [beside, beside, plan], True, False) is None
         }
-        if len(missing) > 1 and self.left() > 0:
-            reply = self._steady(f"{len(missing)} choices", [beside, beside, *missing.values()])
+        waiting = list(missing)
+        while len(waiting) > 1 and self.left() > 0:
+            count = self._affordable()
+            group, waiting = waiting[:count], waiting[count:]
+            told = f"{len(group)} choices"
+            reply = self._steady(told, [beside, beside, *(missing[s] for s in group)])
             if isinstance(reply, Times):
-                for i, (subject, plan) in enumerate(missing.items(), 2):
-                    self._keep("latency", subject, [beside, beside, plan], reply.only(0, 1, i))
+                for i, subject in enumerate(group, 2):
+                    together = [beside, beside, missing[subject]]
+                    self._keep("latency", subject, together, reply.only(0, 1, i))
         for subject, plan in plans.items():
             if subject in missing and ("latency", subject) not in self.taken and self.left() <= 0:
                 yield subject, MeasureError("expected time left in the budget, got none")
@@ -174,6 +180,13 @@ class Latencies:
                 yield subject, self.times(subject, [beside, beside, plan], spare=True)
             except MeasureError as error:
                 yield subject, error
+
+    def _affordable(self) -> int:
+        """How many plans the stage can still time, two at least, by the requests so far."""
+        per_plan = max((seconds / plans for plans, seconds in self.asked[-4:]), default=0.0)
+        if math.isinf(self.left()) or not per_plan:
+            return sys.maxsize
+        return max(2, int(self.left() / per_plan) - 2)
 
     def of_threads(self, threads: int, rounds: int) -> Timed:
         """The unchanged model twice, with so many threads.

@@ -7,7 +7,7 @@ Puzzle (2411.19146).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
@@ -28,19 +28,30 @@ class PieceLibrary:
         self.inspection = inspection
         self.pieces: dict[tuple[str, str], Piece] = {}
 
-    def calibrate(self, session: Session) -> dict[str, dict[str, float]]:
-        """Fit every (site, choice) to the original activations; the errors left, per choice.
+    def calibrate(
+        self,
+        session: Session,
+        choices: Sequence[str] = (),
+        reserve: Callable[[], float] = lambda: 0.0,
+    ) -> dict[str, dict[str, float]]:
+        """Fit choices, where they are legal, to the original activations; the errors left of each.
+
+        ``choices``: all by default, else those to fit, the most important first: where the budget
+        has less left than the ``reserve``, the rest is left out.
 
         Raises:
             KeyboardInterrupt: the run is to stop; the choices fitted so far stay calibrated.
         """
         capture, legal = self.inspection.capture, self.inspection.legal.values()
-        choices = [c for c in self.inspection.settings.forms if any(c in row for row in legal)]
-        errors = {}
-        with session.progress.stage("calibrate", len(choices)) as step:
+        every = [c for c in self.inspection.settings.forms if any(c in row for row in legal)]
+        asked, errors = list(choices) or every, dict[str, dict[str, float]]()
+        with session.progress.stage("calibrate", len(asked)) as step:
             observed = observe(capture, list(self.inspection.task.calibration))
-            for choice in choices:
+            for i, choice in enumerate(asked):
                 session.stop.check()
+                if session.budget.left < reserve():
+                    session.budget.leave_out(f"calibration: {', '.join(asked[i:])}")
+                    break
                 plan = self.everywhere(choice)
                 errors[choice] = fit_sites(capture, plan, observed)
                 self.keep(choice, plan)

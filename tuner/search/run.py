@@ -126,7 +126,6 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     latencies.left = budget.stage()
     yield (found := replace(found, threads=compare_threads(latencies, ceiling)))
     library = PieceLibrary(inspection)
-    yield (found := replace(found, fit=library.calibrate(session)))
     latencies.left = budget.stage()
     savings = measure_savings(latencies, library, ceiling)
     yield (found := replace(found, savings=savings))
@@ -134,6 +133,11 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
         return
     reserve = Reserve(latencies, baseline)
     session.progress.say(reserve.outlook(), style="dim")
+    useful = sorted(savings.useful, key=savings.of, reverse=True)
+    yield (found := replace(found, fit=library.calibrate(session, useful, reserve.needed)))
+    savings = savings.only(found.fit)
+    if not savings.useful:
+        return
     watched = () if baseline.split.crossed else baseline.split.selection
     distillation = Distillation(inspection, session, watched)
     if settings.recover == "distil":
