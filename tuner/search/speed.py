@@ -132,7 +132,7 @@ def measure_savings(latencies: Latencies, library: PieceLibrary, ceiling: Ceilin
     hopeless = [c for c in asked if not ceiling.allows(form_of(c)[0])]
     if hopeless:
         progress.say(f"no gain possible, not timed: {', '.join(hopeless)}")
-    timed_first = sorted((c for c in asked if c not in hopeless), key=_promise)
+    timed_first = sorted((c for c in asked if c not in hopeless), key=promise)
     plans, untimed = {c: library.everywhere(c) for c in timed_first}, list[str]()
     subjects = {plan.hash + over: (choice, plan) for choice, plan in plans.items()}
     timings = {subject: plan for subject, (_, plan) in subjects.items()}
@@ -166,7 +166,7 @@ def measure_savings(latencies: Latencies, library: PieceLibrary, ceiling: Ceilin
     return Savings(saved, ratios, slower, undecided, base_ms / ceiling.most)
 
 
-def _promise(choice: str) -> int:
+def promise(choice: str) -> int:
     """Where a choice stands in the order in which they are timed: those that save most first."""
     return {"hydra": 0, "skipat": 1}.get(form_of(choice)[0], 2)
 

@@ -11,6 +11,7 @@ from attnpass.plan import assign
 from attnpass.recover import fit_sites, observe
 from attnpass.store import Store
 from attnpass.task import load_task
+from attnpass.tuner.search.budget import Budget
 from attnpass.tuner.search.pieces import PieceLibrary
 
 
@@ -82,6 +83,15 @@ def test_a_choice_is_fitted_wherever_it_is_legal(tmp_path):
     assert [e.form for e in plan.sites.values()] == ["softmax", "skipat", "skipat"]
     site = "blocks.1.attn"
     assert library.everywhere("hydra").values[site] is library.pieces[site, "hydra"][0]
+
+
+def test_the_most_important_choices_are_fitted_while_there_is_time(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        session.budget, needed = Budget(100.0, lambda: 0.0), iter([50.0, 150.0])
+        library = PieceLibrary(inspection)
+        errors = library.calibrate(session, ["skipat r=0", "hydra"], lambda: next(needed))
+    assert list(errors) == ["skipat r=0"] and session.budget.cut == ["calibration: hydra"]
 
 
 def test_ctrl_c_ends_calibration_and_keeps_what_was_fitted(tmp_path, monkeypatch):

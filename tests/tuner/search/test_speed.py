@@ -17,7 +17,12 @@ from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.ceiling import Ceiling
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.pieces import PieceLibrary
-from attnpass.tuner.search.speed import compare_threads, measure_finalists, measure_savings
+from attnpass.tuner.search.speed import (
+    compare_threads,
+    measure_finalists,
+    measure_savings,
+    promise,
+)
 
 pytestmark = pytest.mark.usefixtures("little_noise")
 
@@ -80,7 +85,8 @@ def savings(tmp_path, *replies, forms=("hydra", "relu", "skipat r=0"), given=Non
         library = PieceLibrary(inspection)
         library.calibrate(session)
         made = []
-        for choice, reply in zip(forms, replies, strict=True):
+        asked = zip(forms, replies, strict=True)
+        for choice, reply in sorted(asked, key=lambda row: promise(row[0])):
             hash_ = library.plan(dict.fromkeys(SITES[choice], choice)).hash
             if isinstance(reply, float):
                 reply = Times([[2.0] * 30] * 2 + [[reply] * 30], [])
@@ -124,8 +130,9 @@ def test_choices_are_timed_together_and_stored_one_by_one(tmp_path):
         inspection, session = opened(store, forms=forms)
         library = PieceLibrary(inspection)
         library.calibrate(session)
-        hashes = [library.plan(dict.fromkeys(SITES[c], c)).hash for c in forms]
-        times = [[x] * 30 for x in (2.0, 2.0, 1.0, 4.0, 0.5)]
+        in_order = ("hydra", "skipat r=0", "relu")  # those that save most first
+        hashes = [library.plan(dict.fromkeys(SITES[c], c)).hash for c in in_order]
+        times = [[x] * 30 for x in (2.0, 2.0, 1.0, 0.5, 4.0)]
         worker = Replies(Times(times, ["", "", *hashes]))
         found = measure_savings(Latencies(inspection, session, worker), library, ceiling())
         medians = {c: r.median for c, r in found.ratios.items()}
@@ -138,6 +145,19 @@ def test_choices_are_timed_together_and_stored_one_by_one(tmp_path):
         library.calibrate(session)
         later = Latencies(inspection, session, Replies(None))
         assert measure_savings(later, library, ceiling()).ratios.keys() == {*more}
+
+
+def test_what_there_is_no_time_for_is_told(tmp_path):
+    """Not calibrated yet; two choices fit into the stage, the third does not."""
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store, forms=("hydra", "relu", "skipat r=0"))
+        left = iter([9.0, 9.0, 9.0, 9.0, *[0.0] * 20])
+        latencies = Latencies(inspection, session, Replies(None), left=lambda: next(left))
+        latencies.asked.append((2, 5.0))  # seconds for two plans
+        found = measure_savings(latencies, PieceLibrary(inspection), ceiling())
+    assert found.ratios.keys() == {"hydra", "skipat r=0"}
+    assert session.budget.cut == ["latency per form: relu"]
+    assert found.only(["hydra"]).useful == [c for c in found.useful if c == "hydra"]
 
 
 def test_what_the_ceiling_makes_impossible_is_not_timed(tmp_path):
