@@ -5,8 +5,8 @@ per converted (site, choice), under a power. Before any plan is scored, an effec
 damage that the choice does alone, times a constant; the powers and the constant are those under
 which the scored plans are likeliest. Effects are normal, so what the plans teach is exact. It
 serves twice. A proposal is the fastest plan under effects drawn from what is known (Thompson
-sampling, 1707.02038). And of many plans scored on the same items some look
-better than they are: what the others say about their parts corrects them.
+sampling, 1707.02038). And of many plans scored on the same items some look better than they are:
+what the others say about their parts corrects them.
 """
 
 from __future__ import annotations
