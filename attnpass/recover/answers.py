@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from attnpass.batch import Batch
 from attnpass.capture import Capture, CapturedGraph, Layer, watched
 from attnpass.graph import op_name
+from attnpass.recover.padding import padding_masks
 from attnpass.torch_internals import pytree
 
 LINEAR = ("linear", "addmm", "mm")
@@ -27,7 +28,7 @@ class Answer(NamedTuple):
         outputs: the floating tensors that the model returns.
         hidden: hidden states by the path of the weight that reads them and the number of the
             read: ``layers.0.linear1.weight 1``.
-        masks: masks that the forms of self-attention were given.
+        masks: what the masks of the forms of self-attention say of padding.
     """
 
     outputs: list[Tensor]
@@ -50,7 +51,7 @@ def answer(capture: Capture, batch: Batch) -> Answer:
     outputs = [
         x for x in pytree.tree_leaves(out) if isinstance(x, Tensor) and x.is_floating_point()
     ]
-    return Answer(outputs, hidden, masks)
+    return Answer(outputs, hidden, padding_masks(masks))
 
 
 def _hidden_nodes(graph: CapturedGraph, layer: Layer) -> dict[str, str]:

@@ -36,4 +36,5 @@ def divergence(got: Tensor, want: Tensor, rows: Tensor | None) -> Tensor:
     student, teacher = (
         (x.float() / t).clamp_min(LOGIT_FLOOR).log_softmax(-1).flatten(0, -2) for x in (got, want)
     )
-    return t * t * nn.functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    total = nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+    return t * t * total / max(len(student), 1)

@@ -80,6 +80,9 @@ class Evaluation:
     ) -> dict[UnitKey, float]:
         """Per unit the mean loss over the batches; the first time as many as time allows."""
         sums: dict[UnitKey, float] = {}
+        if not self.batches and math.isfinite(self.seconds):
+            with conditions(1):  # captures the model: its time says nothing of the others
+                mean_losses(self.objective, selection[0])
         start, count = time.monotonic(), self.batches or len(selection)
         for number in range(1, count + 1):
             with conditions(number):

@@ -30,6 +30,7 @@ class GlobalLoss:
         plan: of the converted model, its deltas in place.
         outputs: what the model returns, ``logits`` or ``features`` (``DistilOptions.outputs``).
         allow: what the caller accepts (``site.ALLOW``).
+        student: a capture of the model to use again, by default a new one.
 
     Attributes:
         name, share, units, dtypes: see ``Objective``.
@@ -46,10 +47,11 @@ class GlobalLoss:
         plan: Plan,
         outputs: str,
         allow: Collection[str],
+        student: Capture | None = None,
     ) -> None:
         self.teacher, self.outputs = teacher, outputs
         self.dtypes = floating_dtypes(model)
-        self.student = Capture(model, allow=allow)
+        self.student = student or Capture(model, allow=allow)
         self.student.use(plan)
         weights = {p: w for own in teacher.projections().values() for p, w in own.items()}
         converted = [n for n, e in plan.sites.items() if e.changes]
@@ -79,14 +81,19 @@ class GlobalLoss:
         yield ("", ""), loss
 
     def _output_loss(self, got: Answer, want: Answer) -> Tensor:
-        """Divergence of logits, relative error of everything else, summed over the outputs."""
+        """Divergence of logits and relative errors of everything else, mean over the outputs.
+
+        The first output that can be logits is; what a model returns beside them (states of an
+        encoder, boxes) has no classes.
+        """
         if not want.outputs:
             raise OptionError("expected a model that returns a floating tensor, got none")
-        total = got.outputs[0].new_zeros((), dtype=torch.float32)
-        for a, b in zip(got.outputs, want.outputs, strict=True):
-            rows = token_rows(got.masks, a)
-            if self.outputs == "logits" and a.dim() > 1 and a.shape[-1] > 1:
-                total = total + divergence(a, b, rows)
-            else:
-                total = total + relative_error(a, b, rows)
-        return total
+        logits = None
+        if self.outputs == "logits":
+            able = (i for i, x in enumerate(want.outputs) if x.dim() > 1 and x.shape[-1] > 1)
+            logits = next(able, None)
+        losses = []
+        for i, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
+            distance = divergence if i == logits else relative_error
+            losses.append(distance(a, b, token_rows(got.masks, a)))
+        return torch.stack(losses).mean()

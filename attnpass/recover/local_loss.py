@@ -14,7 +14,7 @@ from attnpass.matching import Region
 from attnpass.plan import Delta, Plan
 from attnpass.recover.distances import relative_error
 from attnpass.recover.objective import floating_dtypes
-from attnpass.recover.padding import token_rows
+from attnpass.recover.padding import padding_masks, token_rows
 from attnpass.recover.units import UnitKey, trained_unit
 from attnpass.rewrite import Branch, branch
 
@@ -111,4 +111,5 @@ class LocalLoss:
         ]
         got, keep = made.graph(*inputs)
         masks = [keep] if keep is not None and region.site.kind == "self" else []
+        masks = padding_masks(masks)
         return relative_error(got, values[made.target.name], token_rows(masks, got))

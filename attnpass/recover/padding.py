@@ -29,17 +29,35 @@ def select_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     return x.flatten(0, 1) if rows is None else x[rows[..., 0].expand(len(x), -1)]
 
 
-def token_rows(masks: Sequence[Tensor], x: Tensor) -> Tensor | None:
-    """Tokens of ``x [B, T, D]``, or ``[T, B, D]``, that are no padding, where all masks agree.
+def padding_masks(masks: Sequence[Tensor]) -> list[Tensor]:
+    """What boolean masks of self-attention say of padding, ``[B|1, 1, 1, S]`` each.
 
-    ``[B, T, 1]`` or ``[T, B, 1]``; None where no mask fits ``x`` or where two masks differ. Where
-    both orders fit, the batch is first.
+    Where none is one of padding alone, keys that no query sees are padding (a causal mask with
+    padding in it).
     """
+    masks = [m for m in masks if m.dtype == torch.bool and m.dim() == 4]
+    alone = [m for m in masks if key_padding(m) is not None]
+    square = [m for m in masks if m.shape[-1] == m.shape[-2]]
+    return alone or [m.any(-2, keepdim=True).any(1, keepdim=True) for m in square]
+
+
+def token_rows(masks: Sequence[Tensor], x: Tensor) -> Tensor | None:
+    """Tokens of ``x [B, T, D]``, ``[T, B, D]`` or ``[B * T, D]`` that are no padding.
+
+    ``[B, T, 1]``, ``[T, B, 1]`` or ``[B * T, 1]``; None where no mask fits ``x`` or where two
+    masks differ. Where both orders fit, the batch is first.
+    """
+    masks = [m for m in masks if m.dtype == torch.bool]
+    if x.dim() == 2:
+        flat = [m for m in masks if key_padding(m) is not None and len(m) > 1]
+        flat = [m for m in flat if m.numel() == len(x)]
+        alike = bool(flat) and all(torch.equal(m, flat[0]) for m in flat[1:])
+        return flat[0].reshape(-1, 1) if alike else None
     if x.dim() != 3:
         return None
     for batch_axis, (b, t) in enumerate((x.shape[:2], x.shape[1::-1])):
         shapes = ((1, 1, 1, t), (b, 1, 1, t))
-        fitting = [m for m in masks if m.dtype == torch.bool and m.shape in shapes]
+        fitting = [m for m in masks if m.shape in shapes]
         if fitting:
             if any(not torch.equal(m, fitting[0]) for m in fitting[1:]):
                 return None

@@ -37,8 +37,11 @@ WEIGHT_DECAY = 0.01
 LOSS_SCALE = 2.0**16
 """Factor on a float16 model's loss while gradients are taken; halved where they overflow."""
 
-SAVE_SECONDS = 30.0
-"""Seconds between checkpoints."""
+SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05
+"""Seconds between checkpoints at least, and the share of the time that writing them may take."""
+
+FAILURES = 3
+"""Steps in a row without a finite loss that end a stage."""
 
 
 class Trainer:
@@ -53,7 +56,7 @@ class Trainer:
         units: the objective's. parameters: of all units, in the order of a checkpoint.
         rate: learning rate before each parameter's size and the schedule.
         scale: factor on the loss while gradients are taken (``LOSS_SCALE``).
-        last: per unit the loss of the last step.
+        last: per unit the last loss that was finite. failures: steps in a row without any.
         evaluation: what the selection says.
     """
 
@@ -89,10 +92,11 @@ class Trainer:
             lr=self.rate,
         )
         self.last: dict[UnitKey, float] = {}
+        self.failures = 0
         self.scale = LOSS_SCALE if torch.float16 in objective.dtypes else 1.0
         self._step_losses: list[float] = []
         self._evaluated_step = 0
-        self._saved_at = -math.inf
+        self._saved_at, self._save_interval = -math.inf, SAVE_SECONDS
 
     def run(
         self, inputs: Sequence[Batch], selection: Sequence[Batch], progress: Progress | None
@@ -100,10 +104,13 @@ class Trainer:
         """Take all steps that are left; returns the record of the stage.
 
         With a selection the parameters end up with the values that were best on it. An exception
-        of ``progress`` ends the stage, which is saved first.
+        of ``progress`` ends the stage, which is saved first. A unit whose loss is not finite
+        leaves out the step; where none is for some steps, the stage ends with the best values so
+        far.
 
         Raises:
-            MeasureError: the loss is not finite, or no gradient reaches what learns.
+            MeasureError: no loss is finite and there are no such values, or no gradient reaches
+                what learns.
         """
         with torch.enable_grad():
             if not self._resume():
@@ -113,7 +120,7 @@ class Trainer:
                 self.pace.count(self.done)
                 if self._evaluation_is_due():
                     self._evaluate(selection)
-                if time.monotonic() - self._saved_at > SAVE_SECONDS:
+                if time.monotonic() - self._saved_at > self._save_interval:
                     self._save()
                 self._tell(progress, loss)
         best = self.evaluation.best or self.last
@@ -123,7 +130,8 @@ class Trainer:
         return self.done
 
     def _over(self) -> bool:
-        return self.evaluation.patience_is_over or self.pace.over(self.done)
+        failed = self.failures >= FAILURES
+        return failed or self.evaluation.patience_is_over or self.pace.over(self.done)
 
     def _tell(self, progress: Progress | None, loss: float) -> None:
         if progress is None:
@@ -159,27 +167,41 @@ class Trainer:
         with self._conditions(self.done.steps):
             number = batch_index(self.done.steps, len(inputs), self.options.seed)
             batch: Batch = pytree.tree_map(_without_inference_mode, inputs[number])
+            found = math.nan
             for key, loss in self.objective.losses(batch):
-                losses.append(float(loss.detach()))
-                self.last[key] = losses[-1]
-                self._add_gradients(key, loss)
+                found = float(loss.detach())
+                if math.isfinite(found):
+                    losses.append(found)
+                    self.last[key] = found
+                    self._add_gradients(key, loss)
+        self._count_failures(bool(losses), found)
         for unit in self.units.values():
             torch.nn.utils.clip_grad_norm_(unit.parameters, MAX_GRADIENT_NORM)
         self._set_rates()
         self.optimiser.step()
         self.done.steps += 1
-        mean = sum(losses) / max(len(losses), 1)
-        self._step_losses.append(mean)
-        return mean
+        if not losses:
+            return math.nan
+        self._step_losses.append(sum(losses) / len(losses))
+        return self._step_losses[-1]
+
+    def _count_failures(self, finite: bool, found: float) -> None:
+        """Note a step with or without a finite loss.
+
+        Raises:
+            MeasureError: without, and nothing was learnt before.
+        """
+        self.failures = 0 if finite else self.failures + 1
+        if not finite and not (self.last and self.evaluation.values):
+            raise MeasureError(
+                f"expected a finite loss, got {found} at step {self.done.steps} of the"
+                f" {self.done.name} stage; do the calibrated plan and the model give finite"
+                " outputs on all inputs? else a lower rate may help"
+            )
 
     def _add_gradients(self, key: UnitKey, loss: Tensor) -> None:
         """Add the gradients of one loss; a float16 loss that overflows only halves the scale."""
         where = f"at step {self.done.steps} of the {self.done.name} stage"
-        if not math.isfinite(float(loss.detach())):
-            raise MeasureError(
-                f"expected a finite loss, got {float(loss.detach())} {where}; do the calibrated"
-                " plan and the model give finite outputs on all inputs? else a lower rate may help"
-            )
         if not loss.requires_grad:
             raise MeasureError(
                 f"expected a model that gradients pass through, got none {where};"
@@ -222,7 +244,7 @@ class Trainer:
             self.pace.count(self.done)
 
     def _save(self) -> None:
-        self._saved_at = time.monotonic()
+        start = time.monotonic()
         positions = {key: i for i, key in enumerate(self.units)}
         state = StageState(
             stage=self.done.as_dict(),
@@ -240,6 +262,8 @@ class Trainer:
             sizes=[group["size"] for group in self.optimiser.param_groups],
         )
         self.saved.save(state)
+        self._saved_at = time.monotonic()
+        self._save_interval = max(SAVE_SECONDS, (self._saved_at - start) / SAVE_SHARE)
 
     def _resume(self) -> bool:
         """Go on from the checkpoint, where it stopped in this stage; returns whether it did."""

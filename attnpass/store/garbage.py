@@ -124,7 +124,7 @@ def collect_garbage(store: Store, here: Mapping[str, object], before: str = "") 
 
 def _checkpoints(store: Store, before: str) -> list[Path]:
     """The checkpoints beside the database that were last written before a time, where one is."""
-    pattern = f"{glob.escape(store.path.stem)}.*.distil"
+    pattern = f"{glob.escape(store.path.stem)}.*.distil*"
     return [
         path
         for path in store.path.parent.glob(pattern)

@@ -37,6 +37,7 @@ def test_looks_take_a_small_share_of_a_budget_of_time(monkeypatch):
     for budget in (1000.0, 100.0):
         objective = Scripted([1.0 / (i + 1) for i in range(10_000)])
         stage = trained(objective, selection=batches(8), budget=budget).done
-        seen.append(len(objective.seen) / len(stage.looks))
+        # the first run of all is not timed
+        seen.append((len(objective.seen) - 1) / len(stage.looks))
     # the clock ticks once a reading: 2 % of 1000 hold all 8 batches, of 100 the third is too late
     assert seen == [8.0, 3.0]

@@ -14,6 +14,7 @@ from attnpass import Capture, Plan
 from attnpass.errors import OptionError
 from attnpass.recover import global_loss
 from attnpass.recover.answers import answer
+from attnpass.recover.distances import divergence, relative_error
 from attnpass.recover.global_loss import HIDDEN_WEIGHT, GlobalLoss
 from attnpass.recover.objective import mean_losses
 
@@ -102,3 +103,31 @@ def test_features_of_other_shapes_are_no_pair(monkeypatch):
     monkeypatch.setattr(global_loss, "answer", routed)
     fewer = mean_losses(objective, (x,))
     assert 0 < fewer[("", "")] != whole[("", "")]
+
+
+def test_what_a_model_returns_beside_its_logits_has_no_classes():
+    class Both(nn.Module):
+        """Logits, and the features that they are made of."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
+            self.net.head, self.head = nn.Identity(), self.net.head
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.net(x)
+            return self.head(features), features
+
+    net = Both()
+    plan = Plan.create(net, *batches()[0], form="hydra")
+    capture = prepared(net, plan)
+    (x,) = batches()[0]
+    ((_, loss),) = GlobalLoss(net, capture, plan, "logits", ()).losses((x,))
+    student = Capture(net)
+    student.use(plan)
+    want, got = answer(capture, (x,)), answer(student, (x,))
+    hidden = sum(relative_error(got.hidden[k], h) for k, h in want.hidden.items())
+    outputs = divergence(got.outputs[0], want.outputs[0], None)
+    outputs = outputs + relative_error(got.outputs[1], want.outputs[1])
+    expected = outputs / 2 + HIDDEN_WEIGHT * hidden / len(want.hidden)
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)

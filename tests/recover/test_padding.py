@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 
 from attnpass.recover.distances import relative_error
-from attnpass.recover.padding import key_padding, rows_kept, select_rows, token_rows
+from attnpass.recover.padding import (
+    key_padding,
+    padding_masks,
+    rows_kept,
+    select_rows,
+    token_rows,
+)
 
 
 def test_padding_is_left_out_of_sequences_that_come_first():
@@ -39,6 +45,31 @@ def test_rows_that_are_kept_are_selected_after_the_prefix():
     assert select_rows(x, rows).flatten().tolist() == [0.0, 2.0, 4.0, 5.0]
     assert select_rows(x, rows[:1]).flatten().tolist() == [0.0, 2.0, 3.0, 5.0], "of all items"
     assert torch.equal(select_rows(x, None), x.flatten(0, 1))
+
+
+def test_padding_inside_a_causal_mask_is_found():
+    keep = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])[:, None, None]
+    causal = torch.ones(5, 5).tril().bool()
+    (found,) = padding_masks([keep & causal])
+    assert torch.equal(found, keep)
+    (left,) = padding_masks([keep.flip(-1) & causal])
+    assert torch.equal(left, keep.flip(-1)), "padding on the left"
+    both = padding_masks([causal[None, None], keep])
+    assert len(both) == 1 and both[0] is keep, "a mask of padding alone decides"
+    (none,) = padding_masks([causal[None, None]])
+    assert bool(none.all())
+    assert padding_masks([torch.zeros(2, 1, 5, 5), keep[0], torch.ones(2, 1, 4, 5).bool()]) == []
+
+
+def test_tokens_on_one_axis_with_their_items_have_rows_too():
+    keep = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])[:, None, None]
+    x = torch.randn(2, 5, 8)
+    rows = token_rows([keep], x.flatten(0, 1))
+    assert rows.shape == (10, 1)
+    assert torch.equal(rows.view(2, 5, 1), token_rows([keep], x))
+    assert token_rows([keep], torch.randn(2, 8)) is None, "pooled"
+    assert token_rows([keep[:1]], torch.randn(5, 8)) is None, "five items, or five tokens?"
+    assert token_rows([keep, keep.flip(-1)], x.flatten(0, 1)) is None
 
 
 def test_masks_that_fit_no_token_leave_all_rows():

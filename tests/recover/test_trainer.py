@@ -15,7 +15,7 @@ from attnpass.recover.distillation import add_deltas
 from attnpass.recover.global_loss import GlobalLoss
 from attnpass.recover.local_loss import LocalLoss
 from attnpass.recover.options import DistilOptions
-from attnpass.recover.trainer import LOSS_SCALE, Trainer
+from attnpass.recover.trainer import FAILURES, LOSS_SCALE, SAVE_SHARE, Trainer
 from attnpass.recover.units import TrainedParameter, Unit
 
 
@@ -130,3 +130,58 @@ def test_a_forward_without_gradients_is_one_line():
     plan = Plan.create(net, data(), form="sigmoid")
     with pytest.raises(MeasureError, match=r"is its forward under torch.no_grad\(\)"):
         attnpass.distil(net, plan, batches(), steps=4, local=0)
+
+
+class _Failing(Scripted):
+    """Two units; the training loss of ``b`` is finite at the steps given."""
+
+    def __init__(self, finite: set[int], both: bool = False) -> None:
+        super().__init__([1.0 / (i + 1) for i in range(10_000)])
+        self.other, self.finite, self.both, self.step = (
+            nn.Parameter(torch.ones(2)),
+            finite,
+            both,
+            0,
+        )
+        self.units[("", "b")] = Unit([TrainedParameter(self.other, 1.0, False)])
+
+    def losses(self, batch):
+        if not torch.is_grad_enabled():
+            for _, loss in super().losses(batch):
+                yield from ((("", name), loss) for name in "ab")
+            return
+        factor = 1.0 if self.step in self.finite else float("nan")
+        self.step += 1
+        yield ("", "a"), self.value.sum().square() + 1.0 * (factor if self.both else 1.0)
+        yield ("", "b"), self.other.square().sum() * factor
+
+
+def test_a_unit_without_a_finite_loss_does_not_disturb_the_others():
+    objective = _Failing({0, 1})
+    trainer = trained(objective, steps=20)
+    assert trainer.done.steps == 20 and trainer.failures == 0
+    assert torch.isfinite(objective.other).all() and bool((objective.other < 1).all())
+
+
+def test_a_stage_without_finite_losses_ends_with_its_best_values():
+    objective = _Failing(set(range(10)), both=True)
+    trainer = trained(objective, steps=40)
+    assert trainer.done.steps == 10 + FAILURES
+    assert torch.isfinite(objective.other).all() and torch.isfinite(objective.value).all()
+    with pytest.raises(MeasureError, match="expected a finite loss, got nan at step 0"):
+        trained(_Failing(set(), both=True), steps=40)
+    with pytest.raises(MeasureError, match="expected a finite loss, got nan at step 10"):
+        trained(_Failing(set(range(10)), both=True), selection=[], steps=40)
+
+
+def test_slow_checkpoints_are_written_seldom(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("attnpass.recover.trainer.time.monotonic", lambda: clock[0])
+    trainer = Trainer(Scripted([1.0]), DistilOptions(steps=4), 1.0, Checkpoint(None, ""))
+
+    def slow(state: object) -> None:
+        clock[0] += 9.0
+
+    monkeypatch.setattr(trainer.saved, "save", slow)
+    trainer._save()
+    assert trainer._saved_at == 9.0 and trainer._save_interval == pytest.approx(9.0 / SAVE_SHARE)

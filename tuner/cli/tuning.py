@@ -119,7 +119,7 @@ def tune(
         recover_budget=seconds(recover_budget, "--recover-budget"),
         **given,
     )
-    progress = ProgressPrinter(quiet=as_json)
+    progress = ProgressPrinter()
     with _opened(db, no_cache) as store:
         inspection = inspect_task(settings, store)
         if dry_run:

@@ -52,7 +52,7 @@ class Baseline:
         canary_items: the positions of their items among those of the selection.
         random: whether two evaluations gave two results: nothing stored is served.
         metric: the name of the score.
-        seconds: that scoring all items takes, by the first outputs.
+        seconds: that scoring all items takes.
         more: scores of the selection and of the held-out items by each of ``Task.metrics``.
     """
 
@@ -75,6 +75,11 @@ class Baseline:
         return {m: min(float(x.min()) for x in parts) for m, parts in every.items()}
 
     @property
+    def seconds_selection(self) -> float:
+        """Seconds that scoring a plan on the selection takes."""
+        return self.seconds * len(self.selection) / max(sum(self.sizes), 1)
+
+    @property
     def scored(self) -> Tensor:
         """The scores of all items, each once."""
         parts = [self.selection] + ([] if self.split.crossed else [self.held_out])
@@ -84,6 +89,12 @@ class Baseline:
     def reference_batches(self) -> list[int]:
         """The batches of ``reference``."""
         return list(self.split.selection[:REFERENCES])
+
+    @property
+    def seconds_reference(self) -> list[float]:
+        """Seconds that each of the reference batches takes."""
+        per_item = self.seconds / max(sum(self.sizes), 1)
+        return [per_item * self.sizes[i] for i in self.reference_batches]
 
     def half(self, which: int) -> list[int]:
         """Positions of the items of every other batch; where there is one batch, every other.
@@ -112,7 +123,8 @@ def measure_baseline(inspection: Inspection, session: Session) -> Baseline:
             for i in parts.selection[:REFERENCES]
         ]
     some = sum(row.sizes[i] for i in parts.selection[:REFERENCES])
-    seconds = (time.perf_counter() - start) * sum(row.sizes) / max(some, 1)
+    # as it was stored, so that a run that goes on has the same time for the same things
+    seconds = row.seconds or (time.perf_counter() - start) * sum(row.sizes) / max(some, 1)
     selection, held_out = (
         torch.tensor(x, dtype=torch.float64) for x in (row.selection, row.held_out)
     )
@@ -172,12 +184,15 @@ def _measured(inspection: Inspection, session: Session) -> tuple[BaselineRow, Ca
     """
     task, capture, say = inspection.task, inspection.capture, session.progress.say
     with fingerprint.files_read() as read:
+        start = time.perf_counter()
         sizes, selection, held_out, more = _score(inspection, session)
+        seconds = time.perf_counter() - start
         if sum(sizes) < 2:
             raise TaskError(f"expected two validation items or more, got {sum(sizes)}")
         batches = canary_batches(task, sizes, split(sizes).selection)
         canary, again = (take(task, capture, batches) for _ in range(2))
-    row = BaselineRow(sizes, selection, held_out, canary, False, uuid.uuid4().hex[:16], more=more)
+    mark = uuid.uuid4().hex[:16]
+    row = BaselineRow(sizes, selection, held_out, canary, False, mark, {}, more, seconds)
     items = row.items(batches)
     differs = score_difference([selection[i] for i in items], canary.scores, items, canary.noise)
     differs = differs or difference(canary, again, items)

@@ -30,6 +30,7 @@ class BaselineRow:
         mark: that of this measurement: whatever is measured beside it has it in its key.
         read: digests of the files that loading and judging the task read, by path.
         more: scores of both parts by each of ``Task.metrics``.
+        seconds: that scoring all items took, 0 where that is not known.
     """
 
     sizes: list[int]
@@ -40,6 +41,7 @@ class BaselineRow:
     mark: str
     read: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, list[list[float]]] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def tensors(self) -> dict[str, tuple[Tensor, Tensor]]:
@@ -73,7 +75,8 @@ class BaselineRow:
         if any([len(x) for x in xs] != lengths[:2] for xs in more.values()):
             raise ValueError("expected one score per item of each metric")
         random, mark, read = bool(value["random"]), str(value["mark"]), dict(value["read"])
-        return cls(sizes, selection, held_out, canary, random, mark, read, more)
+        seconds = float(value.get("seconds", 0.0))
+        return cls(sizes, selection, held_out, canary, random, mark, read, more, seconds)
 
     def items(self, batches: Sequence[int]) -> list[int]:
         """The numbers of the items of some batches in the set.

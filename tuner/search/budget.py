@@ -31,6 +31,10 @@ class Budget:
         """Seconds that are left, 0 or more."""
         return max(0.0, self.seconds - (self.clock() - self.begun))
 
+    def until(self, over: float) -> float:
+        """Seconds until the budget is exceeded by a share, 0 or more."""
+        return max(0.0, self.seconds * (1 + over) - (self.clock() - self.begun))
+
     def stage(self, share: float = STAGE, *, most: float = math.inf) -> Callable[[], float]:
         """The seconds that are left of a stage beginning now, which may take a ``share``.
 

@@ -7,7 +7,7 @@ the papers' recipes, and proposals by what was learned of effects and by Optuna.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -27,7 +27,8 @@ from attnpass.tuner.measure import (
     positions,
     scores,
 )
-from attnpass.tuner.search.baseline import Baseline
+from attnpass.tuner.search.baseline import REFERENCES, Baseline
+from attnpass.tuner.search.budget import STAGE, Budget
 from attnpass.tuner.search.canary import score_difference, take
 from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.finalists import standard_error
@@ -38,6 +39,9 @@ from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.session import NotReproducedError, Session, Value
 from attnpass.tuner.search.settings import REJECTED
 from attnpass.tuner.search.speed import Savings
+
+FEW = 16
+"""Items that tell a damage at least, where there is no time for all of the reference batches."""
 
 HOPELESS, TIMES = 0.05, 3.0
 """The scoring of a plan is stopped where it must drop more than this, and than so many times the
@@ -123,10 +127,13 @@ class Candidates:
         self.keep(candidate)
         return candidate
 
-    def divergence(self, plan: Plan) -> float:
+    def divergence(self, plan: Plan, batches: int = REFERENCES) -> float:
         """How far a plan moves the first outputs, from the store or measured now."""
         value = self.session.measured(
-            "divergence", plan.hash, self._first_outputs, lambda: self._diverge(plan)
+            "divergence",
+            plan.hash,
+            self._first_outputs(batches),
+            lambda: self._diverge(plan, batches),
         )
         return float(value["divergence"])
 
@@ -187,18 +194,19 @@ class Candidates:
         capture.use(None)
         if len(moves) == len(reference):  # else it was rejected, or its items are judged together
             value = _divergence(mean_move(moves))
-            self.session.measured("divergence", plan.hash, self._first_outputs, lambda: value)
+            subject = self._first_outputs()
+            self.session.measured("divergence", plan.hash, subject, lambda: value)
         return found.as_dict()
 
-    @property
-    def _first_outputs(self) -> dict[str, Any]:
+    def _first_outputs(self, batches: int = REFERENCES) -> dict[str, Any]:
         """All that a divergence depends on."""
-        return {**self.inspection.context, "batches": self.baseline.reference_batches}
+        return {**self.inspection.context, "batches": self.baseline.reference_batches[:batches]}
 
-    def _diverge(self, plan: Plan) -> Value:
+    def _diverge(self, plan: Plan, batches: int) -> Value:
         task, capture, baseline = self.inspection.task, self.inspection.capture, self.baseline
+        reference, names = baseline.reference[:batches], baseline.reference_batches[:batches]
         capture.use(plan)
-        found = divergence(task, capture, baseline.reference, baseline.reference_batches)
+        found = divergence(task, capture, reference, names)
         capture.use(None)
         return _divergence(found)
 
@@ -208,19 +216,62 @@ def _divergence(found: float) -> Value:
     return {"divergence": found if math.isfinite(found) else REJECTED}
 
 
-def measure_damage(candidates: Candidates) -> Iterator[Damage]:
+def damage_to_measure(
+    baseline: Baseline, budget: Budget, legal: Mapping[str, Sequence[str]], savings: Savings
+) -> tuple[list[str], int]:
+    """The useful choices that a run can judge, the greatest savings first, and by which batches.
+
+    Where all of them at every site by all reference batches would take more than a stage's share
+    of the budget, few items tell the damage, and of no more choices than there is time for. The
+    number is of reference batches, the first ones.
+    """
+    useful = sorted(savings.useful, key=savings.of, reverse=True)
+    pairs = [(site, c) for c in useful for site, choices in legal.items() if c in choices]
+    seconds, sizes = (
+        baseline.seconds_reference,
+        [baseline.sizes[i] for i in baseline.reference_batches],
+    )
+    if sum(seconds) * len(pairs) <= STAGE * budget.seconds:
+        return useful, REFERENCES
+    some = [i for i in range(1, len(sizes)) if sum(sizes[:i]) >= FEW]
+    batches = min(some, default=len(sizes))
+    each = max(sum(seconds[:batches]), 1e-9)
+    most = max(2 * len(legal), int(STAGE * budget.seconds / each))
+    left_out = dict.fromkeys(c for _, c in pairs[most:])
+    if left_out:
+        budget.leave_out(f"sensitivity: {', '.join(left_out)}")
+    return [c for c in useful if c not in left_out], batches
+
+
+def measure_damage(
+    candidates: Candidates,
+    batches: int = REFERENCES,
+    reserve: Callable[[], float] = lambda: 0.0,
+) -> Iterator[Damage]:
     """How far every useful (site, choice) alone moves the outputs; yields after each.
+
+    By so many of the reference batches. It ends early where the budget has less left than the
+    ``reserve``.
 
     Raises:
         KeyboardInterrupt: the run is to stop.
     """
-    legal, useful = candidates.inspection.legal, candidates.savings.useful
-    pairs = [(site, c) for site, choices in legal.items() for c in choices if c in useful]
+    legal, savings, budget = (
+        candidates.inspection.legal,
+        candidates.savings,
+        candidates.session.budget,
+    )
+    useful = sorted(savings.useful, key=savings.of, reverse=True)
+    pairs = [(site, c) for c in useful for site, choices in legal.items() if c in choices]
     damage = {site: {"softmax": 0.0} for site in legal}
     yield damage
     with candidates.session.progress.stage("sensitivity", len(pairs)) as step:
-        for site, choice in pairs:
-            moved = candidates.divergence(candidates.library.plan({site: choice}))
+        for i, (site, choice) in enumerate(pairs):
+            if budget.left < reserve():
+                rest = dict.fromkeys(c for _, c in pairs[i:])
+                budget.leave_out(f"sensitivity: {', '.join(rest)}")
+                return
+            moved = candidates.divergence(candidates.library.plan({site: choice}), batches)
             damage = {**damage, site: {**damage[site], choice: moved}}
             step(f"{site} {choice}")
             yield damage
@@ -266,7 +317,8 @@ def search_plans(
 ) -> None:
     """Score the plans of the integer program, the recipes, then those that are proposed.
 
-    Fewer where the budget has less left than the ``reserve``, the seconds that the finalists need.
+    Fewer where the budget has less left than the ``reserve``, the seconds that the finalists need,
+    but one in any case.
 
     Raises:
         KeyboardInterrupt: the run is to stop; ``candidates`` holds the plans scored so far.
@@ -287,7 +339,7 @@ def search_plans(
     with candidates.session.progress.stage("search", settings.limits["trials"]) as step:
 
         def evaluate(assignment: dict[str, str]) -> Outcome:
-            if budget.left < reserve():
+            if budget.left < reserve() and (candidates.tried or not budget.left):
                 raise OutOfTimeError
             if assignment == unchanged:
                 return Outcome(candidates.base_ms, same.upper - settings.max_drop)

@@ -6,12 +6,14 @@ them can then be distilled globally. Both are stored, and both go on where they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from attnpass import fingerprint
 from attnpass.batch import Batch
+from attnpass.capture import Capture
 from attnpass.plan import Plan
 from attnpass.recover import (
     Checkpoint,
@@ -36,6 +38,9 @@ LOCAL_SHARE = 0.4
 GLOBAL_STEPS = 150
 """Steps of the global stage that every plan should have."""
 
+MOST_DISTILLED = 4
+"""Choices that share the time of the local stage."""
+
 WATCHED = 4
 """Selection batches that decide when a stage ends."""
 
@@ -57,6 +62,11 @@ class Distillation:
     def selection(self) -> list[Batch]:
         """The inputs of the watched batches."""
         return [self.inspection.task.validation[i][0] for i in self.watched[:WATCHED]]
+
+    @cached_property
+    def student(self) -> Capture:
+        """The capture that every plan is distilled in, one after the other."""
+        return Capture(self.inspection.task.model)
 
     @cached_property
     def inputs(self) -> Sequence[Batch]:
@@ -95,12 +105,33 @@ class Distillation:
         return None if value is None else {k: v for k, v in value.items() if k != "outcome"}
 
 
+def worth_distilling(
+    saved: Mapping[str, float], errors: Mapping[str, Mapping[str, float]]
+) -> list[str]:
+    """Up to ``MOST_DISTILLED`` choices, those that save most first.
+
+    A choice that some other one beats at every site, in what it saves and in the error that
+    calibration left, is none of them.
+
+    Args:
+        saved: milliseconds per choice. errors: by choice and site.
+    """
+
+    def beats(a: str, b: str) -> bool:
+        at = errors.get(b, {})
+        better = (errors.get(a, {}).get(site, math.inf) < error for site, error in at.items())
+        return saved[a] > saved[b] and bool(at) and all(better)
+
+    kept = [c for c in saved if not any(beats(other, c) for other in saved)]
+    return sorted(kept, key=saved.__getitem__, reverse=True)[:MOST_DISTILLED]
+
+
 def distil_pieces(
-    distillation: Distillation, library: PieceLibrary, choices: Sequence[str]
+    distillation: Distillation, library: PieceLibrary, choices: Sequence[str], seconds: float
 ) -> dict[str, DistilledChoice]:
     """Distil every (site, choice) locally, those that are not stored; the outcome per choice.
 
-    The pieces of the library become the distilled ones.
+    All of them share the ``seconds``. The pieces of the library become the distilled ones.
 
     Raises:
         MeasureError: a loss is not finite; the pieces stay calibrated.
@@ -112,14 +143,14 @@ def distil_pieces(
     plans = {c: plan for c, plan in known.items() if plan is not None}
     # copies: where training fails, the pieces stay calibrated
     missing = {c: library.everywhere(c).copy() for c in choices if c not in plans}
-    done = {c: done[c] for c in plans} | _train_pieces(distillation, missing)
+    done = {c: done[c] for c in plans} | _train_pieces(distillation, missing, seconds)
     for choice, plan in {**plans, **missing}.items():
         library.keep(choice, plan)
     return {c: done[c] for c in choices if c in done}
 
 
 def _train_pieces(
-    distillation: Distillation, plans: Mapping[str, Plan]
+    distillation: Distillation, plans: Mapping[str, Plan], seconds: float
 ) -> dict[str, DistilledChoice]:
     """Train the pieces of plans by choice, in place, and store them."""
     capture, session = distillation.inspection.capture, distillation.session
@@ -130,38 +161,39 @@ def _train_pieces(
     objective = LocalLoss(capture, plans)
     if not objective.units:
         return {}
-    budget = distillation.inspection.settings.recover_budget * LOCAL_SHARE
-    stage, saved = train(distillation, objective, budget, " ".join(sorted(plans)))
+    stage, saved = train(distillation, objective, seconds, " ".join(sorted(plans)))
     done = {}
     for choice, plan in plans.items():
         keys = {tuple(k.split("|")): loss for k, loss in stage["best"].items()}
         losses = {site: loss for (c, site), loss in keys.items() if c == choice}
         name = session.store.save_plan(plan)
         # a choice without parameters had no part in the stage
-        steps, seconds = (stage["steps"], stage["seconds"]) if losses else (0, 0.0)
-        done[choice] = DistilledChoice(name, losses, steps, seconds)
+        steps, taken = (stage["steps"], stage["seconds"]) if losses else (0, 0.0)
+        done[choice] = DistilledChoice(name, losses, steps, taken)
         session.keep("bank", choice, distillation.context, done[choice].as_dict())
     saved.remove()
     return done
 
 
-def affordable_plans(budget: float, distilled: Mapping[str, DistilledChoice]) -> int:
-    """How many plans the budget can distil globally, by the time of the local stage; 1 or more.
+def affordable_plans(seconds: float, distilled: Mapping[str, DistilledChoice]) -> int:
+    """How many plans can be distilled globally, by the time of the local stage; 1 or more.
 
     A global step is taken to be as long as three local ones of one choice.
     """
     trained = [x for x in distilled.values() if x.steps]
     each = [x.seconds / x.steps / len(trained) for x in trained]
-    left = budget * (1 - LOCAL_SHARE)
-    return max(int(left / (3 * GLOBAL_STEPS * max([1e-9, *each]))), 1)
+    return max(int(seconds / (3 * GLOBAL_STEPS * max(each))), 1) if each else 1
 
 
 def distil_plan(
-    distillation: Distillation, plan: Plan, share: float
+    distillation: Distillation, plan: Plan, share: float, whole: float
 ) -> tuple[Plan, Recovery] | None:
-    """A plan distilled globally in ``share`` of the budget, and what that did.
+    """A plan distilled globally in a share of the ``whole`` seconds for plans, and what that did.
 
-    Attention that stays softmax learns too. None where nothing in the plan can learn.
+    One that is stored is taken, whatever the seconds were then.
+
+    Attention that stays softmax learns too. None where nothing in the plan can learn, or there
+    was no time for a step.
 
     Raises:
         MeasureError: the loss is not finite. KeyboardInterrupt: the run is to stop.
@@ -176,11 +208,13 @@ def distil_plan(
     capture.use(better)  # to the model's device
     capture.use(None)
     add_deltas(capture, better, replace(distillation.options(1.0), softmax=True))
-    objective = GlobalLoss(inspection.task.model, capture, better, inspection.task.outputs, ())
+    outputs, student = inspection.task.outputs, distillation.student
+    objective = GlobalLoss(inspection.task.model, capture, better, outputs, (), student)
     if not objective.unit.trained:
         return None
-    budget = inspection.settings.recover_budget * (1 - LOCAL_SHARE) * share
-    value, saved = train(distillation, objective, budget, plan.hash)
+    value, saved = train(distillation, objective, whole * share, plan.hash)
+    if not value["steps"]:
+        return None
     value["plan"] = session.store.save_plan(better)
     session.keep("recovered", plan.hash, context, value)
     saved.remove()

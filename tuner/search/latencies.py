@@ -44,6 +44,9 @@ TRUSTED = 3600.0
 LEAST_PATIENCE = 20.0
 """Seconds that a request is waited for even where the budget is spent."""
 
+OVER = 0.08
+"""The share of the budget by which a request may end after it."""
+
 SHORT = 7
 """Rounds of a short run that re-checks stored times."""
 
@@ -73,7 +76,7 @@ class Latencies:
     @property
     def patience(self) -> float:
         """Seconds to wait for a reply: as asked for, never long beyond the run's budget."""
-        most = max(LEAST_PATIENCE, self.session.budget.left)
+        most = max(LEAST_PATIENCE, self.session.budget.until(OVER))
         return min(self.inspection.settings.timeout, most)
 
     @property
@@ -351,7 +354,8 @@ class Latencies:
             memory = not (done or self.items)
             reply = yield replace(protocol, rounds=more, memory=memory, items=self.items)
             if isinstance(reply, Failure):
-                return reply
+                late = found is not None and reply.outcome == "timeout"
+                return found if late and found is not None else reply
             found = reply if found is None else found.and_then(reply)
             over = time.monotonic() > end or self.left() <= 0
             if len(found.times[0]) >= most or over or timed_of(found.as_dict(), plans).settled:

@@ -37,7 +37,7 @@ class PieceLibrary:
         """Fit choices, where they are legal, to the original activations; the errors left of each.
 
         ``choices``: all by default, else those to fit, the most important first: where the budget
-        has less left than the ``reserve``, the rest is left out.
+        has less left than the ``reserve``, all but the first are left out.
 
         Raises:
             KeyboardInterrupt: the run is to stop; the choices fitted so far stay calibrated.
@@ -49,7 +49,7 @@ class PieceLibrary:
             observed = observe(capture, list(self.inspection.task.calibration))
             for i, choice in enumerate(asked):
                 session.stop.check()
-                if session.budget.left < reserve():
+                if i and session.budget.left < reserve():
                     session.budget.leave_out(f"calibration: {', '.join(asked[i:])}")
                     break
                 plan = self.everywhere(choice)

@@ -162,6 +162,8 @@ def _verdict(result: RunResult, site: Mapping[str, Any], choice: str, taken: str
         why = f"not legal: {no['code']}: {no.get('hint', '')}".rstrip(": ")
     elif saved is None:
         why = "not timed: the ceiling leaves nothing to gain, or timing it failed"
+    elif damage is None and facts.was_cut(choice):
+        why = "not judged: the time was over"
     elif saved <= 0 or damage is None:
         told = "" if ratio is None else f" ({ratio} at every legal site)"
         why = f"no gain{told}"

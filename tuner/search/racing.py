@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
 import torch
 
-from attnpass.errors import MeasureError
+from attnpass.errors import CaptureError, MeasureError
 from attnpass.tuner.measure import bound, scores
 from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.candidates import Candidates
@@ -17,37 +18,65 @@ from attnpass.tuner.search.finalists import ALPHA, chance, choose
 from attnpass.tuner.search.session import Value
 from attnpass.tuner.search.settings import REJECTED
 
+LEAST_DISTILLED = 0.1
+"""Share of the time for whole plans below which none is distilled: little would be learnt."""
+
 REACH = 3
 """How many times the allowed drop a plan may lose before its global distillation."""
 
 
-def recover_promising(candidates: Candidates, distillation: Distillation, affordable: int) -> None:
+def recover_promising(
+    candidates: Candidates,
+    distillation: Distillation,
+    affordable: int,
+    seconds: float,
+    left: Callable[[], float] = lambda: math.inf,
+) -> None:
     """Distil the promising plans globally; they become candidates beside what they were.
 
     In rounds of equal time, each of the better half of the last (successive halving,
-    1603.06560): few plans get most of the budget. ``affordable`` plans fit into it in all.
+    1603.06560): few plans get most of the ``seconds``. ``affordable`` plans fit into them in all;
+    fewer plans, and fewer seconds, where no more are ``left`` for training them and for scoring
+    what was trained.
     """
-    most = candidates.inspection.settings.limits["finalists"]
-    counts = [n for n in range(2, most + 1) if n * n.bit_length() <= affordable]
-    racing = promising(candidates, max(counts, default=1))
-    rounds = len(racing).bit_length()
+    most, budget = candidates.inspection.settings.limits["finalists"], candidates.session.budget
+    for count in range(most, 0, -1):
+        racing = promising(candidates, count)
+        rounds = len(racing).bit_length()
+        stages = sum(len(racing) >> i for i in range(rounds))
+        granted = min(seconds, left() - stages * candidates.baseline.seconds_selection)
+        enough = granted >= LEAST_DISTILLED * seconds
+        if (enough and len(racing) * rounds <= affordable) or len(racing) <= 1:
+            break
+    if racing and not enough:
+        budget.leave_out("distillation of whole plans")
+        return
     while racing:
         share = 1 / rounds / len(racing)
-        racing = [recovered(candidates, distillation, c, share) for c in racing]
-        racing = sorted(racing, key=lambda c: worth(candidates, c), reverse=True)
+        trained = list[Candidate]()
+        for candidate in racing:
+            if left() <= 0:
+                budget.leave_out("distillation of whole plans, in part")
+                return
+            trained.append(recovered(candidates, distillation, candidate, share, granted))
+        racing = sorted(trained, key=lambda c: worth(candidates, c), reverse=True)
         racing = racing[: len(racing) // 2]
 
 
 def recovered(
-    candidates: Candidates, distillation: Distillation, candidate: Candidate, share: float
+    candidates: Candidates,
+    distillation: Distillation,
+    candidate: Candidate,
+    share: float,
+    whole: float,
 ) -> Candidate:
-    """The candidate after global distillation in a share of the budget.
+    """The candidate after global distillation in a share of the ``whole`` seconds for plans.
 
     Where training fails, or nothing in the plan can learn, the candidate itself.
     """
     try:
-        found = distil_plan(distillation, candidate.plan, share)
-    except MeasureError as error:
+        found = distil_plan(distillation, candidate.plan, share, whole)
+    except (MeasureError, CaptureError, torch.OutOfMemoryError) as error:
         name, say = candidate.plan.hash, candidates.session.progress.say
         say(f"plan {name} not distilled: {error}", style="yellow")
         return candidate

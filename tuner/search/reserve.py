@@ -16,12 +16,17 @@ MARGIN = 1.3
 """How many times longer than foreseen the last stages may take."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Reserve:
-    """The seconds that finalists take: each is compiled, timed, and scored on held-out items."""
+    """The seconds that finalists take: each is compiled, timed, and scored on held-out items.
+
+    Attributes:
+        distilling: seconds of distillation that are still to come before them.
+    """
 
     latencies: Latencies
     baseline: Baseline
+    distilling: float = 0.0
 
     @property
     def per_plan(self) -> float:
@@ -32,8 +37,17 @@ class Reserve:
         return max(timed, default=COMPILE_S) + held_out
 
     def needed(self) -> float:
-        """Seconds to keep for two finalists or more, and for the baseline beside them."""
-        return 0.0 if self._endless else MARGIN * 4 * self.per_plan
+        """Seconds to keep for distillation, for two finalists or more, and the baseline."""
+        return 0.0 if self._endless else self.distilling + MARGIN * 4 * self.per_plan
+
+    def share(self, distilling: float) -> None:
+        """Keep so many seconds for distillation, at most half of those left before the finalists.
+
+        The other half is the search's: without a plan there is nothing to distil.
+        """
+        self.distilling = 0.0
+        left = self.latencies.session.budget.left - self.needed()
+        self.distilling = max(0.0, min(distilling, left / 2))
 
     def affordable(self) -> int:
         """How many finalists the rest of the budget can judge, one at least."""
@@ -45,8 +59,8 @@ class Reserve:
     def outlook(self) -> str:
         """How long the rest of the run will take at most, in words."""
         limits = self.latencies.inspection.settings.limits
-        score = self.baseline.seconds * len(self.baseline.selection) / sum(self.baseline.sizes)
-        rest = limits["trials"] * score + (limits["finalists"] + 2) * self.per_plan
+        rest = limits["trials"] * self.baseline.seconds_selection
+        rest += (limits["finalists"] + 2) * self.per_plan
         if self.latencies.inspection.settings.recover == "distil":
             rest += self.latencies.inspection.settings.recover_budget
         budget = self.latencies.session.budget

@@ -90,6 +90,12 @@ class Facts:
     finalists_floor: float | None = None
     cut: Sequence[str] | None = None
 
+    def was_cut(self, choice: str) -> bool:
+        """Whether there was no time to calibrate a choice, or for its damage at every site."""
+        stages = (told.partition(": ") for told in self.cut or ())
+        named = [names for stage, _, names in stages if stage in ("calibration", "sensitivity")]
+        return any(choice in names.split(", ") for names in named)
+
     @property
     def noise(self) -> float:
         """The speed-up above 1 that two identical runs may show, where finalists were measured."""

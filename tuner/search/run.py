@@ -12,15 +12,28 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from attnpass.errors import MeasureError
+import torch
+
+from attnpass.errors import CaptureError, MeasureError
 from attnpass.store import Store
 from attnpass.tuner.measure import Pool
 from attnpass.tuner.progress import ProgressPrinter
 from attnpass.tuner.search.baseline import measure_baseline
 from attnpass.tuner.search.budget import Budget
-from attnpass.tuner.search.candidates import Candidates, measure_damage, search_plans
+from attnpass.tuner.search.candidates import (
+    Candidates,
+    damage_to_measure,
+    measure_damage,
+    search_plans,
+)
 from attnpass.tuner.search.ceiling import items_to_time, measure_ceiling
-from attnpass.tuner.search.distillation import Distillation, affordable_plans, distil_pieces
+from attnpass.tuner.search.distillation import (
+    LOCAL_SHARE,
+    Distillation,
+    affordable_plans,
+    distil_pieces,
+    worth_distilling,
+)
 from attnpass.tuner.search.inspection import Inspection
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.observers import Observers
@@ -105,6 +118,7 @@ def believed(session: Session, stages: Callable[[], Iterator[Findings]]) -> Iter
     except NotReproducedError as error:
         session.progress.say(f"{error}; measured anew", style="yellow")
         session.refresh = True
+        session.budget.cut.clear()
         yield from stages()
 
 
@@ -119,7 +133,13 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     yield (found := Findings(baseline))
     latencies.left = budget.stage()
     few = items_to_time(inspection, baseline.seconds / sum(baseline.sizes))
-    ceiling = measure_ceiling(latencies, few)
+    try:
+        ceiling = measure_ceiling(latencies, few)
+    except MeasureError:
+        if budget.left:
+            raise
+        budget.leave_out("baseline latency and ceiling")
+        return
     yield (found := replace(found, ceiling=ceiling))
     if not any(ceiling.allows(form) for form in ("hydra", "skipat")):
         return
@@ -131,39 +151,50 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     yield (found := replace(found, savings=savings))
     if not savings.useful:
         return
+    choices, batches = damage_to_measure(baseline, budget, inspection.legal, savings)
+    distils = settings.recover == "distil"
     reserve = Reserve(latencies, baseline)
+    reserve.share(settings.recover_budget if distils else 0.0)
     session.progress.say(reserve.outlook(), style="dim")
-    useful = sorted(savings.useful, key=savings.of, reverse=True)
-    yield (found := replace(found, fit=library.calibrate(session, useful, reserve.needed)))
+    yield (found := replace(found, fit=library.calibrate(session, choices, reserve.needed)))
     savings = savings.only(found.fit)
     if not savings.useful:
         return
     watched = () if baseline.split.crossed else baseline.split.selection
     distillation = Distillation(inspection, session, watched)
-    if settings.recover == "distil":
-        distilled = distil_useful(distillation, library, savings.useful)
+    whole = 0.0
+    if distils:
+        saved = {c: savings.of(c) for c in savings.useful}
+        chosen = worth_distilling(saved, found.fit)
+        seconds = LOCAL_SHARE * reserve.distilling
+        distilled = distil_useful(distillation, library, chosen, seconds)
         yield (found := replace(found, distilled=distilled))
+        whole = settings.recover_budget * (1 - LOCAL_SHARE)
+        reserve.share(whole)
     candidates = Candidates(inspection, session, baseline, library, ceiling.base_ms, savings)
     found = replace(found, candidates=candidates)
     with candidates.sharing():
-        for damage in measure_damage(candidates):
+        for damage in measure_damage(candidates, batches, reserve.needed):
             yield (found := replace(found, damage=damage))
+        reserve.share(whole)
         search_plans(candidates, found.damage, reserve.needed)
-    if settings.recover == "distil":
-        affordable = affordable_plans(settings.recover_budget, found.distilled)
-        recover_promising(candidates, distillation, affordable)
+    if distils:
+        reserve.distilling = 0.0
+        affordable = affordable_plans(whole, found.distilled)
+        time_left = lambda: budget.left - reserve.needed()  # noqa: E731
+        recover_promising(candidates, distillation, affordable, whole, time_left)
     latencies.left = lambda: budget.left
-    chosen = choose_finalists(candidates, reserve.affordable())
-    finalists = measure_finalists(latencies, chosen, candidates.keep, lossless=ceiling.softer)
+    looked_at = choose_finalists(candidates, reserve.affordable())
+    finalists = measure_finalists(latencies, looked_at, candidates.keep, lossless=ceiling.softer)
     yield (found := replace(found, finalists=finalists))
     judged = judge_held_out(candidates, finalists.plans)
     yield replace(found, finalists=replace(finalists, plans=judged))
 
 
 def distil_useful(
-    distillation: Distillation, library: PieceLibrary, useful: list[str]
+    distillation: Distillation, library: PieceLibrary, useful: list[str], seconds: float
 ) -> dict[str, DistilledChoice]:
-    """Distil the choices that make the model faster; none where training fails.
+    """Distil choices that make the model faster; none where training fails.
 
     Raises:
         KeyboardInterrupt: the run is to stop.
@@ -172,13 +203,14 @@ def distil_useful(
         return {}
     say = distillation.session.progress.say
     try:
-        found = distil_pieces(distillation, library, useful)
-    except MeasureError as error:
+        found = distil_pieces(distillation, library, useful, seconds)
+    except (MeasureError, CaptureError, torch.OutOfMemoryError) as error:
         say(f"not distilled, calibrated only: {error}", style="yellow")
         return {}
     for choice, row in found.items():
         if not row.steps:
-            say(f"{choice}: nothing to train")
+            why = "no time for a step" if row.losses else "nothing to train"
+            say(f"{choice}: {why}")
             continue
         worst = max(row.losses.values(), default=0.0)
         say(

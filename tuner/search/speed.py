@@ -224,19 +224,20 @@ def measure_finalists(
     """The plans' latency, interleaved with the baseline, twice, in one process per group.
 
     A pool takes as many groups as it has workers, one worker all of them in one. Where that
-    fails, one after the other; plans that fail are left out. ``keep`` is told every plan with its
-    latency at once. ``lossless``: beside the model under exact softmax by the kernels as well,
-    the plan that converts nothing.
+    fails, one after the other; plans that fail are left out, all of them where the budget is
+    spent. ``keep`` is told every plan with its latency at once. ``lossless``: beside the model
+    under exact softmax by the kernels as well, the plan that converts nothing.
 
     Raises:
-        MeasureError: none of them could be measured.
+        MeasureError: none of them could be measured, with time left.
     """
     if not chosen:
         return Finalists([])
-    latencies.items = 0
+    latencies.items, budget = 0, latencies.session.budget
     progress, count = latencies.session.progress, min(latencies.workers, len(chosen))
     groups = [list(chosen[i::count]) for i in range(count)]
     floors, bases, measured = list[float](), list[float](), dict[str, Candidate]()
+    failed = False
     beside = [Plan(assign(latencies.inspection.sites, "softmax")[0])] if lossless else []
 
     def asked(group: Sequence[Candidate]) -> tuple[str, list[Plan | None]]:
@@ -245,16 +246,17 @@ def measure_finalists(
 
     with progress.stage("finalists: latency", 1) as step:
         latencies.take_ahead(dict(asked(g) for g in groups), decides=True)
-        while groups:
+        while groups and not (failed and not budget.left):
             group = groups.pop()
             subject, plans = asked(group)
             try:
                 timed = latencies.times(subject, plans, spare=len(group) > 1, decides=True)
             except MeasureError as error:
-                alone = [[c] for c in group] if len(group) > 1 else []
+                failed = True
+                alone = [[c] for c in group] if len(group) > 1 and budget.left else []
                 latencies.take_ahead(dict(asked(g) for g in alone), decides=True)
                 groups += alone
-                if not (groups or bases):
+                if not (groups or bases) and budget.left:
                     raise
                 progress.say(str(error), style="yellow")
                 continue
@@ -267,4 +269,9 @@ def measure_finalists(
                 keep(measured[candidate.plan.hash])
         step("")
     plans_in_order = [measured[c.plan.hash] for c in chosen if c.plan.hash in measured]
+    if len(plans_in_order) < len(chosen) and not budget.left:
+        missing = len(chosen) - len(plans_in_order)
+        budget.leave_out(f"finalists: {missing} of {len(chosen)} could not be timed")
+    if not bases:
+        return Finalists([])
     return Finalists(plans_in_order, max(floors), median_ms(bases))

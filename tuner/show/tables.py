@@ -157,7 +157,8 @@ def sensitivity_table(result: RunResult) -> Table:
             no = site["legal"].get(form_of(choice)[0])
             value = result.sensitivity.get(site["name"], {}).get(choice)
             if value is None:
-                cells.append(no["code"] if no else "no gain")
+                why = "no time" if result.facts.was_cut(choice) else "no gain"
+                cells.append(no["code"] if no else why)
             else:
                 cells.append(f"{value:.2g}" if value < REJECTED else "rejected")
         table.add_row(site["name"], *cells)

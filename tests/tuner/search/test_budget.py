@@ -39,3 +39,13 @@ def test_a_budget_of_any_time_has_stages_of_any_time():
 )
 def test_times_for_people(seconds, told):
     assert minutes(seconds) == told
+
+
+def test_the_time_until_a_budget_is_exceeded_by_a_share():
+    clock = Clock()
+    budget = Budget(100.0, clock)
+    assert budget.until(0.08) == pytest.approx(108.0)
+    clock.now += 103
+    assert budget.left == 0.0 and budget.until(0.08) == pytest.approx(5.0)
+    clock.now += 10
+    assert budget.until(0.08) == 0.0 and Budget().until(0.08) == math.inf

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,9 +13,16 @@ from tuning import pool, rows
 from attnpass.store import Store
 from attnpass.tuner.measure import Scored, bound
 from attnpass.tuner.search import candidates as module
-from attnpass.tuner.search.budget import Budget
+from attnpass.tuner.search.baseline import REFERENCES
+from attnpass.tuner.search.budget import STAGE, Budget
 from attnpass.tuner.search.candidate import Candidate
-from attnpass.tuner.search.candidates import Told, first_plans, measure_damage, search_plans
+from attnpass.tuner.search.candidates import (
+    Told,
+    damage_to_measure,
+    first_plans,
+    measure_damage,
+    search_plans,
+)
 from attnpass.tuner.search.session import NotReproducedError
 from attnpass.tuner.search.settings import REJECTED
 from attnpass.tuner.search.speed import Savings
@@ -127,10 +136,42 @@ def test_damage_grows_by_one_choice_at_a_time(tmp_path, monkeypatch):
     with Store(tmp_path / "a.db") as store:
         candidates = pool(store)
         candidates.savings = Savings({"hydra": 1.0, "skipat r=0": -1.0})
-        monkeypatch.setattr(candidates, "divergence", lambda plan: 0.5)
+        monkeypatch.setattr(candidates, "divergence", lambda plan, batches: 0.5)
         first, *_, last = found = list(measure_damage(candidates))
     assert first == {f"blocks.{i}.attn": {"softmax": 0.0} for i in range(3)} and len(found) == 4
     assert last == {f"blocks.{i}.attn": {"softmax": 0.0, "hydra": 0.5} for i in range(3)}
+
+
+def test_sensitivity_takes_no_more_than_its_share_of_the_budget():
+    baseline = SimpleNamespace(
+        seconds_reference=[1.0] * 4, reference_batches=[2, 3, 4, 5], sizes=[10] * 9
+    )
+    legal = {"a": ["hydra", "relu"], "b": ["hydra", "relu", "skipat"], "c": ["hydra", "skipat"]}
+    savings = Savings({"relu": 1.0, "hydra": 3.0, "skipat": 2.0, "gelu": -1.0})
+
+    def found(runs: float) -> tuple[list[str], int, list[str]]:
+        """Where the stage has the time of so many runs of one batch."""
+        budget = Budget(runs / STAGE)
+        return *damage_to_measure(baseline, budget, legal, savings), budget.cut
+
+    every = ["hydra", "skipat", "relu"]
+    assert found(28) == (every, REFERENCES, []), "seven pairs by four batches"
+    assert found(27) == (every, 2, []), "two batches are the first that hold 16 items"
+    assert found(13) == (["hydra", "skipat"], 2, ["sensitivity: relu"])
+    assert found(0) == (["hydra", "skipat"], 2, ["sensitivity: relu"]), "two pairs a site at least"
+    assert found(math.inf) == (every, REFERENCES, [])
+
+
+def test_sensitivity_leaves_time_to_the_finalists(tmp_path, monkeypatch):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        candidates.savings = Savings({"hydra": 1.0})
+        monkeypatch.setattr(candidates, "divergence", lambda plan, batches: 0.5)
+        candidates.session.budget = Budget(10.0, lambda: 0.0)
+        times = iter([9.0, 9.0, 11.0])
+        (*_, damage) = measure_damage(candidates, 1, lambda: next(times))
+    assert [len(row) for row in damage.values()] == [2, 2, 1]
+    assert candidates.session.budget.cut == ["sensitivity: hydra"]
 
 
 def test_the_first_plans_begin_with_the_unchanged_and_end_with_single_sites():

@@ -22,6 +22,7 @@ from attnpass.tuner.search.distillation import (
     distil_pieces,
     distil_plan,
     train,
+    worth_distilling,
 )
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.result import DistilledChoice
@@ -67,7 +68,7 @@ def test_attention_that_stays_softmax_makes_up_for_the_identity(tmp_path, monkey
         candidates.library.calibrate(candidates.session)
         distillation = Distillation(candidates.inspection, candidates.session, ())
         plan = candidates.library.plan({"blocks.1.attn": "skipat r=0"})
-        better, recovery = distil_plan(distillation, plan, 0.5)
+        better, recovery = distil_plan(distillation, plan, 1.0, 2.0)
         assert candidates.divergence(better) < candidates.divergence(plan)
     assert not plan.deltas and recovery.steps > 0
     assert set(better.deltas) == {"blocks.0.attn", "blocks.2.attn"}
@@ -79,11 +80,28 @@ def test_attention_that_stays_softmax_makes_up_for_the_identity(tmp_path, monkey
 
 
 def test_the_budget_says_how_many_plans_are_distilled():
-    """60 % of 12 s: a global step costs what three local ones of one form do, a plan needs 150."""
+    """Of 7.2 s: a global step costs what three local ones of one form do, a plan needs 150."""
     one, slow = DistilledChoice("", {}, 1000, 3.9), DistilledChoice("", {}, 10, 10.0)
-    assert affordable_plans(12.0, {"hydra": one}) == 4
-    assert affordable_plans(12.0, {"hydra": one, "relu": one}) == 8
-    assert affordable_plans(12.0, {"hydra": slow}) == 1
+    assert affordable_plans(7.2, {"hydra": one}) == 4
+    assert affordable_plans(7.2, {"hydra": one, "relu": one}) == 8
+    assert affordable_plans(7.2, {"hydra": slow}) == 1
+    assert affordable_plans(7.2, {"hydra": DistilledChoice("", {}, 0, 0.0)}) == 1
+
+
+def test_what_another_choice_beats_everywhere_is_not_distilled():
+    saved = {"hydra": 9.0, "r=0.5": 8.0, "r=1 k=3": 7.0, "r=1 k=5": 6.0, "relu": 1.0, "relu2": 0.9}
+    errors = {
+        "hydra": {"a": 0.8, "b": 0.9},
+        "r=0.5": {"b": 0.2},
+        "r=1 k=3": {"b": 0.1},
+        "r=1 k=5": {"b": 0.15},
+        "relu": {"a": 0.1, "b": 0.3},
+        "relu2": {"a": 0.2, "b": 0.2},
+    }
+    assert worth_distilling(saved, errors) == ["hydra", "r=0.5", "r=1 k=3", "relu"]
+    assert "relu2" in worth_distilling({c: saved[c] for c in ("relu", "relu2")}, errors)
+    assert len(worth_distilling(saved, {})) == 4, "nothing is known: those that save most"
+    assert worth_distilling({}, {}) == []
 
 
 def test_another_form_leaves_the_stored_piece_alone(recovered, monkeypatch):
@@ -97,7 +115,7 @@ def test_another_form_leaves_the_stored_piece_alone(recovered, monkeypatch):
     with Store(recovered.path) as store:
         distillation, library = calibrated(store, forms=("hydra", "relu"))
         monkeypatch.setattr(store, "put", lambda *a, **k: None)
-        found = distil_pieces(distillation, library, ["hydra", "relu"])
+        found = distil_pieces(distillation, library, ["hydra", "relu"], 1.0)
         assert set(found) == {"hydra", "relu"}
     assert trained == ["relu"]
 
@@ -159,7 +177,7 @@ def test_training_that_fails_leaves_the_pieces_calibrated(tmp_path, monkeypatch)
         distillation, library = calibrated(store)
         everywhere = dict.fromkeys(distillation.inspection.base.sites, "hydra")
         before = library.plan(everywhere).hash
-        assert distil_useful(distillation, library, ["hydra"]) == {}
+        assert distil_useful(distillation, library, ["hydra"], 1.0) == {}
     assert len(library.pieces) == 3
     assert library.plan(everywhere).hash == before
 
@@ -167,19 +185,21 @@ def test_training_that_fails_leaves_the_pieces_calibrated(tmp_path, monkeypatch)
 def test_a_plan_in_which_nothing_learns_is_not_distilled(tmp_path):
     with Store(tmp_path / "a.db") as store:
         distillation, library = calibrated(store, recover_rank=0)
-        assert distil_plan(distillation, library.plan({}), 0.5) is None
+        assert distil_plan(distillation, library.plan({}), 0.5, 1.0) is None
 
 
 def test_a_stored_piece_that_is_damaged_is_distilled_again(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(module, "_train_pieces", lambda _, plans: asked.append(list(plans)) or {})
+    monkeypatch.setattr(
+        module, "_train_pieces", lambda _, plans, s: asked.append(list(plans)) or {}
+    )
     with Store(tmp_path / "a.db") as store:
         distillation, library = calibrated(store)
         plan = store.save_plan(library.everywhere("hydra"))
         row = DistilledChoice(plan, {}, 3, 1.0)
         distillation.session.keep("bank", "hydra", distillation.context, row.as_dict())
-        assert distil_pieces(distillation, library, ["hydra"]) == {"hydra": row}
+        assert distil_pieces(distillation, library, ["hydra"], 1.0) == {"hydra": row}
         with store.transaction():
             store.db.execute("UPDATE plans SET parameters = x'00'")
-        assert distil_pieces(distillation, library, ["hydra"]) == {}
+        assert distil_pieces(distillation, library, ["hydra"], 1.0) == {}
     assert asked == [[], ["hydra"]]

@@ -14,7 +14,8 @@ from attnpass.errors import MeasureError
 from attnpass.plan import assign
 from attnpass.store import Store
 from attnpass.tuner.measure import Lost, Pool, Times
-from attnpass.tuner.search.latencies import Latencies
+from attnpass.tuner.search.budget import Budget
+from attnpass.tuner.search.latencies import LEAST_PATIENCE, OVER, Latencies
 from attnpass.tuner.search.timed import Timed
 
 pytestmark = pytest.mark.usefixtures("little_noise")
@@ -238,3 +239,30 @@ def test_one_worker_takes_nothing_ahead(tmp_path):
         latencies = Latencies(*opened(store), Replies())
         latencies.take_ahead({"a": [None]})
         assert latencies.taken == set() and latencies.workers == 1
+
+
+def test_the_looks_there_are_count_where_the_next_one_is_too_late(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        first = noisy(7, 0.5)
+        left = iter([5.0, 0.0])
+        latencies = Latencies(inspection, session, Replies(first, failed("timeout")))
+        latencies.left = lambda: next(left)
+        assert latencies.times("x", [None, None]).times == first.times
+        latencies = Latencies(inspection, session, Replies(first, failed("crashed")))
+        with pytest.raises(MeasureError, match="got crashed"):
+            latencies.times("y", [None, None])
+
+
+def test_a_request_is_waited_for_little_beyond_the_budget(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        inspection, session = opened(store)
+        latencies = Latencies(inspection, session, Replies())
+        assert latencies.patience == inspection.settings.timeout, "without a budget"
+        clock = [0.0]
+        session.budget = Budget(500.0, lambda: clock[0])
+        assert latencies.patience == pytest.approx(500 * (1 + OVER))
+        clock[0] = 510.0
+        assert latencies.patience == pytest.approx(500 * OVER - 10)
+        clock[0] = 600.0
+        assert latencies.patience == LEAST_PATIENCE

@@ -88,7 +88,7 @@ def test_a_choice_is_fitted_wherever_it_is_legal(tmp_path):
 def test_the_most_important_choices_are_fitted_while_there_is_time(tmp_path):
     with Store(tmp_path / "a.db") as store:
         inspection, session = opened(store)
-        session.budget, needed = Budget(100.0, lambda: 0.0), iter([50.0, 150.0])
+        session.budget, needed = Budget(100.0, lambda: 0.0), iter([150.0])
         library = PieceLibrary(inspection)
         errors = library.calibrate(session, ["skipat r=0", "hydra"], lambda: next(needed))
     assert list(errors) == ["skipat r=0"] and session.budget.cut == ["calibration: hydra"]

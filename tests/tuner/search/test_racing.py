@@ -112,19 +112,44 @@ def test_half_of_the_plans_go_on_in_every_round(judged, monkeypatch):
     trained = []
     monkeypatch.setattr(racing, "promising", lambda _, count: list(made.values())[:count])
     monkeypatch.setattr(
-        racing, "recovered", lambda a, b, c, share: trained.append((c, share)) or c
+        racing, "recovered", lambda a, b, c, share, whole: trained.append((c, share * whole)) or c
     )
     monkeypatch.setattr(racing, "worth", lambda _, c: list(made.values()).index(c))
-    recover_promising(candidates, None, 12)
+    recover_promising(candidates, None, 12, 60.0)
     far, near, worse, close = made.values()
-    assert trained[:4] == [(c, 1 / 12) for c in (far, near, worse, close)]
-    assert trained[4:] == [(close, 1 / 6), (worse, 1 / 6), (close, 1 / 3)]
+    assert trained[:4] == [(c, 5.0) for c in (far, near, worse, close)]
+    assert trained[4:] == [(close, 10.0), (worse, 10.0), (close, 20.0)]
     trained.clear()
-    recover_promising(candidates, None, 11)
-    assert [share for _, share in trained] == [1 / 6] * 3 + [1 / 2], "three plans in two rounds"
+    recover_promising(candidates, None, 11, 60.0)
+    assert [s for _, s in trained] == [10.0] * 3 + [30.0], "three plans in two rounds"
     trained.clear()
-    recover_promising(candidates, None, 3)
-    assert trained == [(far, 1.0)]
+    recover_promising(candidates, None, 3, 60.0)
+    assert trained == [(far, 60.0)]
+
+
+def test_distillation_takes_what_the_finalists_and_the_scores_leave(judged, monkeypatch):
+    candidates, made = judged
+    trained = []
+    monkeypatch.setattr(racing, "promising", lambda _, count: list(made.values())[:count])
+    monkeypatch.setattr(
+        racing, "recovered", lambda a, b, c, share, whole: trained.append(share * whole) or c
+    )
+    base = candidates.baseline
+    items = sum(base.sizes)
+    candidates.baseline = replace(base, seconds=5.0 * items / len(base.selection))
+    recover_promising(candidates, None, 3, 60.0, lambda: 35.0)
+    assert trained == pytest.approx([30.0]) and not candidates.session.budget.cut
+    trained.clear()
+    recover_promising(candidates, None, 12, 60.0, lambda: 37.0)
+    assert len(trained) == 4 and sum(trained) == pytest.approx(17.0), "three plans, not four"
+    trained.clear()
+    recover_promising(candidates, None, 3, 60.0, lambda: 10.0)
+    assert trained == [] and candidates.session.budget.cut == ["distillation of whole plans"]
+    candidates.session.budget.cut.clear()
+    time = iter([60.0, 60.0, 0.0])
+    recover_promising(candidates, None, 12, 20.0, lambda: next(time))
+    assert len(trained) == 1
+    assert candidates.session.budget.cut == ["distillation of whole plans, in part"]
 
 
 def test_a_plan_is_worth_its_gain_times_the_chance_of_a_proof(judged):
@@ -180,9 +205,11 @@ def test_where_training_fails_the_candidate_stays(judged, monkeypatch):
     candidates, made = judged
     monkeypatch.setattr(racing, "distil_plan", fails)
     monkeypatch.setattr(candidates.session.progress, "say", lambda text, style: said.append(text))
-    assert after_distillation(candidates, None, made["near"], 0.5) is made["near"]
+    assert after_distillation(candidates, None, made["near"], 0.5, 9.0) is made["near"]
     monkeypatch.setattr(racing, "distil_plan", lambda *_: None)
-    assert after_distillation(candidates, None, made["near"], 0.5) is made["near"], "no learner"
+    assert after_distillation(candidates, None, made["near"], 0.5, 9.0) is made["near"], (
+        "no learner"
+    )
     assert candidates.tried == made
     assert len(said) == 1 and "not distilled" in said[0] and "got nan" in said[0]
 
@@ -195,8 +222,8 @@ def test_a_plan_that_is_distilled_again_adds_up_its_steps(judged, monkeypatch):
     monkeypatch.setattr(
         candidates, "scored", lambda assignment, plan: replace(made["near"], plan=plan)
     )
-    once = after_distillation(candidates, None, made["near"], 0.5)
-    twice = after_distillation(candidates, None, once, 0.5)
+    once = after_distillation(candidates, None, made["near"], 0.5, 9.0)
+    twice = after_distillation(candidates, None, once, 0.5, 9.0)
     drop = made["near"].selection.drop
     assert once.recovery == Recovery(drop, 3, 0.5, {"name": "global"})
     assert twice.recovery == Recovery(drop, 6, 1.0, {"name": "global"})

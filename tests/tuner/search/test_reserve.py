@@ -15,7 +15,7 @@ def reserve(budget: float, asked=(), **more) -> Reserve:
     clock = lambda: 0.0  # noqa: E731
     session = SimpleNamespace(budget=Budget(budget, clock))
     inspection = SimpleNamespace(settings=settings(**more))
-    parts = {"held_out": [1.0] * 600, "selection": [1.0] * 400}
+    parts = {"held_out": [1.0] * 600, "selection": [1.0] * 400, "seconds_selection": 4.0}
     baseline = SimpleNamespace(sizes=[50] * 20, seconds=10.0, **parts)
     latencies = SimpleNamespace(session=session, inspection=inspection, asked=list(asked))
     return Reserve(latencies, baseline)
@@ -30,9 +30,23 @@ def test_finalists_are_as_many_as_the_budget_can_judge():
     found = reserve(1000.0, [(5, 50.0)])
     assert found.needed() == MARGIN * 4 * 16.0
     assert found.affordable() == int(1000 / MARGIN / 16.0) - 2
+    found.distilling = 300.0
+    assert found.needed() == 300.0 + MARGIN * 4 * 16.0
     assert reserve(1.0).affordable() == 1, "one at least"
     endless = reserve(math.inf)
     assert endless.needed() == 0.0 and endless.affordable() == settings().limits["finalists"]
+
+
+def test_distillation_leaves_half_of_the_time_to_the_search():
+    found = reserve(1000.0, [(5, 50.0)])
+    finalists = MARGIN * 4 * 16.0
+    found.share(300.0)
+    assert found.distilling == 300.0 and found.needed() == 300.0 + finalists
+    found.share(2000.0)
+    assert found.distilling == (1000.0 - finalists) / 2
+    tight = reserve(10.0)
+    tight.share(300.0)
+    assert tight.distilling == 0.0
 
 
 def test_the_outlook_is_told_and_never_longer_than_the_budget():

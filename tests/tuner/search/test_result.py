@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import house
 import pytest
@@ -90,3 +91,12 @@ def test_an_empty_result_loads_and_is_shown():
 def test_the_noise_is_that_beside_the_finalists_where_there_is_one():
     assert Facts().noise == 0.0 and Facts(floor=0.1).noise == 0.1
     assert Facts(floor=0.1, finalists_floor=0.0).noise == 0.0
+
+
+def test_what_was_cut_is_known_by_choice():
+    cut = ["calibration: relu2, gelu", "sensitivity: skipat r=1 kernel=3", "search: 3 plans"]
+    facts = replace(Facts(), cut=cut)
+    for choice in ("relu2", "gelu", "skipat r=1 kernel=3"):
+        assert facts.was_cut(choice)
+    assert not any(map(facts.was_cut, ("relu", "skipat r=1", "3 plans")))
+    assert not Facts().was_cut("relu2")

@@ -160,7 +160,9 @@ def test_what_cannot_be_distilled_stays_calibrated(tmp_path, monkeypatch):
         library = PieceLibrary(inspection)
         library.calibrate(session)
         pieces = dict(library.pieces)
-        assert run.distil_useful(Distillation(inspection, session, ()), library, ["hydra"]) == {}
+        assert (
+            run.distil_useful(Distillation(inspection, session, ()), library, ["hydra"], 1.0) == {}
+        )
     assert library.pieces == pieces
     assert len(said) == 1 and "got nan" in said[0]
 
@@ -182,3 +184,12 @@ def test_a_stored_plan_that_is_another_now_starts_the_run_anew(tmp_path):
         assert list(run.believed(session, stages)) == ["baseline", "baseline", "plans"]
     assert rounds == [False, True]
     assert said == ["stored scores of this task are not reproduced; measured anew"]
+
+
+@pytest.mark.parametrize("seconds", [0.001, 5.0, 12.0, 20.0])
+@pytest.mark.parametrize("recover", ["calibrate", "distil"])
+def test_a_run_ends_with_a_result_however_short_its_budget(tmp_path, seconds, recover):
+    found = repeated(tmp_path / "a.db", budget=seconds, recover=recover, recover_budget=60.0)
+    assert found.status == "done" and found.facts.cut
+    again = repeated(tmp_path / "a.db", budget=600.0)
+    assert again.status == "done" and not again.facts.cut

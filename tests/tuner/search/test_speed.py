@@ -51,6 +51,19 @@ def test_a_finalist_that_fails_leaves_the_others(tmp_path):
         assert latencies.worker.replies == []
 
 
+def test_finalists_that_the_budget_has_no_time_for_do_not_end_the_run(tmp_path):
+    with Store(tmp_path / "a.db") as store:
+        candidates = pool(store)
+        candidates.session.budget.seconds = 0.0
+        sites = candidates.inspection.sites
+        made = [Candidate({}, Plan(assign(sites, form)[0]), 0.5) for form in ("hydra", "relu")]
+        worker = Replies(failed("timeout"))
+        latencies = Latencies(candidates.inspection, candidates.session, worker)
+        found = measure_finalists(latencies, made, candidates.keep)
+        assert found.plans == [] and found.floor is None and worker.replies == []
+        assert candidates.session.budget.cut == ["finalists: 2 of 2 could not be timed"]
+
+
 def test_finalists_are_timed_beside_the_lossless_plan_where_that_is_a_gain(tmp_path):
     with Store(tmp_path / "a.db") as store:
         candidates = pool(store)
