@@ -241,6 +241,7 @@ def test_the_census_is_the_committed_result():
         eager = f"{r['inductor']} of {r['eager true']}" if r["eager true"] else "-"
         assert f"| {' | '.join(str(c) for c in (*cells, eager))} |" in MATCHING
     assert [f["problems"] for f in row["models"] if f["problems"]] == []
+    assert f"It takes {row['seconds'] / 60:.0f} minutes" in MATCHING
     names = {"xcit": "XCiT", "davit": "DaViT", "edgenext": "EdgeNeXt"}
     names |= {
         "groupvit": "GroupViT",

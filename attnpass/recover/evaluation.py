@@ -65,7 +65,8 @@ class Evaluation:
         # a high rate may cost what the start had; while it comes back, nothing is stale
         falls = bool(stage.looks) and mean < stage.looks[-1][1]
         self.stale += not falls and 2 * stage.steps >= stage.total > 0
-        stage.looks.append((stage.steps, mean))
+        if math.isfinite(mean):
+            stage.looks.append((stage.steps, mean))
         for key, loss in losses.items():
             if loss < self.best.get(key, math.inf):
                 self.stale, self.best[key] = 0, loss

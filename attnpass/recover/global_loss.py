@@ -81,19 +81,20 @@ class GlobalLoss:
         yield ("", ""), loss
 
     def _output_loss(self, got: Answer, want: Answer) -> Tensor:
-        """Divergence of logits and relative errors of everything else, mean over the outputs.
+        """Divergence of the logits, and the mean relative error of all other outputs.
 
         The first output that can be logits is; what a model returns beside them (states of an
         encoder, boxes) has no classes.
         """
         if not want.outputs:
             raise OptionError("expected a model that returns a floating tensor, got none")
-        logits = None
-        if self.outputs == "logits":
-            able = (i for i, x in enumerate(want.outputs) if x.dim() > 1 and x.shape[-1] > 1)
-            logits = next(able, None)
-        losses = []
+        able = [i for i, x in enumerate(want.outputs) if x.dim() > 1 and x.shape[-1] > 1]
+        logits = able[0] if self.outputs == "logits" and able else None
+        total, errors = got.outputs[0].new_zeros((), dtype=torch.float32), []
         for i, (a, b) in enumerate(zip(got.outputs, want.outputs, strict=True)):
-            distance = divergence if i == logits else relative_error
-            losses.append(distance(a, b, token_rows(got.masks, a)))
-        return torch.stack(losses).mean()
+            rows = token_rows(got.masks, a)
+            if i == logits:
+                total = divergence(a, b, rows)
+            else:
+                errors.append(relative_error(a, b, rows))
+        return total + torch.stack(errors).mean() if errors else total

@@ -32,13 +32,13 @@ def select_rows(x: Tensor, rows: Tensor | None) -> Tensor:
 def padding_masks(masks: Sequence[Tensor]) -> list[Tensor]:
     """What boolean masks of self-attention say of padding, ``[B|1, 1, 1, S]`` each.
 
-    Where none is one of padding alone, keys that no query sees are padding (a causal mask with
-    padding in it).
+    Keys that no query sees are padding too (a causal mask with padding in it).
     """
     masks = [m for m in masks if m.dtype == torch.bool and m.dim() == 4]
     alone = [m for m in masks if key_padding(m) is not None]
-    square = [m for m in masks if m.shape[-1] == m.shape[-2]]
-    return alone or [m.any(-2, keepdim=True).any(1, keepdim=True) for m in square]
+    square = [m for m in masks if m.shape[-1] == m.shape[-2] > 1]
+    seen = (m.any(-2, keepdim=True).any(1, keepdim=True) for m in square)
+    return alone + [m for m in seen if not bool(m.all())]
 
 
 def token_rows(masks: Sequence[Tensor], x: Tensor) -> Tensor | None:

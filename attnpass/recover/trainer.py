@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -56,7 +57,8 @@ class Trainer:
         units: the objective's. parameters: of all units, in the order of a checkpoint.
         rate: learning rate before each parameter's size and the schedule.
         scale: factor on the loss while gradients are taken (``LOSS_SCALE``).
-        last: per unit the last loss that was finite. failures: steps in a row without any.
+        last: per unit the last loss that was finite.
+        failures: per unit the steps in a row without one.
         evaluation: what the selection says.
     """
 
@@ -92,7 +94,8 @@ class Trainer:
             lr=self.rate,
         )
         self.last: dict[UnitKey, float] = {}
-        self.failures = 0
+        self.failures = Counter[UnitKey]()
+        self._rated: set[UnitKey] = set()
         self.scale = LOSS_SCALE if torch.float16 in objective.dtypes else 1.0
         self._step_losses: list[float] = []
         self._evaluated_step = 0
@@ -104,13 +107,13 @@ class Trainer:
         """Take all steps that are left; returns the record of the stage.
 
         With a selection the parameters end up with the values that were best on it. An exception
-        of ``progress`` ends the stage, which is saved first. A unit whose loss is not finite
-        leaves out the step; where none is for some steps, the stage ends with the best values so
-        far.
+        of ``progress`` ends the stage, which is saved first. A unit whose loss or gradients
+        are not finite leaves out the step; where that is so of all units for some steps, the stage
+        ends with the best values so far.
 
         Raises:
-            MeasureError: no loss is finite and there are no such values, or no gradient reaches
-                what learns.
+            MeasureError: no loss of the first step is finite, or none of some unit for some steps
+                without values to go back to; or no gradient reaches what learns.
         """
         with torch.enable_grad():
             if not self._resume():
@@ -130,7 +133,7 @@ class Trainer:
         return self.done
 
     def _over(self) -> bool:
-        failed = self.failures >= FAILURES
+        failed = all(self.failures[key] >= FAILURES for key in self.units)
         return failed or self.evaluation.patience_is_over or self.pace.over(self.done)
 
     def _tell(self, progress: Progress | None, loss: float) -> None:
@@ -167,16 +170,21 @@ class Trainer:
         with self._conditions(self.done.steps):
             number = batch_index(self.done.steps, len(inputs), self.options.seed)
             batch: Batch = pytree.tree_map(_without_inference_mode, inputs[number])
-            found = math.nan
             for key, loss in self.objective.losses(batch):
                 found = float(loss.detach())
                 if math.isfinite(found):
                     losses.append(found)
-                    self.last[key] = found
+                    self.last[key], self.failures[key] = found, 0
                     self._add_gradients(key, loss)
-        self._count_failures(bool(losses), found)
+                else:
+                    self._count_failure(key, found)
+        if not self.last:
+            raise self._not_finite(math.nan)
         for unit in self.units.values():
-            torch.nn.utils.clip_grad_norm_(unit.parameters, MAX_GRADIENT_NORM)
+            norm = torch.nn.utils.clip_grad_norm_(unit.parameters, MAX_GRADIENT_NORM)
+            if not bool(norm.isfinite()):
+                for p in unit.parameters:
+                    p.grad = None
         self._set_rates()
         self.optimiser.step()
         self.done.steps += 1
@@ -185,19 +193,22 @@ class Trainer:
         self._step_losses.append(sum(losses) / len(losses))
         return self._step_losses[-1]
 
-    def _count_failures(self, finite: bool, found: float) -> None:
-        """Note a step with or without a finite loss.
+    def _count_failure(self, key: UnitKey, found: float) -> None:
+        """Note a unit's loss that is not finite.
 
         Raises:
-            MeasureError: without, and nothing was learnt before.
+            MeasureError: it was not the first one in a row, and there is nothing to go back to.
         """
-        self.failures = 0 if finite else self.failures + 1
-        if not finite and not (self.last and self.evaluation.values):
-            raise MeasureError(
-                f"expected a finite loss, got {found} at step {self.done.steps} of the"
-                f" {self.done.name} stage; do the calibrated plan and the model give finite"
-                " outputs on all inputs? else a lower rate may help"
-            )
+        self.failures[key] += 1
+        if self.failures[key] >= FAILURES and key not in self.evaluation.values:
+            raise self._not_finite(found)
+
+    def _not_finite(self, found: float) -> MeasureError:
+        return MeasureError(
+            f"expected a finite loss, got {found} at step {self.done.steps} of the"
+            f" {self.done.name} stage; do the calibrated plan and the model give finite outputs on"
+            " all inputs? else a lower rate may help"
+        )
 
     def _add_gradients(self, key: UnitKey, loss: Tensor) -> None:
         """Add the gradients of one loss; a float16 loss that overflows only halves the scale."""
@@ -219,13 +230,15 @@ class Trainer:
                 p.grad = g if p.grad is None else p.grad + g
 
     def _set_rates(self) -> None:
-        """Learning rates of the step that is due; its first losses rate the units."""
+        """Learning rates of the step that is due; a unit is rated by its first loss."""
         progress = self.pace.progress(self.done)
+        first = self.last.keys() - self._rated
         for group in self.optimiser.param_groups:
-            if self.done.steps == 0:
-                initial = self.last.get(group["unit"], 1.0)
+            if group["unit"] in first:
+                initial = self.last[group["unit"]]
                 group["size"] *= min(max(initial, MIN_RATE_FACTOR), MAX_RATE_FACTOR)
             group["lr"] = self.rate * group["size"] * rate_factor(progress, group["delayed"])
+        self._rated |= first
 
     def _evaluation_is_due(self) -> bool:
         """Whether a tenth of the stage has passed since the last evaluation, or the stage ends."""
@@ -276,6 +289,7 @@ class Trainer:
         self.evaluation.stale, self.evaluation.batches = state.stale, state.watched
         self.evaluation.best = _by_key(self.units, state.best)
         self.last = _by_key(self.units, state.last)
+        self._rated = set(self.last)
         for i, (key, unit) in enumerate(self.units.items()):
             if key in self.evaluation.best:
                 self.evaluation.values[key] = [

@@ -124,9 +124,12 @@ def collect_garbage(store: Store, here: Mapping[str, object], before: str = "") 
 
 def _checkpoints(store: Store, before: str) -> list[Path]:
     """The checkpoints beside the database that were last written before a time, where one is."""
-    pattern = f"{glob.escape(store.path.stem)}.*.distil*"
+    stem = f"{glob.escape(store.path.stem)}.*.distil"
+    # with the number of a process: one that was killed while it wrote
+    patterns = (stem, f"{stem}.[0-9]*")
     return [
         path
+        for pattern in patterns
         for path in store.path.parent.glob(pattern)
         if ago(time.time() - path.stat().st_mtime) < before
     ]

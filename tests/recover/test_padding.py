@@ -56,8 +56,10 @@ def test_padding_inside_a_causal_mask_is_found():
     assert torch.equal(left, keep.flip(-1)), "padding on the left"
     both = padding_masks([causal[None, None], keep])
     assert len(both) == 1 and both[0] is keep, "a mask of padding alone decides"
-    (none,) = padding_masks([causal[None, None]])
-    assert bool(none.all())
+    assert padding_masks([causal[None, None]]) == []
+    other = padding_masks([keep, keep.flip(-1) & causal])
+    assert len(other) == 2, "two sequences of one length, each with padding of its own"
+    assert token_rows(other, torch.randn(2, 5, 8)) is None
     assert padding_masks([torch.zeros(2, 1, 5, 5), keep[0], torch.ones(2, 1, 4, 5).bool()]) == []
 
 

@@ -133,7 +133,7 @@ def test_a_forward_without_gradients_is_one_line():
 
 
 class _Failing(Scripted):
-    """Two units; the training loss of ``b`` is finite at the steps given."""
+    """Two units; the training loss of ``b``, or of both, is finite at the steps given."""
 
     def __init__(self, finite: set[int], both: bool = False) -> None:
         super().__init__([1.0 / (i + 1) for i in range(10_000)])
@@ -152,26 +152,51 @@ class _Failing(Scripted):
             return
         factor = 1.0 if self.step in self.finite else float("nan")
         self.step += 1
-        yield ("", "a"), self.value.sum().square() + 1.0 * (factor if self.both else 1.0)
+        yield ("", "a"), (self.value.sum() - 1).square() * (factor if self.both else 1.0)
         yield ("", "b"), self.other.square().sum() * factor
 
 
 def test_a_unit_without_a_finite_loss_does_not_disturb_the_others():
     objective = _Failing({0, 1})
     trainer = trained(objective, steps=20)
-    assert trainer.done.steps == 20 and trainer.failures == 0
+    assert trainer.done.steps == 20 and trainer.failures[("", "b")] == 18
+    assert trainer.failures[("", "a")] == 0 and bool((objective.value != 0).all())
     assert torch.isfinite(objective.other).all() and bool((objective.other < 1).all())
+    with pytest.raises(MeasureError, match="expected a finite loss, got nan at step 4"):
+        trained(_Failing({0, 1}), selection=[], steps=20)
 
 
 def test_a_stage_without_finite_losses_ends_with_its_best_values():
     objective = _Failing(set(range(10)), both=True)
+    objective.looks = [1.0, 0.5, *([2.0] * 100)]
     trainer = trained(objective, steps=40)
     assert trainer.done.steps == 10 + FAILURES
-    assert torch.isfinite(objective.other).all() and torch.isfinite(objective.value).all()
+    assert torch.equal(objective.value.detach(), objective.seen[1])
+    assert not torch.equal(objective.seen[1], objective.seen[-1])
     with pytest.raises(MeasureError, match="expected a finite loss, got nan at step 0"):
         trained(_Failing(set(), both=True), steps=40)
-    with pytest.raises(MeasureError, match="expected a finite loss, got nan at step 10"):
-        trained(_Failing(set(range(10)), both=True), selection=[], steps=40)
+
+
+def test_gradients_that_are_not_finite_change_nothing():
+    class Steep(Scripted):
+        """The square root's gradient at 0 is infinite."""
+
+        def losses(self, batch):
+            for key, loss in super().losses(batch):
+                yield key, self.value.abs().sqrt().sum() if loss.requires_grad else loss
+
+    objective = Steep([1.0] * 100)
+    trained(objective, steps=5)
+    assert not objective.value.detach().any()
+
+
+def test_a_unit_is_rated_by_its_first_finite_loss():
+    objective = _Failing({1, 2, 3})
+    with torch.no_grad():
+        objective.other.fill_(0.1)  # a loss of 0.02
+    trainer = trained(objective, steps=4)
+    sizes = {group["unit"]: group["size"] for group in trainer.optimiser.param_groups}
+    assert sizes["", "a"] == pytest.approx(1.0) and sizes["", "b"] == pytest.approx(0.02)
 
 
 def test_slow_checkpoints_are_written_seldom(tmp_path, monkeypatch):

@@ -184,9 +184,7 @@ def _measured(inspection: Inspection, session: Session) -> tuple[BaselineRow, Ca
     """
     task, capture, say = inspection.task, inspection.capture, session.progress.say
     with fingerprint.files_read() as read:
-        start = time.perf_counter()
-        sizes, selection, held_out, more = _score(inspection, session)
-        seconds = time.perf_counter() - start
+        sizes, selection, held_out, more, seconds = _score(inspection, session)
         if sum(sizes) < 2:
             raise TaskError(f"expected two validation items or more, got {sum(sizes)}")
         batches = canary_batches(task, sizes, split(sizes).selection)
@@ -214,17 +212,22 @@ def _measured(inspection: Inspection, session: Session) -> tuple[BaselineRow, Ca
 
 def _score(
     inspection: Inspection, session: Session
-) -> tuple[list[int], list[float], list[float], dict[str, list[list[float]]]]:
-    """Items per batch, scores of the selection and of the held-out batches, those by metric."""
+) -> tuple[list[int], list[float], list[float], dict[str, list[list[float]]], float]:
+    """Items per batch, scores of the selection and of the held-out batches, those by metric.
+
+    The last is how many seconds that takes, by the batches after the first, for which the model
+    may be captured anew.
+    """
     task, capture = inspection.task, inspection.capture
     every = range(len(task.validation))
-    outputs, batches = list[Tensor](), list[Scored]()
+    outputs, batches, ends = list[Tensor](), list[Scored](), list[float]()
     with session.progress.stage("baseline accuracy", len(every)) as step:
         for i in every:
             if task.pooled:
                 outputs.append(answer(task, capture, i))
             else:
                 batches.append(scores(task, capture, [i]))
+            ends.append(time.perf_counter())
             step("")
     sizes = [len(task.validation[i][1]) if task.pooled else len(batches[i].main) for i in every]
     parts = split(sizes) if sum(sizes) else Split((), (), True)
@@ -236,7 +239,9 @@ def _score(
     ]
     more = {m: [x.more[m].tolist() for x in found] for m in task.metrics}
     selection, held_out = (x.main.tolist() for x in found)
-    return sizes, selection, held_out, more
+    timed = sum(sizes[1:])
+    seconds = (ends[-1] - ends[0]) * sum(sizes) / timed if timed else 0.0
+    return sizes, selection, held_out, more, seconds
 
 
 def _joined(task: Task, batches: list[Scored]) -> Scored:

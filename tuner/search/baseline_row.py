@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,8 @@ class BaselineRow:
             raise ValueError("expected one score per item of each metric")
         random, mark, read = bool(value["random"]), str(value["mark"]), dict(value["read"])
         seconds = float(value.get("seconds", 0.0))
+        if not 0 <= seconds < math.inf:
+            raise ValueError("expected seconds of 0 or more")
         return cls(sizes, selection, held_out, canary, random, mark, read, more, seconds)
 
     def items(self, batches: Sequence[int]) -> list[int]:

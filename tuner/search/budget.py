@@ -43,6 +43,11 @@ class Budget:
         end = self.clock() + min(share * self.seconds, self.left, most)
         return lambda: max(0.0, end - self.clock())
 
+    def shorten(self, what: str, seconds: float, wanted: float) -> None:
+        """Note what got fewer seconds than it was to have, where it is much less."""
+        if seconds < 0.9 * wanted:
+            self.leave_out(f"{what}: {minutes(seconds)} of {minutes(wanted)}")
+
     def leave_out(self, what: str) -> None:
         """Note what there was no time for."""
         self.cut.append(what)

@@ -58,6 +58,7 @@ class Candidates:
 
     Args:
         base_ms: the baseline's latency. savings: what each choice saves of it per site.
+        batches: how many of the reference batches tell a divergence, the first ones.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Candidates:
         library: PieceLibrary,
         base_ms: float,
         savings: Savings,
+        batches: int = REFERENCES,
     ) -> None:
+        self.batches = batches
         self.inspection, self.session, self.baseline = inspection, session, baseline
         self.library, self.base_ms, self.savings = library, base_ms, savings
         self.tried: dict[str, Candidate] = {}
@@ -127,13 +130,10 @@ class Candidates:
         self.keep(candidate)
         return candidate
 
-    def divergence(self, plan: Plan, batches: int = REFERENCES) -> float:
+    def divergence(self, plan: Plan) -> float:
         """How far a plan moves the first outputs, from the store or measured now."""
         value = self.session.measured(
-            "divergence",
-            plan.hash,
-            self._first_outputs(batches),
-            lambda: self._diverge(plan, batches),
+            "divergence", plan.hash, self._first_outputs, lambda: self._diverge(plan)
         )
         return float(value["divergence"])
 
@@ -175,7 +175,8 @@ class Candidates:
 
     def _score(self, plan: Plan) -> Value:
         capture, baseline, task = self.inspection.capture, self.baseline, self.inspection.task
-        reference = dict(zip(baseline.reference_batches, baseline.reference, strict=True))
+        pairs = zip(baseline.reference_batches, baseline.reference, strict=True)
+        reference = dict(list(pairs)[: self.batches])
         moves = list[tuple[float, float]]()
 
         def seen(batch: int, output: Any) -> None:
@@ -194,17 +195,19 @@ class Candidates:
         capture.use(None)
         if len(moves) == len(reference):  # else it was rejected, or its items are judged together
             value = _divergence(mean_move(moves))
-            subject = self._first_outputs()
-            self.session.measured("divergence", plan.hash, subject, lambda: value)
+            self.session.measured("divergence", plan.hash, self._first_outputs, lambda: value)
         return found.as_dict()
 
-    def _first_outputs(self, batches: int = REFERENCES) -> dict[str, Any]:
+    @property
+    def _first_outputs(self) -> dict[str, Any]:
         """All that a divergence depends on."""
-        return {**self.inspection.context, "batches": self.baseline.reference_batches[:batches]}
+        batches = self.baseline.reference_batches[: self.batches]
+        return {**self.inspection.context, "batches": batches}
 
-    def _diverge(self, plan: Plan, batches: int) -> Value:
+    def _diverge(self, plan: Plan) -> Value:
         task, capture, baseline = self.inspection.task, self.inspection.capture, self.baseline
-        reference, names = baseline.reference[:batches], baseline.reference_batches[:batches]
+        reference = baseline.reference[: self.batches]
+        names = baseline.reference_batches[: self.batches]
         capture.use(plan)
         found = divergence(task, capture, reference, names)
         capture.use(None)
@@ -244,14 +247,11 @@ def damage_to_measure(
 
 
 def measure_damage(
-    candidates: Candidates,
-    batches: int = REFERENCES,
-    reserve: Callable[[], float] = lambda: 0.0,
+    candidates: Candidates, reserve: Callable[[], float] = lambda: 0.0
 ) -> Iterator[Damage]:
     """How far every useful (site, choice) alone moves the outputs; yields after each.
 
-    By so many of the reference batches. It ends early where the budget has less left than the
-    ``reserve``.
+    It ends early, but after one, where the budget has less left than the ``reserve``.
 
     Raises:
         KeyboardInterrupt: the run is to stop.
@@ -267,11 +267,11 @@ def measure_damage(
     yield damage
     with candidates.session.progress.stage("sensitivity", len(pairs)) as step:
         for i, (site, choice) in enumerate(pairs):
-            if budget.left < reserve():
+            if i and budget.left < reserve():
                 rest = dict.fromkeys(c for _, c in pairs[i:])
                 budget.leave_out(f"sensitivity: {', '.join(rest)}")
                 return
-            moved = candidates.divergence(candidates.library.plan({site: choice}), batches)
+            moved = candidates.divergence(candidates.library.plan({site: choice}))
             damage = {**damage, site: {**damage[site], choice: moved}}
             step(f"{site} {choice}")
             yield damage

@@ -7,6 +7,7 @@ them can then be distilled globally. Both are stored, and both go on where they 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,6 +28,7 @@ from attnpass.recover import (
 )
 from attnpass.store import key_of
 from attnpass.tuner.search.inspection import Inspection
+from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.plan_row import Recovery
 from attnpass.tuner.search.result import DistilledChoice
@@ -38,8 +40,8 @@ LOCAL_SHARE = 0.4
 GLOBAL_STEPS = 150
 """Steps of the global stage that every plan should have."""
 
-MOST_DISTILLED = 4
-"""Choices that share the time of the local stage."""
+MOST_DISTILLED, MOST_OF_A_FORM = 4, 2
+"""Choices that share the time of the local stage, and those of one form among them."""
 
 WATCHED = 4
 """Selection batches that decide when a stage ends."""
@@ -73,6 +75,11 @@ class Distillation:
         """The batches that are trained on."""
         task = self.inspection.task
         return task.recovery if len(task.recovery) else list(task.calibration)
+
+    def training(self, granted: float, wanted: float) -> dict[str, object]:
+        """``context``, with how often the time was halved: longer training is another one."""
+        halved = max(round(math.log2(wanted / max(granted, 1e-3))), 0)
+        return {**self.context, **({"halved": halved} if halved else {})}
 
     @cached_property
     def context(self) -> dict[str, object]:
@@ -108,7 +115,7 @@ class Distillation:
 def worth_distilling(
     saved: Mapping[str, float], errors: Mapping[str, Mapping[str, float]]
 ) -> list[str]:
-    """Up to ``MOST_DISTILLED`` choices, those that save most first.
+    """Up to ``MOST_DISTILLED`` choices, those that save most first; few of one form.
 
     A choice that some other one beats at every site, in what it saves and in the error that
     calibration left, is none of them.
@@ -122,8 +129,13 @@ def worth_distilling(
         better = (errors.get(a, {}).get(site, math.inf) < error for site, error in at.items())
         return saved[a] > saved[b] and bool(at) and all(better)
 
-    kept = [c for c in saved if not any(beats(other, c) for other in saved)]
-    return sorted(kept, key=saved.__getitem__, reverse=True)[:MOST_DISTILLED]
+    kept, counts = list[str](), Counter[str]()
+    for choice in sorted(saved, key=saved.__getitem__, reverse=True):
+        form, _ = form_of(choice)
+        if counts[form] < MOST_OF_A_FORM and not any(beats(other, choice) for other in saved):
+            kept.append(choice)
+            counts[form] += 1
+    return kept[:MOST_DISTILLED]
 
 
 def distil_pieces(
@@ -137,7 +149,8 @@ def distil_pieces(
         MeasureError: a loss is not finite; the pieces stay calibrated.
         KeyboardInterrupt: the run is to stop.
     """
-    stored = {c: distillation.find("bank", c, distillation.context) for c in choices}
+    context = _local_context(distillation, seconds)
+    stored = {c: distillation.find("bank", c, context) for c in choices}
     done = {c: DistilledChoice(**value) for c, value in stored.items() if value is not None}
     known = {c: distillation.session.plan(row.plan) for c, row in done.items()}
     plans = {c: plan for c, plan in known.items() if plan is not None}
@@ -161,6 +174,7 @@ def _train_pieces(
     objective = LocalLoss(capture, plans)
     if not objective.units:
         return {}
+    context = _local_context(distillation, seconds)
     stage, saved = train(distillation, objective, seconds, " ".join(sorted(plans)))
     done = {}
     for choice, plan in plans.items():
@@ -170,9 +184,16 @@ def _train_pieces(
         # a choice without parameters had no part in the stage
         steps, taken = (stage["steps"], stage["seconds"]) if losses else (0, 0.0)
         done[choice] = DistilledChoice(name, losses, steps, taken)
-        session.keep("bank", choice, distillation.context, done[choice].as_dict())
+        if steps or not losses:
+            session.keep("bank", choice, context, done[choice].as_dict())
     saved.remove()
     return done
+
+
+def _local_context(distillation: Distillation, seconds: float) -> dict[str, object]:
+    """All that a piece depends on that was trained for so long."""
+    wanted = distillation.inspection.settings.recover_budget * LOCAL_SHARE
+    return distillation.training(seconds, wanted)
 
 
 def affordable_plans(seconds: float, distilled: Mapping[str, DistilledChoice]) -> int:
@@ -190,7 +211,7 @@ def distil_plan(
 ) -> tuple[Plan, Recovery] | None:
     """A plan distilled globally in a share of the ``whole`` seconds for plans, and what that did.
 
-    One that is stored is taken, whatever the seconds were then.
+    One that is stored is taken, where it had about as many.
 
     Attention that stays softmax learns too. None where nothing in the plan can learn, or there
     was no time for a step.
@@ -199,7 +220,8 @@ def distil_plan(
         MeasureError: the loss is not finite. KeyboardInterrupt: the run is to stop.
     """
     inspection, session = distillation.inspection, distillation.session
-    context = {**distillation.context, "share": share, "softmax": True}
+    wanted = inspection.settings.recover_budget * (1 - LOCAL_SHARE)
+    context = {**distillation.training(whole, wanted), "share": share, "softmax": True}
     value = distillation.find("recovered", plan.hash, context)
     stored = None if value is None else session.plan(value["plan"])
     if value is not None and stored is not None:

@@ -46,11 +46,14 @@ def recover_promising(
         stages = sum(len(racing) >> i for i in range(rounds))
         granted = min(seconds, left() - stages * candidates.baseline.seconds_selection)
         enough = granted >= LEAST_DISTILLED * seconds
-        if (enough and len(racing) * rounds <= affordable) or len(racing) <= 1:
+        fits = len(racing) * rounds * seconds <= affordable * granted
+        if (enough and fits) or len(racing) <= 1:
             break
     if racing and not enough:
         budget.leave_out("distillation of whole plans")
         return
+    if racing:
+        budget.shorten("distillation of whole plans", granted, seconds)
     while racing:
         share = 1 / rounds / len(racing)
         trained = list[Candidate]()

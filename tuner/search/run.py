@@ -164,17 +164,19 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     distillation = Distillation(inspection, session, watched)
     whole = 0.0
     if distils:
-        saved = {c: savings.of(c) for c in savings.useful}
-        chosen = worth_distilling(saved, found.fit)
+        able = [c for c in savings.useful if any(library.everywhere(c).values.values())]
+        chosen = worth_distilling({c: savings.of(c) for c in able}, found.fit)
         seconds = LOCAL_SHARE * reserve.distilling
         distilled = distil_useful(distillation, library, chosen, seconds)
         yield (found := replace(found, distilled=distilled))
         whole = settings.recover_budget * (1 - LOCAL_SHARE)
         reserve.share(whole)
-    candidates = Candidates(inspection, session, baseline, library, ceiling.base_ms, savings)
+    candidates = Candidates(
+        inspection, session, baseline, library, ceiling.base_ms, savings, batches
+    )
     found = replace(found, candidates=candidates)
     with candidates.sharing():
-        for damage in measure_damage(candidates, batches, reserve.needed):
+        for damage in measure_damage(candidates, reserve.needed):
             yield (found := replace(found, damage=damage))
         reserve.share(whole)
         search_plans(candidates, found.damage, reserve.needed)
@@ -200,6 +202,10 @@ def distil_useful(
         KeyboardInterrupt: the run is to stop.
     """
     if not useful:
+        return {}
+    wanted = LOCAL_SHARE * distillation.inspection.settings.recover_budget
+    distillation.session.budget.shorten("distillation of choices", seconds, wanted)
+    if seconds <= 0:
         return {}
     say = distillation.session.progress.say
     try:

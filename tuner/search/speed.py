@@ -246,9 +246,11 @@ def measure_finalists(
 
     with progress.stage("finalists: latency", 1) as step:
         latencies.take_ahead(dict(asked(g) for g in groups), decides=True)
-        while groups and not (failed and not budget.left):
+        while groups:
             group = groups.pop()
             subject, plans = asked(group)
+            if failed and not budget.left and ("latency", subject) not in latencies.taken:
+                continue
             try:
                 timed = latencies.times(subject, plans, spare=len(group) > 1, decides=True)
             except MeasureError as error:

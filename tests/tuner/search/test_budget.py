@@ -49,3 +49,10 @@ def test_the_time_until_a_budget_is_exceeded_by_a_share():
     assert budget.left == 0.0 and budget.until(0.08) == pytest.approx(5.0)
     clock.now += 10
     assert budget.until(0.08) == 0.0 and Budget().until(0.08) == math.inf
+
+
+def test_what_has_much_less_time_than_it_was_to_have_is_told():
+    budget = Budget(100.0, Clock())
+    budget.shorten("a", 9.5, 10.0)
+    budget.shorten("b", 5.0, 10.0)
+    assert budget.cut == ["b: 5 s of 10 s"]

@@ -136,7 +136,7 @@ def test_damage_grows_by_one_choice_at_a_time(tmp_path, monkeypatch):
     with Store(tmp_path / "a.db") as store:
         candidates = pool(store)
         candidates.savings = Savings({"hydra": 1.0, "skipat r=0": -1.0})
-        monkeypatch.setattr(candidates, "divergence", lambda plan, batches: 0.5)
+        monkeypatch.setattr(candidates, "divergence", lambda plan: 0.5)
         first, *_, last = found = list(measure_damage(candidates))
     assert first == {f"blocks.{i}.attn": {"softmax": 0.0} for i in range(3)} and len(found) == 4
     assert last == {f"blocks.{i}.attn": {"softmax": 0.0, "hydra": 0.5} for i in range(3)}
@@ -166,10 +166,10 @@ def test_sensitivity_leaves_time_to_the_finalists(tmp_path, monkeypatch):
     with Store(tmp_path / "a.db") as store:
         candidates = pool(store)
         candidates.savings = Savings({"hydra": 1.0})
-        monkeypatch.setattr(candidates, "divergence", lambda plan, batches: 0.5)
+        monkeypatch.setattr(candidates, "divergence", lambda plan: 0.5)
         candidates.session.budget = Budget(10.0, lambda: 0.0)
-        times = iter([9.0, 9.0, 11.0])
-        (*_, damage) = measure_damage(candidates, 1, lambda: next(times))
+        times = iter([9.0, 11.0])
+        (*_, damage) = measure_damage(candidates, lambda: next(times))
     assert [len(row) for row in damage.values()] == [2, 2, 1]
     assert candidates.session.budget.cut == ["sensitivity: hydra"]
 

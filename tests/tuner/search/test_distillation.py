@@ -17,6 +17,7 @@ from attnpass.store import Store
 from attnpass.tuner.search import distillation as module
 from attnpass.tuner.search.baseline import measure_baseline
 from attnpass.tuner.search.distillation import (
+    LOCAL_SHARE,
     Distillation,
     affordable_plans,
     distil_pieces,
@@ -88,20 +89,35 @@ def test_the_budget_says_how_many_plans_are_distilled():
     assert affordable_plans(7.2, {"hydra": DistilledChoice("", {}, 0, 0.0)}) == 1
 
 
+def whole(distillation: Distillation) -> float:
+    """All seconds of the local stage."""
+    return distillation.inspection.settings.recover_budget * LOCAL_SHARE
+
+
 def test_what_another_choice_beats_everywhere_is_not_distilled():
-    saved = {"hydra": 9.0, "r=0.5": 8.0, "r=1 k=3": 7.0, "r=1 k=5": 6.0, "relu": 1.0, "relu2": 0.9}
+    half, small, large = "skipat r=0.5", "skipat r=1 kernel=3", "skipat r=1 kernel=5"
+    saved = {"hydra": 9.0, half: 8.0, large: 7.0, small: 7.1, "relu": 1.0, "relu2": 0.9}
     errors = {
         "hydra": {"a": 0.8, "b": 0.9},
-        "r=0.5": {"b": 0.2},
-        "r=1 k=3": {"b": 0.1},
-        "r=1 k=5": {"b": 0.15},
+        half: {"b": 0.2},
+        small: {"b": 0.1},
+        large: {"b": 0.15},
         "relu": {"a": 0.1, "b": 0.3},
         "relu2": {"a": 0.2, "b": 0.2},
     }
-    assert worth_distilling(saved, errors) == ["hydra", "r=0.5", "r=1 k=3", "relu"]
+    assert worth_distilling(saved, errors) == ["hydra", half, small, "relu"]
     assert "relu2" in worth_distilling({c: saved[c] for c in ("relu", "relu2")}, errors)
-    assert len(worth_distilling(saved, {})) == 4, "nothing is known: those that save most"
+    assert worth_distilling(saved, {}) == ["hydra", half, small, "relu"], "two of a form"
     assert worth_distilling({}, {}) == []
+
+
+def test_training_that_had_half_of_the_time_is_another_one(recovered):
+    with Store(recovered.path) as store:
+        distillation, _ = calibrated(store)
+        assert distillation.training(10.0, 10.0) == distillation.context
+        assert distillation.training(8.0, 10.0) == distillation.context
+        assert distillation.training(5.0, 10.0)["halved"] == 1
+        assert distillation.training(0.0, 10.0)["halved"] == 13
 
 
 def test_another_form_leaves_the_stored_piece_alone(recovered, monkeypatch):
@@ -115,7 +131,7 @@ def test_another_form_leaves_the_stored_piece_alone(recovered, monkeypatch):
     with Store(recovered.path) as store:
         distillation, library = calibrated(store, forms=("hydra", "relu"))
         monkeypatch.setattr(store, "put", lambda *a, **k: None)
-        found = distil_pieces(distillation, library, ["hydra", "relu"], 1.0)
+        found = distil_pieces(distillation, library, ["hydra", "relu"], whole(distillation))
         assert set(found) == {"hydra", "relu"}
     assert trained == ["relu"]
 
@@ -191,15 +207,17 @@ def test_a_plan_in_which_nothing_learns_is_not_distilled(tmp_path):
 def test_a_stored_piece_that_is_damaged_is_distilled_again(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        module, "_train_pieces", lambda _, plans, s: asked.append(list(plans)) or {}
+        module, "_train_pieces", lambda _, plans, seconds: asked.append(list(plans)) or {}
     )
     with Store(tmp_path / "a.db") as store:
         distillation, library = calibrated(store)
         plan = store.save_plan(library.everywhere("hydra"))
         row = DistilledChoice(plan, {}, 3, 1.0)
         distillation.session.keep("bank", "hydra", distillation.context, row.as_dict())
-        assert distil_pieces(distillation, library, ["hydra"], 1.0) == {"hydra": row}
+        assert distil_pieces(distillation, library, ["hydra"], whole(distillation)) == {
+            "hydra": row
+        }
         with store.transaction():
             store.db.execute("UPDATE plans SET parameters = x'00'")
-        assert distil_pieces(distillation, library, ["hydra"], 1.0) == {}
+        assert distil_pieces(distillation, library, ["hydra"], whole(distillation)) == {}
     assert asked == [[], ["hydra"]]

@@ -138,11 +138,19 @@ def test_distillation_takes_what_the_finalists_and_the_scores_leave(judged, monk
     items = sum(base.sizes)
     candidates.baseline = replace(base, seconds=5.0 * items / len(base.selection))
     recover_promising(candidates, None, 3, 60.0, lambda: 35.0)
-    assert trained == pytest.approx([30.0]) and not candidates.session.budget.cut
+    assert trained == pytest.approx([30.0])
+    assert candidates.session.budget.cut == ["distillation of whole plans: 30 s of 60 s"]
     trained.clear()
-    recover_promising(candidates, None, 12, 60.0, lambda: 37.0)
+    recover_promising(candidates, None, 99, 60.0, lambda: 57.0)
+    assert len(trained) == 7 and sum(trained) == pytest.approx(22.0)
+    trained.clear()
+    recover_promising(candidates, None, 99, 60.0, lambda: 37.0)
     assert len(trained) == 4 and sum(trained) == pytest.approx(17.0), "three plans, not four"
     trained.clear()
+    recover_promising(candidates, None, 5, 60.0, lambda: 57.0)
+    assert len(trained) == 1, "less time, fewer plans"
+    trained.clear()
+    candidates.session.budget.cut.clear()
     recover_promising(candidates, None, 3, 60.0, lambda: 10.0)
     assert trained == [] and candidates.session.budget.cut == ["distillation of whole plans"]
     candidates.session.budget.cut.clear()
