@@ -48,6 +48,30 @@ def test_the_measured_table_is_the_committed_results():
     assert all(c["aot"] == {"autograd_cache_hit": 1} for c in cost["second_process"])
 
 
+def test_the_vision_transformer_is_the_committed_result():
+    row = result("images_cpu.json")
+    best = next(r for r in row["front"] if r["plan"] == row["best"])
+    latency, judged, facts = best["latency"], best["held_out"], row["facts"]
+    over, lossless, exact = (
+        f"{x['median']:.2f}x [{x['low']:.2f}, {x['high']:.2f}]"
+        for x in (latency["ratio"], latency["over_lossless"], facts["softmax_ratio"])
+    )
+    for told in (
+        f"`{row['command'].removesuffix(' --json')}`",
+        f"over the lossless plan | {over}; {lossless} |",
+        f"{judged['score']:.4f}; {judged['drop']:.2%}, at most {judged['upper']:.2%} at"
+        f" {judged['confidence']:.0%} |",
+        f"over compiled SDPA | {exact} |",
+        f"{facts['baseline_ms']:.0f} ms; {latency['ms']:.0f} ms |",
+        f"{best['recovery']['steps']} steps in {best['recovery']['seconds']:.0f} s |",
+        f"| {'; '.join(facts['cut'])} |",
+        f"{facts['items']} validation images of which {judged['items']} judge",
+        f"The plan: {show.forms_line(best['forms'])}.",
+    ):
+        assert told in MEASURED
+    assert latency["ratio"]["low"] >= 2.5 and judged["upper"] <= 0.01, "what was to be reached"
+
+
 def test_a_quick_run_and_judging_are_the_committed_results():
     row, judged = result("digits_quick_cpu.json"), result("judging_cpu.json")
     best = next(r for r in row["front"] if r["plan"] == row["best"])
