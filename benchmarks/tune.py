@@ -44,6 +44,7 @@ CASES = {
         *DISTIL,
         "5m",
     ],
+    "receptors": ["examples/receptors.py:task", "--max-drop", "0.01"],
 }
 REPORTED = {"images"}
 """Cases whose report is kept beside the result."""

@@ -12,6 +12,7 @@ import encoder_speed  # noqa: E402
 import images  # noqa: E402
 import judging  # noqa: E402
 import minilm  # noqa: E402
+import receptors  # noqa: E402
 import recovery  # noqa: E402
 import scale  # noqa: E402
 import search  # noqa: E402
@@ -28,6 +29,7 @@ __all__ = [
     "images",
     "judging",
     "minilm",
+    "receptors",
     "search_problems",
     "recovery",
     "scale",

@@ -72,6 +72,19 @@ def test_the_vision_transformer_is_the_committed_result():
     assert latency["ratio"]["low"] >= 2.5 and judged["upper"] <= 0.01, "what was to be reached"
 
 
+def test_the_model_that_a_package_ships_is_the_committed_result():
+    row = result("receptors_cpu.json")
+    facts = row["facts"]
+    exact, most = (
+        f"{x['median']:.2f}x [{x['low']:.2f}, {x['high']:.2f}]"
+        for x in (facts["softmax_ratio"], facts["ceiling_ratio"])
+    )
+    told = f"is {exact} over compiled SDPA ({facts['baseline_ms']:.0f} ms a call)"
+    assert told in MEASURED and f"attention leaves at most {most}" in MEASURED
+    assert row["best"] is None and f"({facts['items']} items)" in MEASURED
+    assert f"the run took {row['seconds']:.0f} s" in MEASURED
+
+
 def test_a_quick_run_and_judging_are_the_committed_results():
     row, judged = result("digits_quick_cpu.json"), result("judging_cpu.json")
     best = next(r for r in row["front"] if r["plan"] == row["best"])

@@ -49,7 +49,7 @@ from attnpass.tuner.measure.pool import Job, Pool
 from attnpass.tuner.measure.pool_worker import Inbox, Lost, PoolWorker
 from attnpass.tuner.measure.ray_pool import ray_workers
 from attnpass.tuner.measure.rejection import Rejection, by_batch, positions
-from attnpass.tuner.measure.trial import model_digest, try_task
+from attnpass.tuner.measure.trial import model_digest, refuse_changed, try_task
 from attnpass.tuner.measure.worker import Worker
 
 __all__ = [
@@ -104,5 +104,6 @@ __all__ = [
     "ray_workers",
     "scores",
     "split",
+    "refuse_changed",
     "try_task",
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +15,41 @@ from attnpass.errors import TaskError
 from attnpass.seeds import seeded
 from attnpass.task import Task, score_batch, users_code
 from attnpass.torch_internals import pytree
+from attnpass.tuner.measure.accuracy import first_tensor
 
 SAME = 1e-3
 """How far two scores of one output may differ: kernels of a GPU need not repeat themselves."""
+
+CHANGED = 0.05
+"""Relative difference of outputs that no rounding explains."""
+
+
+def refuse_changed(task: Task, captured: Callable[..., Any]) -> None:
+    """Refuse a model whose results torch.compile changes before anything is rewritten.
+
+    ``captured``: the model's graphs as Dynamo captured them. A model that gives two results is not
+    compared.
+
+    Raises:
+        TaskError: the outputs for the example differ by more than rounding.
+    """
+
+    def taken(model: Callable[..., Any], seed: int) -> Tensor:
+        with torch.no_grad(), seeded(seed), buffers_kept(task.model):
+            return first_tensor(call(model, task.example)).double().cpu()
+
+    want, again, got = taken(task.model, 0), taken(task.model, 1), taken(captured, 0)
+    if want.shape != got.shape or not torch.equal(want, again):
+        return
+    kept = want.isfinite()
+    off = float((got - want)[kept].norm() / want[kept].norm().clamp_min(1e-12))
+    if off > CHANGED or not bool(got[kept].isfinite().all()):
+        raise TaskError(
+            "expected torch.compile to leave the model's results as they are, got outputs that are"
+            f" off by {off:.0%} before anything was rewritten: Dynamo changes this model with any"
+            " backend; find the part with torch.compile(part, backend='eager') and exempt it with"
+            " torch.compiler.disable"
+        )
 
 
 def try_task(task: Task) -> Task:

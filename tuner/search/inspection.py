@@ -23,7 +23,7 @@ from attnpass.site import AttentionSite
 from attnpass.store import Store, now
 from attnpass.task import Task, load_task, users_code
 from attnpass.torch_internals import pytree
-from attnpass.tuner.measure import needed, split, try_task
+from attnpass.tuner.measure import needed, refuse_changed, split, try_task
 from attnpass.tuner.search.leaks import length, refuse_leaks
 from attnpass.tuner.search.menu import form_of
 from attnpass.tuner.search.settings import Settings
@@ -150,7 +150,7 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
     The run's id does not depend on tiles, which the run itself may find.
 
     Raises:
-        TaskError: the task is not usable, or its sets share items.
+        TaskError: the task is not usable, its sets share items, or Dynamo changes its results.
         CaptureError: its model has no softmax attention.
     """
     with fingerprint.files_read() as read:
@@ -166,6 +166,7 @@ def inspect_task(settings: Settings, store: Store) -> Inspection:
     if not capture.sites:
         why = "; ".join(str(d) for d in capture.declined[:3]) or "no softmax in its graphs"
         raise CaptureError(f"expected a model with softmax attention, found none ({why})")
+    refuse_changed(task, capture)
     base = Plan(assign(capture.sites, "softmax")[0])
     capture.bind_plan(base)
     kind = _device_kind(task)

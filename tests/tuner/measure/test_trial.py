@@ -11,7 +11,7 @@ from torch import nn
 
 from attnpass.errors import TaskError
 from attnpass.tuner.digits import correct
-from attnpass.tuner.measure import model_digest, try_task
+from attnpass.tuner.measure import model_digest, refuse_changed, try_task
 
 
 def test_a_task_that_works_comes_back_with_nothing_changed():
@@ -68,3 +68,18 @@ def test_a_digest_of_a_model_knows_parameters_and_buffers():
     model.running_mean[0] = 2.0
     digests.append(model_digest(model))
     assert len(set(digests)) == 3
+
+
+def test_a_model_that_dynamo_changes_is_refused():
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return torch.rand_like(x)
+
+    task = replace(tiny(), model=nn.Linear(32, 4))
+    refuse_changed(task, task.model)
+    refuse_changed(task, lambda x: task.model(x) * 1.01)
+    for wrong in (lambda x: task.model(x) * 1.1, lambda x: task.model(x) / 0):
+        with pytest.raises(TaskError, match="are off by .* before anything was rewritten"):
+            refuse_changed(task, wrong)
+    refuse_changed(task, lambda x: task.model(x)[:1])  # of another shape: nothing to compare
+    refuse_changed(replace(task, model=Noisy()), task.model)
