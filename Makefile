@@ -99,7 +99,7 @@ bench: .venv/ready
 case-images: .venv/ready
 	$(BIN)/python benchmarks/tune.py images
 
-# one that attention takes too little of: two minutes
+# one where exact softmax by the kernels is the answer: ten minutes
 case-receptors: .venv/receptors
 	$(BIN)/python benchmarks/tune.py receptors
 

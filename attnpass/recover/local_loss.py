@@ -111,5 +111,5 @@ class LocalLoss:
         ]
         got, keep = made.graph(*inputs)
         masks = [keep] if keep is not None and region.site.kind == "self" else []
-        masks = padding_masks(masks)
-        return relative_error(got, values[made.target.name], token_rows(masks, got))
+        rows = token_rows(padding_masks(masks), got)
+        return relative_error(got, values[made.target.name], rows)

@@ -42,7 +42,7 @@ SAVE_SECONDS, SAVE_SHARE = 30.0, 0.05
 """Seconds between checkpoints at least, and the share of the time that writing them may take."""
 
 FAILURES = 3
-"""Steps in a row without a finite loss that end a stage."""
+"""Steps in a row without a finite loss that end a stage, or fail a unit without kept values."""
 
 
 class Trainer:
@@ -170,6 +170,7 @@ class Trainer:
         with self._conditions(self.done.steps):
             number = batch_index(self.done.steps, len(inputs), self.options.seed)
             batch: Batch = pytree.tree_map(_without_inference_mode, inputs[number])
+            found = None
             for key, loss in self.objective.losses(batch):
                 found = float(loss.detach())
                 if math.isfinite(found):
@@ -178,8 +179,8 @@ class Trainer:
                     self._add_gradients(key, loss)
                 else:
                     self._count_failure(key, found)
-        if not self.last:
-            raise self._not_finite(math.nan)
+        if found is not None and not self.last:
+            raise self._not_finite(found)
         for unit in self.units.values():
             norm = torch.nn.utils.clip_grad_norm_(unit.parameters, MAX_GRADIENT_NORM)
             if not bool(norm.isfinite()):
@@ -197,7 +198,7 @@ class Trainer:
         """Note a unit's loss that is not finite.
 
         Raises:
-            MeasureError: it was not the first one in a row, and there is nothing to go back to.
+            MeasureError: it was the last of ``FAILURES`` in a row, with nothing to go back to.
         """
         self.failures[key] += 1
         if self.failures[key] >= FAILURES and key not in self.evaluation.values:

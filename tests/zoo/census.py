@@ -209,15 +209,12 @@ def _errors(
     """The two errors with the weights and inputs of one seed; ``model``, captured, is in bf16."""
     exact, args, kwargs = built(spec, impl, seed, reset=False)
     want = run(exact, args, kwargs)
-    exact, args, kwargs = built(
-        spec, impl, seed, reset=False
-    )  # anew: a run may have changed its state
+    # anew: a run may have changed its state
+    exact, args, kwargs = built(spec, impl, seed, reset=False)
     narrow = pytree.tree_map(_cast(torch.bfloat16), (args, kwargs))
-    # a buffer that the first run made (ALiBi's slopes) is no draw
-    for values in (exact.named_parameters(), exact.named_buffers()):
-        known = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for name, value in values:
-            known[name].copy_(value)
+    known = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, value in (*exact.named_parameters(), *exact.named_buffers()):
+        known[name].copy_(value)
     eager = relative(run(model, *narrow), want)
     return relative(run(capture, *narrow), want), eager
 

@@ -228,12 +228,10 @@ def damage_to_measure(
     of the budget, few items tell the damage, and of no more choices than there is time for. The
     number is of reference batches, the first ones.
     """
-    useful = sorted(savings.useful, key=savings.of, reverse=True)
-    pairs = [(site, c) for c in useful for site, choices in legal.items() if c in choices]
-    seconds, sizes = (
-        baseline.seconds_reference,
-        [baseline.sizes[i] for i in baseline.reference_batches],
-    )
+    pairs = _to_judge(legal, savings)
+    useful = list(dict.fromkeys(c for _, c in pairs))
+    seconds = baseline.seconds_reference
+    sizes = [baseline.sizes[i] for i in baseline.reference_batches]
     if sum(seconds) * len(pairs) <= STAGE * budget.seconds:
         return useful, REFERENCES
     some = [i for i in range(1, len(sizes)) if sum(sizes[:i]) >= FEW]
@@ -246,6 +244,12 @@ def damage_to_measure(
     return [c for c in useful if c not in left_out], batches
 
 
+def _to_judge(legal: Mapping[str, Sequence[str]], savings: Savings) -> list[tuple[str, str]]:
+    """Every site with every useful choice that is legal there, the greatest savings first."""
+    useful = sorted(savings.useful, key=savings.of, reverse=True)
+    return [(site, c) for c in useful for site, choices in legal.items() if c in choices]
+
+
 def measure_damage(
     candidates: Candidates, reserve: Callable[[], float] = lambda: 0.0
 ) -> Iterator[Damage]:
@@ -256,13 +260,8 @@ def measure_damage(
     Raises:
         KeyboardInterrupt: the run is to stop.
     """
-    legal, savings, budget = (
-        candidates.inspection.legal,
-        candidates.savings,
-        candidates.session.budget,
-    )
-    useful = sorted(savings.useful, key=savings.of, reverse=True)
-    pairs = [(site, c) for c in useful for site, choices in legal.items() if c in choices]
+    legal, budget = candidates.inspection.legal, candidates.session.budget
+    pairs = _to_judge(legal, candidates.savings)
     damage = {site: {"softmax": 0.0} for site in legal}
     yield damage
     with candidates.session.progress.stage("sensitivity", len(pairs)) as step:
