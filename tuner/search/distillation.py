@@ -203,7 +203,7 @@ def affordable_plans(seconds: float, distilled: Mapping[str, DistilledChoice]) -
     """
     trained = [x for x in distilled.values() if x.steps]
     each = [x.seconds / x.steps / len(trained) for x in trained]
-    return max(int(seconds / (3 * GLOBAL_STEPS * max(each))), 1) if each else 1
+    return max(int(seconds / (3 * GLOBAL_STEPS * max(1e-9, *each))), 1) if each else 1
 
 
 def distil_plan(

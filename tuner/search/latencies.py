@@ -354,8 +354,7 @@ class Latencies:
             memory = not (done or self.items)
             reply = yield replace(protocol, rounds=more, memory=memory, items=self.items)
             if isinstance(reply, Failure):
-                late = found is not None and reply.outcome == "timeout"
-                return found if late and found is not None else reply
+                return found if found is not None and reply.outcome == "timeout" else reply
             found = reply if found is None else found.and_then(reply)
             over = time.monotonic() > end or self.left() <= 0
             if len(found.times[0]) >= most or over or timed_of(found.as_dict(), plans).settled:
