@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models minilm receptors lint types check tests test census census-packages fuzz faults paths examples demo bench case-images case-receptors wheel clean
+.PHONY: setup models minilm receptors lint types check tests test census census-packages fuzz faults paths examples demo bench case-images case-tabular case-byte-model case-receptors wheel clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -95,9 +95,15 @@ demo: .venv/ready
 bench: .venv/ready
 	$(BIN)/python benchmarks/tune.py digits
 
-# real cases, each tuned from nothing, with its result in benchmarks/results: a quarter of an hour
+# real cases, each tuned from nothing, with its result in benchmarks/results: 15 to 25 minutes
 case-images: .venv/ready
 	$(BIN)/python benchmarks/tune.py images
+
+case-tabular: .venv/ready
+	$(BIN)/python benchmarks/tune.py tabular
+
+case-byte-model: .venv/ready
+	$(BIN)/python benchmarks/tune.py byte_model
 
 # one where exact softmax by the kernels is the answer: ten minutes
 case-receptors: .venv/receptors

@@ -16,6 +16,7 @@ _HOME = {
     "calibrate": "recover",
     "convert": "capture",
     "distil": "recover",
+    "DistillationLoss": "recover",
     "explain": "capture",
     "find_sites": "capture",
     "Plan": "plan",
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
         TaskError,
     )
     from attnpass.plan import Plan
-    from attnpass.recover import calibrate, distil
+    from attnpass.recover import DistillationLoss, calibrate, distil
     from attnpass.report import Report, compiled_report, reset_report
     from attnpass.site import AttentionSite, Decline
     from attnpass.task import Metric, Task, load_task

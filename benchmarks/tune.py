@@ -44,6 +44,24 @@ CASES = {
         *DISTIL,
         "5m",
     ],
+    "tabular": [
+        "examples/tabular.py:task",
+        "--max-drop",
+        "0.01",
+        "--budget",
+        "20m",
+        *DISTIL,
+        "10m",
+    ],
+    "byte_model": [
+        "examples/byte_model.py:task",
+        "--max-drop",
+        "0.016",
+        "--budget",
+        "25m",
+        *DISTIL,
+        "12m",
+    ],
     "receptors": ["examples/receptors.py:task", "--max-drop", "0.01"],
 }
 REPORTED = {"images"}

@@ -8,6 +8,8 @@ from house import ROOT
 
 sys.path[:0] = [str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
+import ablation  # noqa: E402
+import byte_model  # noqa: E402
 import encoder_speed  # noqa: E402
 import images  # noqa: E402
 import judging  # noqa: E402
@@ -19,12 +21,15 @@ import search  # noqa: E402
 import search_problems  # noqa: E402
 import skipat_phi  # noqa: E402
 import slow_calls  # noqa: E402
+import tabular  # noqa: E402
 import train_digits  # noqa: E402
 import train_forms  # noqa: E402
 import trust  # noqa: E402
 
 __all__ = [
     "ROOT",
+    "ablation",
+    "byte_model",
     "encoder_speed",
     "images",
     "judging",
@@ -36,6 +41,7 @@ __all__ = [
     "search",
     "skipat_phi",
     "slow_calls",
+    "tabular",
     "train_digits",
     "train_forms",
     "trust",

@@ -29,9 +29,9 @@ SUFFIXES = "py|md|cpp|h|json|sh|toml|yml|yaml|safetensors|png"
 YOURS = {"my.py", "plan.json", "file.py", "__init__.py"}
 """Files of the reader's own, and those that every room has."""
 IMAGES = torch.zeros(2, 1, 32, 32)
-EXECUTED = {"README.md": 1, "docs/usage.md": 2, "CONTRIBUTING.md": 1}
-"""Blocks of Python per page: those of CONTRIBUTING.md are executed here, the others in
-test_readme.py."""
+EXECUTED = {"README.md": 1, "docs/usage.md": 2, "docs/recovery.md": 2, "CONTRIBUTING.md": 1}
+"""Blocks of Python per page: those of CONTRIBUTING.md are executed here, of recovery.md in
+recover/test_distillation_loss.py, the others in test_readme.py."""
 
 every_page = pytest.mark.parametrize("name", sorted(PAGES))
 

@@ -13,6 +13,7 @@ from attnpass.recover.calibration import calibrate, fit, fit_sites
 from attnpass.recover.checkpoint import Checkpoint
 from attnpass.recover.distances import LOGIT_FLOOR, relative_error
 from attnpass.recover.distillation import add_deltas, distil
+from attnpass.recover.distillation_loss import DistillationLoss
 from attnpass.recover.global_loss import GlobalLoss
 from attnpass.recover.local_loss import LocalLoss
 from attnpass.recover.objective import Objective
@@ -27,6 +28,7 @@ __all__ = [
     "BlockSample",
     "Checkpoint",
     "DistilOptions",
+    "DistillationLoss",
     "GlobalLoss",
     "LOGIT_FLOOR",
     "LocalLoss",

@@ -18,7 +18,6 @@ from torch import nn
 
 from attnpass.batch import Batch, call, check_batches
 from attnpass.capture import Capture, buffers_kept
-from attnpass.errors import OptionError
 from attnpass.fingerprint import digest
 from attnpass.plan import Delta, Plan
 from attnpass.recover.checkpoint import Checkpoint
@@ -71,7 +70,7 @@ def distil(
         PlanError: the plan does not fit the model.
         MeasureError: the loss is not finite, or no gradient reaches the plan.
     """
-    chosen = _options(named_options) if options is None else options
+    chosen = DistilOptions.named(named_options) if options is None else options
     check_batches(inputs, "distil")
     check_batches(selection, "select", empty=True)
     with torch.inference_mode(False), torch.enable_grad(), buffers_kept(model):
@@ -96,15 +95,6 @@ def distil(
         plan.measured = {}  # these numbers were measured with other values
         capture.bind_plan(plan)
     return saved.finished
-
-
-def _options(named: dict[str, Any]) -> DistilOptions:
-    """The options of these names, an unknown name as an error of ours."""
-    try:
-        return DistilOptions(**named)
-    except TypeError as error:
-        fields = ", ".join(DistilOptions.__dataclass_fields__)
-        raise OptionError(f"expected options of {fields}; {error}") from error
 
 
 def _shares(options: DistilOptions) -> dict[str, float]:

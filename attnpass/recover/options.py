@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 from attnpass.errors import OptionError
 
@@ -55,3 +57,16 @@ class DistilOptions:
         for rule, kept in rules.items():
             if not kept:
                 raise OptionError(f"expected {rule}, got {self}")
+
+    @classmethod
+    def named(cls, given: Mapping[str, Any], of: Collection[str] = ()) -> DistilOptions:
+        """The options of these names; ``of`` those that are known, by default all.
+
+        Raises:
+            OptionError: an unknown name, or a value out of range.
+        """
+        known = of or [field.name for field in fields(cls)]
+        unknown = ", ".join(sorted(given.keys() - set(known)))
+        if unknown:
+            raise OptionError(f"expected options of {', '.join(known)}; got {unknown}")
+        return cls(**given)

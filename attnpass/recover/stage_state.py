@@ -6,8 +6,8 @@ an older version must resume.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,8 +17,7 @@ from torch import Tensor
 class StageState:
     """All that a trainer needs to go on after an interruption.
 
-    Units and parameters are known by their position, which is the same in every run of one
-    distillation.
+    Units and parameters are known by their position.
 
     Attributes:
         stage: the record so far, as plain JSON types (``Stage.as_dict``).
@@ -32,6 +31,8 @@ class StageState:
         first: seconds after the first step, see ``Pace``.
         scale: factor on a float16 model's loss; None in files that have no such value.
         sizes: per parameter the size that its learning rate is relative to.
+        names: of the parameters, ``label|site|name``; None in files of older versions, whose
+            parameters are in the order in which the plan held them.
     """
 
     stage: dict[str, Any]
@@ -47,6 +48,7 @@ class StageState:
     first: float
     scale: float | None
     sizes: list[float]
+    names: list[str] | None = None
 
     def header(self) -> dict[str, Any]:
         """The values that are no tensors, as plain JSON types."""
@@ -61,6 +63,7 @@ class StageState:
             "losses": self.losses,
             "scale": self.scale,
             "sizes": self.sizes,
+            "names": self.names,
         }
 
     def tensors(self) -> dict[str, Tensor]:
@@ -71,6 +74,23 @@ class StageState:
         for unit, values in self.best_values.items():
             found |= {f"best|{unit}|{i}": value for i, value in enumerate(values)}
         return found
+
+    def in_order(self, places: Sequence[Sequence[int]]) -> StageState:
+        """The state with each unit's parameters taken from these places among them."""
+        at, first = list[int](), 0
+        for unit in places:
+            at += [first + place for place in unit]
+            first += len(unit)
+        return replace(
+            self,
+            parameters=[self.parameters[i] for i in at],
+            optimiser=[self.optimiser[i] for i in at],
+            sizes=[self.sizes[i] for i in at],
+            best_values={
+                unit: [values[place] for place in places[unit]]
+                for unit, values in self.best_values.items()
+            },
+        )
 
     @classmethod
     def of(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StageState:
@@ -104,4 +124,5 @@ class StageState:
             first=header["first"],
             scale=header.get("scale"),
             sizes=header["sizes"],
+            names=header.get("names"),
         )

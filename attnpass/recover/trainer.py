@@ -13,7 +13,7 @@ from torch import Tensor
 
 from attnpass import environment
 from attnpass.batch import Batch
-from attnpass.errors import MeasureError
+from attnpass.errors import MeasureError, OptionError
 from attnpass.recover.checkpoint import Checkpoint
 from attnpass.recover.evaluation import PER_STAGE, TIME_SHARE, Evaluation
 from attnpass.recover.objective import Objective
@@ -101,6 +101,16 @@ class Trainer:
         self._evaluated_step = 0
         self._saved_at, self._save_interval = -math.inf, SAVE_SECONDS
 
+    def needs(self, selection: Sequence[Batch]) -> tuple[int, int]:
+        """Bytes of memory that training takes beside the model and activations, and of its file.
+
+        Of every number that learns: itself, its gradient, two moments of AdamW, and with a
+        selection its best value; the file holds all but the gradient.
+        """
+        each = sum(p.numel() * p.element_size() for p in self.parameters)
+        copies = 5 if len(selection) else 4
+        return copies * each, (copies - 1) * each
+
     def run(
         self, inputs: Sequence[Batch], selection: Sequence[Batch], progress: Progress | None
     ) -> Stage:
@@ -131,6 +141,11 @@ class Trainer:
         self.evaluation.restore_best()
         self.saved.finished.append(self.done)
         return self.done
+
+    @property
+    def _names(self) -> list[str]:
+        """The parameters' names, with the units' labels."""
+        return [f"{key[0]}|{t.name}" for key, unit in self.units.items() for t in unit.trained]
 
     def _over(self) -> bool:
         failed = all(self.failures[key] >= FAILURES for key in self.units)
@@ -274,6 +289,7 @@ class Trainer:
             first=self.pace.first,
             scale=self.scale,
             sizes=[group["size"] for group in self.optimiser.param_groups],
+            names=self._names,
         )
         self.saved.save(state)
         self._saved_at = time.monotonic()
@@ -284,6 +300,13 @@ class Trainer:
         state = self.saved.interrupted
         if state is None or state.stage["name"] != self.done.name:
             return False
+        if state.names is None:
+            state = state.in_order([[t.place for t in u.trained] for u in self.units.values()])
+        elif state.names != self._names:
+            raise OptionError(
+                f"expected a checkpoint of {len(self._names)} parameters that learn here, got one"
+                f" of {len(state.names)} others at {self.saved.path}; delete it"
+            )
         self.done = Stage.of(state.stage)
         self._step_losses, self._evaluated_step = list(state.losses), state.looked
         self.scale = self.scale if state.scale is None else state.scale

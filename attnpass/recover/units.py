@@ -37,11 +37,15 @@ class TrainedParameter(NamedTuple):
         size: of what it changes, of which its learning rate is a part.
         delayed: whether it waits, in the local stage, until the forms' parameters have learnt
             alone. Deltas do.
+        name: of the parameter in its unit.
+        place: among the unit's parameters, in the order in which the plan holds them.
     """
 
     parameter: nn.Parameter
     size: float
     delayed: bool
+    name: str = ""
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,22 @@ class Unit:
 
 
 def trained_unit(plan: Plan, sites: Collection[str], weights: Mapping[str, Tensor]) -> Unit:
-    """The forms' parameters and the deltas at ``sites`` that are not frozen.
+    """The forms' parameters and the deltas at ``sites`` that are not frozen, sorted by name.
 
     ``weights`` are the model's own by path, which the deltas are added to.
+
+    A plan that was stored holds its parameters in another order than one that was just made.
     """
     found: list[TrainedParameter] = []
     for site in sites:
-        for value in plan.values.get(site, {}).values():
+        for key, value in plan.values.get(site, {}).items():
             size = _form_size(value, plan.sites[site].form)
-            found.append(TrainedParameter(value, size, delayed=False))
+            found.append(TrainedParameter(value, size, delayed=False, name=f"{site}|{key}"))
         for path, delta in plan.deltas.get(site, {}).items():
-            found += _of_delta(delta, weights[path])
-    return Unit([t for t in found if t.parameter.requires_grad])
+            for t in _of_delta(delta, weights[path]):
+                found.append(t._replace(name=f"{site}|{path}|{t.name}"))
+    kept = [t for t in found if t.parameter.requires_grad]
+    return Unit(sorted((t._replace(place=i) for i, t in enumerate(kept)), key=lambda t: t.name))
 
 
 def _form_size(value: Tensor, form: str) -> float:
@@ -81,12 +89,13 @@ def _of_delta(delta: Delta, weight: Tensor) -> Iterator[TrainedParameter]:
     """A delta's parameters; ``left`` of a low-rank one makes up for the smallness of ``right``."""
     size = root_mean_square(weight) * width_factor(weight)
     if delta.full is not None:
-        yield TrainedParameter(delta.full, size, delayed=True)
+        yield TrainedParameter(delta.full, size, delayed=True, name="full")
         return
     assert delta.left is not None and delta.right is not None
     rank, columns = delta.right.shape
-    yield TrainedParameter(delta.left, size * math.sqrt(columns / rank), delayed=True)
-    yield TrainedParameter(delta.right, root_mean_square(delta.right), delayed=True)
+    left = size * math.sqrt(columns / rank)
+    yield TrainedParameter(delta.left, left, delayed=True, name="left")
+    yield TrainedParameter(delta.right, root_mean_square(delta.right), delayed=True, name="right")
 
 
 def width_factor(weight: Tensor) -> float:

@@ -103,11 +103,13 @@ struct Call {
     return true;
   }
 
-  // Runs the kernel; the output is [B, H, T, dv], heads next to features in memory.
+  // Runs the kernel; the output is [B, H, T, dv], heads next to features in memory. Axes without
+  // elements have the strides that a traced call promises.
   bool run(Tensor* out) {
     const auto options = held[0].options();
-    const int64_t row = p.h * p.dv;
-    *out = at::empty_strided({p.b, p.h, p.t, p.dv}, {p.t * row, p.dv, row, 1}, options);
+    const int64_t one = 1, head = std::max(p.dv, one), row = std::max(p.h, one) * head;
+    *out = at::empty_strided({p.b, p.h, p.t, p.dv}, {std::max(p.t, one) * row, head, row, 1},
+                             options);
     p.out = array(*out);
     return pointwise(&p, sizeof(p)) == 0;
   }

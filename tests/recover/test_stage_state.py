@@ -49,11 +49,22 @@ def test_the_names_in_a_file():
     assert not {"step|0", "best|1|0"} & names
     assert set(state.header()) == {
         *("stage", "best", "stale", "looked", "watched", "first"),
-        *("last", "losses", "scale", "sizes"),
+        *("last", "losses", "scale", "sizes", "names"),
     }
 
 
-def test_a_file_without_a_scale_is_read():
+def test_a_file_without_a_scale_and_names_is_read():
     header = some_state().header()
-    del header["scale"]
-    assert StageState.of(header, some_state().tensors()).scale is None
+    del header["scale"], header["names"]
+    state = StageState.of(header, some_state().tensors())
+    assert state.scale is None and state.names is None
+
+
+def test_parameters_of_another_order_are_put_in_place():
+    state = some_state()
+    found = state.in_order([[1, 0, 2], [*range(8, -1, -1)]])
+    at = [1, 0, 2, *range(11, 2, -1)]
+    assert [float(x[0]) for x in found.parameters] == at
+    assert found.sizes == [0.1 * i for i in at]
+    assert found.optimiser[1] == {} and float(found.optimiser[0]["step"]) == 1.0
+    assert [float(x[0]) for x in found.best_values[0]] == [3.0, 2.0, 4.0]

@@ -210,3 +210,21 @@ def test_slow_checkpoints_are_written_seldom(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer.saved, "save", slow)
     trainer._save()
     assert trainer._saved_at == 9.0 and trainer._save_interval == pytest.approx(9.0 / SAVE_SHARE)
+
+
+@pytest.mark.parametrize("selection", [batches(1), []])
+def test_a_checkpoint_is_as_large_as_was_foretold(tmp_path, selection):
+    net = model()
+    plan = planned(net)
+    capture = Capture(net).trace(data())
+    add_deltas(capture, plan, DistilOptions())
+    objective = LocalLoss(capture, {"": plan})
+    saved = Checkpoint(tmp_path / "state", "name")
+    trainer = Trainer(objective, DistilOptions(steps=2), 1.0, saved)
+    memory, disk = trainer.needs(selection)
+    learning = sum(p.numel() for p in plan.parameters())
+    assert memory == disk + 4 * learning
+    trainer.run(batches(), selection, None)
+    trainer._save()
+    size = (tmp_path / "state").stat().st_size
+    assert disk < size < 1.5 * disk, "names and steps are small beside the numbers"

@@ -76,6 +76,11 @@ if TYPE_CHECKING:
     help="Time that distilling may take in all, e.g. 90s, 5m, 1h (0: half of --budget, else 5m).",
 )
 @click.option(
+    "--recover-steps",
+    default=0,
+    help="Steps of distilling in all, in place of times: the same in every run.",
+)
+@click.option(
     "--recover-rank",
     default=None,
     type=int,

@@ -89,6 +89,7 @@ class Distillation:
             **self.inspection.context,
             "recover": {
                 "budget": settings.recover_budget,
+                **({"steps": settings.recover_steps} if settings.recover_steps else {}),
                 "rank": settings.recover_rank,
                 "seed": settings.seed,
                 "watched": len(self.selection),
@@ -97,10 +98,11 @@ class Distillation:
             "recovery": fingerprint.recovery_digest(),
         }
 
-    def options(self, budget: float) -> DistilOptions:
-        """How a stage of ``budget`` seconds is trained."""
+    def options(self, amount: float) -> DistilOptions:
+        """How a stage of so many seconds is trained, or of so many steps (``recover_steps``)."""
         s, outputs = self.inspection.settings, self.inspection.task.outputs
-        return DistilOptions(budget=budget, rank=s.recover_rank, seed=s.seed, outputs=outputs)
+        long = {"steps": max(round(amount), 1)} if s.recover_steps else {"budget": amount}
+        return DistilOptions(rank=s.recover_rank, seed=s.seed, outputs=outputs, **long)
 
     def find(self, kind: str, subject: str, context: Mapping[str, object]) -> Value | None:
         """A stored training without its outcome.
@@ -139,31 +141,32 @@ def worth_distilling(
 
 
 def distil_pieces(
-    distillation: Distillation, library: PieceLibrary, choices: Sequence[str], seconds: float
+    distillation: Distillation, library: PieceLibrary, choices: Sequence[str], amount: float
 ) -> dict[str, DistilledChoice]:
     """Distil every (site, choice) locally, those that are not stored; the outcome per choice.
 
-    All of them share the ``seconds``. The pieces of the library become the distilled ones.
+    All of them share the ``amount``, seconds or steps (``Settings.recover_amount``). The pieces of
+    the library become the distilled ones.
 
     Raises:
         MeasureError: a loss is not finite; the pieces stay calibrated.
         KeyboardInterrupt: the run is to stop.
     """
-    context = _local_context(distillation, seconds)
+    context = _local_context(distillation, amount)
     stored = {c: distillation.find("bank", c, context) for c in choices}
     done = {c: DistilledChoice(**value) for c, value in stored.items() if value is not None}
     known = {c: distillation.session.plan(row.plan) for c, row in done.items()}
     plans = {c: plan for c, plan in known.items() if plan is not None}
     # copies: where training fails, the pieces stay calibrated
     missing = {c: library.everywhere(c).copy() for c in choices if c not in plans}
-    done = {c: done[c] for c in plans} | _train_pieces(distillation, missing, seconds)
+    done = {c: done[c] for c in plans} | _train_pieces(distillation, missing, amount)
     for choice, plan in {**plans, **missing}.items():
         library.keep(choice, plan)
     return {c: done[c] for c in choices if c in done}
 
 
 def _train_pieces(
-    distillation: Distillation, plans: Mapping[str, Plan], seconds: float
+    distillation: Distillation, plans: Mapping[str, Plan], amount: float
 ) -> dict[str, DistilledChoice]:
     """Train the pieces of plans by choice, in place, and store them."""
     capture, session = distillation.inspection.capture, distillation.session
@@ -174,8 +177,8 @@ def _train_pieces(
     objective = LocalLoss(capture, plans)
     if not objective.units:
         return {}
-    context = _local_context(distillation, seconds)
-    stage, saved = train(distillation, objective, seconds, " ".join(sorted(plans)))
+    context = _local_context(distillation, amount)
+    stage, saved = train(distillation, objective, amount, " ".join(sorted(plans)))
     done = {}
     for choice, plan in plans.items():
         keys = {tuple(k.split("|")): loss for k, loss in stage["best"].items()}
@@ -190,26 +193,30 @@ def _train_pieces(
     return done
 
 
-def _local_context(distillation: Distillation, seconds: float) -> dict[str, object]:
+def _local_context(distillation: Distillation, amount: float) -> dict[str, object]:
     """All that a piece depends on that was trained for so long."""
-    wanted = distillation.inspection.settings.recover_budget * LOCAL_SHARE
-    return distillation.training(seconds, wanted)
+    wanted = distillation.inspection.settings.recover_amount * LOCAL_SHARE
+    return distillation.training(amount, wanted)
 
 
-def affordable_plans(seconds: float, distilled: Mapping[str, DistilledChoice]) -> int:
-    """How many plans can be distilled globally, by the time of the local stage; 1 or more.
+def affordable_plans(
+    amount: float, distilled: Mapping[str, DistilledChoice], *, steps: bool = False
+) -> int:
+    """How many plans can be distilled globally in seconds, or in ``steps``; 1 or more.
 
     A global step is taken to be as long as three local ones of one choice.
     """
+    if steps:
+        return max(int(amount / GLOBAL_STEPS), 1)
     trained = [x for x in distilled.values() if x.steps]
     each = [x.seconds / x.steps / len(trained) for x in trained]
-    return max(int(seconds / (3 * GLOBAL_STEPS * max(1e-9, *each))), 1) if each else 1
+    return max(int(amount / (3 * GLOBAL_STEPS * max(1e-9, *each))), 1) if each else 1
 
 
 def distil_plan(
     distillation: Distillation, plan: Plan, share: float, whole: float
 ) -> tuple[Plan, Recovery] | None:
-    """A plan distilled globally in a share of the ``whole`` seconds for plans, and what that did.
+    """A plan distilled globally in a share of the ``whole`` amount for plans, and what that did.
 
     One that is stored is taken, where it had about as many.
 
@@ -220,7 +227,7 @@ def distil_plan(
         MeasureError: the loss is not finite. KeyboardInterrupt: the run is to stop.
     """
     inspection, session = distillation.inspection, distillation.session
-    wanted = inspection.settings.recover_budget * (1 - LOCAL_SHARE)
+    wanted = inspection.settings.recover_amount * (1 - LOCAL_SHARE)
     context = {**distillation.training(whole, wanted), "share": share, "softmax": True}
     value = distillation.find("recovered", plan.hash, context)
     stored = None if value is None else session.plan(value["plan"])
@@ -244,7 +251,7 @@ def distil_plan(
 
 
 def train(
-    distillation: Distillation, objective: Objective, budget: float, name: str
+    distillation: Distillation, objective: Objective, amount: float, name: str
 ) -> tuple[Value, Checkpoint]:
     """One stage with a checkpoint beside the database; the same command goes on from it.
 
@@ -254,8 +261,11 @@ def train(
     session = distillation.session
     key = key_of(objective.name, name, session.resting(distillation.context))
     saved = Checkpoint(session.store.path.with_suffix(f".{key[:12]}.distil"), key)
+    trainer = Trainer(objective, distillation.options(amount), 1.0, saved)
+    memory, disk = (x / 2**20 for x in trainer.needs(distillation.selection))
+    need = f"{memory:.0f} MiB of memory beside activations, {disk:.0f} MiB on disk"
+    session.progress.say(f"distillation needs {need}", style="dim")
     with session.progress.stage(f"distil, {objective.name}: {name}", 100) as step:
-        trainer = Trainer(objective, distillation.options(budget), 1.0, saved)
         told = _progress(session, step)
         stage = trainer.run(distillation.inputs, distillation.selection, told)
     return stage.as_dict(), saved

@@ -29,31 +29,31 @@ def recover_promising(
     candidates: Candidates,
     distillation: Distillation,
     affordable: int,
-    seconds: float,
+    amount: float,
     left: Callable[[], float] = lambda: math.inf,
 ) -> None:
     """Distil the promising plans globally; they become candidates beside what they were.
 
     In rounds of equal time, each of the better half of the last (successive halving,
-    1603.06560): few plans get most of the ``seconds``. ``affordable`` plans fit into them in all;
-    fewer plans, and fewer seconds, where no more are ``left`` for training them and for scoring
-    what was trained.
+    1603.06560): few plans get most of the ``amount``, seconds or steps
+    (``Settings.recover_amount``). ``affordable`` plans fit into it in all; fewer plans, and fewer
+    seconds, where no more are ``left`` for training them and for scoring what was trained.
     """
     most, budget = candidates.inspection.settings.limits["finalists"], candidates.session.budget
     for count in range(most, 0, -1):
         racing = promising(candidates, count)
         rounds = len(racing).bit_length()
         stages = sum(len(racing) >> i for i in range(rounds))
-        granted = min(seconds, left() - stages * candidates.baseline.seconds_selection)
-        enough = granted >= LEAST_DISTILLED * seconds
-        fits = len(racing) * rounds * seconds <= affordable * granted
+        granted = min(amount, left() - stages * candidates.baseline.seconds_selection)
+        enough = granted >= LEAST_DISTILLED * amount
+        fits = len(racing) * rounds * amount <= affordable * granted
         if (enough and fits) or len(racing) <= 1:
             break
     if racing and not enough:
         budget.leave_out("distillation of whole plans")
         return
     if racing:
-        budget.shorten("distillation of whole plans", granted, seconds)
+        budget.shorten("distillation of whole plans", granted, amount)
     while racing:
         share = 1 / rounds / len(racing)
         trained = list[Candidate]()
@@ -73,7 +73,7 @@ def recovered(
     share: float,
     whole: float,
 ) -> Candidate:
-    """The candidate after global distillation in a share of the ``whole`` seconds for plans.
+    """The candidate after global distillation in a share of the ``whole`` amount for plans.
 
     Where training fails, or nothing in the plan can learn, the candidate itself.
     """

@@ -58,14 +58,19 @@ class Reserve:
 
     def outlook(self) -> str:
         """How long the rest of the run will take at most, in words."""
-        limits = self.latencies.inspection.settings.limits
+        settings = self.latencies.inspection.settings
+        limits, distils = settings.limits, settings.recover == "distil"
         rest = limits["trials"] * self.baseline.seconds_selection
         rest += (limits["finalists"] + 2) * self.per_plan
-        if self.latencies.inspection.settings.recover == "distil":
-            rest += self.latencies.inspection.settings.recover_budget
+        if distils:
+            rest += settings.recover_budget
         budget = self.latencies.session.budget
         within = "" if self._endless else f" of {minutes(budget.left)} left"
-        return f"the rest will take about {minutes(min(rest, budget.left))} at most{within}"
+        steps = settings.recover_steps if distils else 0
+        beside = f", beside {steps} steps of distillation" if steps else ""
+        return (
+            f"the rest will take about {minutes(min(rest, budget.left))} at most{within}{beside}"
+        )
 
     @property
     def _endless(self) -> bool:

@@ -154,7 +154,7 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     choices, batches = damage_to_measure(baseline, budget, inspection.legal, savings)
     distils = settings.recover == "distil"
     reserve = Reserve(latencies, baseline)
-    reserve.share(settings.recover_budget if distils else 0.0)
+    reserve.share(settings.recover_amount if distils else 0.0)
     session.progress.say(reserve.outlook(), style="dim")
     yield (found := replace(found, fit=library.calibrate(session, choices, reserve.needed)))
     savings = savings.only(found.fit)
@@ -166,10 +166,10 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
     if distils:
         able = [c for c in savings.useful if any(library.everywhere(c).values.values())]
         chosen = worth_distilling({c: savings.of(c) for c in able}, found.fit)
-        seconds = LOCAL_SHARE * reserve.distilling
-        distilled = distil_useful(distillation, library, chosen, seconds)
+        amount = LOCAL_SHARE * reserve.distilling
+        distilled = distil_useful(distillation, library, chosen, amount)
         yield (found := replace(found, distilled=distilled))
-        whole = settings.recover_budget * (1 - LOCAL_SHARE)
+        whole = settings.recover_amount * (1 - LOCAL_SHARE)
         reserve.share(whole)
     candidates = Candidates(
         inspection, session, baseline, library, ceiling.base_ms, savings, batches
@@ -182,7 +182,8 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
         search_plans(candidates, found.damage, reserve.needed)
     if distils:
         reserve.distilling = 0.0
-        affordable = affordable_plans(whole, found.distilled)
+        counted = settings.recover_steps > 0
+        affordable = affordable_plans(whole, found.distilled, steps=counted)
         time_left = lambda: budget.left - reserve.needed()  # noqa: E731
         recover_promising(candidates, distillation, affordable, whole, time_left)
     latencies.left = lambda: budget.left
@@ -194,7 +195,7 @@ def stages(inspection: Inspection, session: Session, latencies: Latencies) -> It
 
 
 def distil_useful(
-    distillation: Distillation, library: PieceLibrary, useful: list[str], seconds: float
+    distillation: Distillation, library: PieceLibrary, useful: list[str], amount: float
 ) -> dict[str, DistilledChoice]:
     """Distil choices that make the model faster; none where training fails.
 
@@ -203,13 +204,13 @@ def distil_useful(
     """
     if not useful:
         return {}
-    wanted = LOCAL_SHARE * distillation.inspection.settings.recover_budget
-    distillation.session.budget.shorten("distillation of choices", seconds, wanted)
-    if seconds <= 0:
+    wanted = LOCAL_SHARE * distillation.inspection.settings.recover_amount
+    distillation.session.budget.shorten("distillation of choices", amount, wanted)
+    if amount <= 0:
         return {}
     say = distillation.session.progress.say
     try:
-        found = distil_pieces(distillation, library, useful, seconds)
+        found = distil_pieces(distillation, library, useful, amount)
     except (MeasureError, CaptureError, torch.OutOfMemoryError) as error:
         say(f"not distilled, calibrated only: {error}", style="yellow")
         return {}

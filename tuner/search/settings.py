@@ -44,8 +44,9 @@ class Settings:
         load_timeout: seconds that the task may take to load, 0 for any number.
         refresh: measure again what is stored.
         recover: ``calibrate``, or ``distil`` too. recover_budget: seconds that distilling may take
-            in all, 0 for half of the budget, or five minutes where there is none. recover_rank: of
-            the changes to the weights; ``None`` full, 0 none.
+            in all, 0 for half of the budget, or five minutes where there is none. recover_steps:
+            of the optimiser in all, in place of both budgets: distilling is then repeatable; 0
+            where time counts. recover_rank: of the changes to the weights; ``None`` full, 0 none.
         devices: that time plans, e.g. ``cuda:0,cuda:1``; with ``ray`` a part of the description
             of the workers to use. ray: address of a cluster. Both empty: one process here.
     """
@@ -69,6 +70,7 @@ class Settings:
     refresh: bool = False
     recover: str = "calibrate"
     recover_budget: float = 0.0
+    recover_steps: int = 0
     recover_rank: int | None = None
     devices: str = ""
     ray: str = ""
@@ -78,6 +80,13 @@ class Settings:
             raise OptionError(f"expected to recover by calibrate or distil, got {self.recover!r}")
         if self.recover_rank is not None and self.recover_rank < 0:
             raise OptionError(f"expected a recover-rank >= 0, got {self.recover_rank}")
+        if self.recover_steps < 0:
+            raise OptionError(f"expected recover-steps >= 0, got {self.recover_steps}")
+        if self.recover_steps and (self.budget or self.recover_budget):
+            raise OptionError(
+                "expected recover-steps without budget and recover-budget: so many steps take as"
+                " long as they take"
+            )
         if self.trials < 0:
             raise OptionError(f"expected trials >= 0, got {self.trials}")
         if self.tiles is not None and self.tiles < 0:
@@ -98,7 +107,7 @@ class Settings:
             )
         if not 0 <= self.max_drop < 1:
             raise OptionError(f"expected max-drop in 0..1, got {self.max_drop}")
-        if not self.recover_budget:
+        if not (self.recover_budget or self.recover_steps):
             object.__setattr__(self, "recover_budget", self.budget / 2 or RECOVER_S)
         asked = self.forms or (USUAL if self.effort == "quick" else FULL)
         object.__setattr__(self, "forms", menu(asked))
@@ -108,6 +117,11 @@ class Settings:
         found = (latency.ms, latency.p95_ms, latency.peak_mib)
         most = (self.max_ms, self.max_p95_ms, self.max_memory_mb)
         return all(not m or x is None or x <= m for x, m in zip(found, most, strict=True))
+
+    @property
+    def recover_amount(self) -> float:
+        """Seconds of distilling in all, or steps where they are given (``recover_steps``)."""
+        return self.recover_steps or self.recover_budget
 
     @property
     def limits(self) -> dict[str, int]:

@@ -134,3 +134,16 @@ def test_outputs_are_those_of_pythons_way(monkeypatch):
     for x, y in zip(direct, python, strict=True):
         assert torch.equal(x, y) and x.dtype == y.dtype
         assert x.shape == y.shape and x.stride() == y.stride()
+
+
+@pytest.mark.parametrize("empty", ["items", "heads", "rows"])
+def test_an_output_without_elements_has_the_strides_that_a_trace_promises(empty):
+    b, h, t = (0 if axis == empty else n for axis, n in [("items", 2), ("heads", 4), ("rows", 9)])
+    given = torch.randn(b, h, t, 8), *(torch.randn(b, h, 9, 8) for _ in "kv")
+    mode = torch._subclasses.FakeTensorMode()
+    for call in (softmax, lambda *given: (pointwise(*given),)):
+        with torch.no_grad():
+            real = call(*given)[0]
+            with mode:
+                fake = call(*(mode.from_tensor(x) for x in given))[0]
+        assert real.shape == fake.shape and real.stride() == fake.stride()

@@ -57,6 +57,7 @@ def test_times(text, want):
         (["--objective", "speed"], "expected objective of inference, train, got 'speed'"),
         (["--forms", "hydra r=1"], "expected options of form hydra (no options), got r"),
         (["--recover-rank", "-1"], "expected a recover-rank >= 0, got -1"),
+        (["--recover-steps", "9", "--budget", "9s"], "expected recover-steps without budget"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, message, tmp_path):

@@ -87,11 +87,13 @@ def test_the_budget_says_how_many_plans_are_distilled():
     assert affordable_plans(7.2, {"hydra": one, "relu": one}) == 8
     assert affordable_plans(7.2, {"hydra": slow}) == 1
     assert affordable_plans(7.2, {"hydra": DistilledChoice("", {}, 0, 0.0)}) == 1
+    assert affordable_plans(700.0, {}, steps=True) == 4
+    assert affordable_plans(20.0, {}, steps=True) == 1
 
 
 def whole(distillation: Distillation) -> float:
-    """All seconds of the local stage."""
-    return distillation.inspection.settings.recover_budget * LOCAL_SHARE
+    """All seconds or steps of the local stage."""
+    return distillation.inspection.settings.recover_amount * LOCAL_SHARE
 
 
 def test_what_another_choice_beats_everywhere_is_not_distilled():
@@ -176,6 +178,41 @@ def test_ctrl_c_ends_training_which_then_goes_on(tmp_path, monkeypatch):
         assert list(tmp_path.glob("*.distil")), "kept until the result is stored"
         saved.remove()
     assert steps == [0, 1, 2] and not list(tmp_path.glob("*.distil"))
+
+
+def test_steps_make_distillation_the_same_in_every_run_also_after_an_interruption(
+    tmp_path, monkeypatch
+):
+    step, fails = Trainer._step, {}
+
+    def interrupted(self, inputs):
+        if self.done.steps == fails.get(self.done.name):
+            del fails[self.done.name]
+            self._save()
+            raise KeyboardInterrupt
+        return step(self, inputs)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
+
+    def learnt(path: Path) -> tuple[dict[str, torch.Tensor], int, int]:
+        """Tensors of a plan after both stages, and the steps of each."""
+        with Store(path) as store:
+            distillation, library = calibrated(store, recover_steps=10, recover_budget=0.0)
+            pieces = distil_pieces(distillation, library, ["hydra"], whole(distillation))
+            plan = library.plan({"blocks.1.attn": "hydra"})
+            better, recovery = distil_plan(distillation, plan, 0.5, 6.0)
+            return better.tensors(), pieces["hydra"].steps, recovery.steps
+
+    want, *steps = learnt(tmp_path / "a.db")
+    assert steps == [4, 3]
+    fails.update({"local": 2, "global": 1})
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            learnt(tmp_path / "b.db")
+    got, *steps = learnt(tmp_path / "b.db")
+    assert steps == [4, 3] and not fails
+    assert got.keys() == want.keys()
+    assert all(torch.equal(got[name], value) for name, value in want.items())
 
 
 def test_training_that_fails_leaves_the_pieces_calibrated(tmp_path, monkeypatch):

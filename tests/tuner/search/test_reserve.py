@@ -54,3 +54,6 @@ def test_the_outlook_is_told_and_never_longer_than_the_budget():
     assert reserve(60.0).outlook() == "the rest will take about 60 s at most of 60 s left"
     longer = reserve(math.inf, trials=10, recover="distil", recover_budget=6000.0)
     assert longer.outlook() == "the rest will take about 1.7 h at most"
+    steps = reserve(math.inf, trials=10, recover="distil", recover_steps=900)
+    beside = "at most, beside 900 steps of distillation"
+    assert steps.outlook() == f"the rest will take about 4.3 min {beside}"

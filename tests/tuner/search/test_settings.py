@@ -45,6 +45,17 @@ def test_distilling_has_half_of_the_budget_where_its_time_is_not_named():
     assert settings().recover_budget == 300.0
     assert settings(budget=60.0).recover_budget == 30.0
     assert settings(budget=60.0, recover_budget=7.0).recover_budget == 7.0
+    assert settings(budget=60.0).recover_amount == 30.0
+
+
+def test_steps_of_distilling_take_the_place_of_times():
+    found = settings(recover_steps=500)
+    assert found.recover_amount == 500 and found.recover_budget == 0.0
+    for times in ({"budget": 60.0}, {"recover_budget": 5.0}):
+        with pytest.raises(OptionError, match="expected recover-steps without budget"):
+            settings(recover_steps=500, **times)
+    with pytest.raises(OptionError, match="expected recover-steps >= 0, got -1"):
+        settings(recover_steps=-1)
 
 
 def test_a_plan_keeps_the_limits_that_are_given_and_known():
