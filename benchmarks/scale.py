@@ -45,7 +45,6 @@ from attnpass.tuner.search import Inspection, Settings, inspect_task
 from attnpass.tuner.search.latencies import Latencies
 from attnpass.tuner.search.pieces import PieceLibrary
 from attnpass.tuner.search.session import Session
-from attnpass.tuner.search.settings import EFFORT
 
 RESULT = Path(__file__).parent / "results" / "scale_cpu.json"
 WORKERS = (1, 10, 100, 1000)
@@ -153,7 +152,7 @@ class SimulatedWorker:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds: of compiling a plan, as often as it was recorded, and of timing each form."""
+    """Seconds: of compiling a plan, as often as it was recorded, and of a round of each form."""
 
     compiling: list[float]
     timing: list[float]
@@ -167,11 +166,10 @@ def recorded() -> Costs:
     )
     facts, sites = found["facts"], len(found["front"][0]["forms"])
     base = facts["baseline_ms"]
-    rounds = EFFORT[found["settings"]["effort"]]["rounds"] + WARMUP
     forms = [base - sites * saved for saved in facts["saving_ms_per_site"].values()]
     return Costs(
         [x["backend"] for x in cost["cold"]],
-        [rounds * (2 * base + max(ms, 0.1 * base)) / 1e3 for ms in forms],
+        [(2 * base + max(ms, 0.1 * base)) / 1e3 for ms in forms],
     )
 
 
@@ -183,15 +181,20 @@ class Fate:
 
     def worker(self, name: str, clock: Clock) -> SimulatedWorker:
         """A worker that may be slow, or be lost after some requests."""
-        pick, pace, left = self.pick, 1.0, math.inf
+        pick, pace, left, compiled = self.pick, 1.0, math.inf, set[str]()
         if name != "0":  # alone it shows how long all takes
             pace = TIMES_SLOWER if pick.random() < SLOW else pace
             left = pick.randrange(10) if pick.random() < LOST else left
 
         def answers(request: PackedRequest) -> tuple[float, Reply | Lost]:
-            # the first request compiles the baseline, too
-            compiled = sum(pick.choice(self.costs.compiling) for _ in range(1 + (made.asked == 1)))
-            seconds = pace * (compiled + pick.choice(self.costs.timing))
+            # a worker keeps what it compiled: the baseline, and a plan whose times are taken on
+            new = {self.hashes[p] for p in request.plans or () if p is not None} - compiled
+            compiled.update(new)
+            rounds = request.protocol.rounds + WARMUP
+            seconds = pace * (
+                sum(pick.choice(self.costs.compiling) for _ in new)
+                + rounds * pick.choice(self.costs.timing)
+            )
             if made.asked > left:
                 return seconds * pick.random(), Lost("the node is gone")
             chance = pick.random()

@@ -16,6 +16,7 @@ import judging  # noqa: E402
 import minilm  # noqa: E402
 import receptors  # noqa: E402
 import recovery  # noqa: E402
+import recovery_rank  # noqa: E402
 import scale  # noqa: E402
 import search  # noqa: E402
 import search_problems  # noqa: E402
@@ -37,6 +38,7 @@ __all__ = [
     "receptors",
     "search_problems",
     "recovery",
+    "recovery_rank",
     "scale",
     "search",
     "skipat_phi",

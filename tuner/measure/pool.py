@@ -44,6 +44,7 @@ class Task:
     Attributes:
         worker: that measured for this job before, asked again if it is idle.
         copies: how many workers are at it. lost: those that were lost at it.
+        asked: how many workers were sent it. newest: it, as the last of them was.
         answered: whether a reply of it was handed over.
     """
 
@@ -52,7 +53,9 @@ class Task:
     request: PackedRequest | None = None
     worker: PoolWorker | None = None
     copies: int = 0
+    asked: int = 0
     lost: list[PoolWorker] = field(default_factory=list)
+    newest: Sent | None = field(default=None, repr=False)
     answered: bool = False
 
     def begun(self) -> PackedRequest:
@@ -63,11 +66,15 @@ class Task:
 
 @dataclass(eq=False)
 class Sent:
-    """A request that a worker has."""
+    """A request that a worker has.
+
+    Attributes:
+        kind: how long it takes depends on it: the number of plans, and whether they are compiled.
+    """
 
     task: Task
     worker: PoolWorker
-    size: int
+    kind: tuple[int, bool]
     started: float
 
 
@@ -100,7 +107,7 @@ class Pool:
         self.running: dict[Sent, None] = {}
         self.counts = Counter[str]()
         self._losses = Counter[PoolWorker]()
-        self._durations: dict[int, list[float]] = {}
+        self._durations: dict[tuple[int, bool], list[float]] = {}
 
     def measure(self, plans: Sequence[str | None], protocol: Protocol) -> Reply:
         """As ``Worker.measure``, by any worker."""
@@ -181,22 +188,29 @@ class Pool:
         return next(free, None if others else next(iter(self.idle)))
 
     def _late(self) -> Iterator[Task]:
-        """The requests that take so long that a second worker is to be asked, oldest first."""
-        limits = {size: LATE * known[len(known) // 2] for size, known in self._durations.items()}
+        """The requests that take so long that another worker is to be asked, oldest first.
+
+        A third one is asked where the second takes as long.
+        """
+        limits = {kind: LATE * known[len(known) // 2] for kind, known in self._durations.items()}
         least, now = min(limits.values(), default=math.inf), self.inbox.now()
         for sent in self.running:
             took, task = now - sent.started, sent.task
             if took <= least:
                 return
-            if took > limits.get(sent.size, math.inf) and not task.answered and task.copies == 1:
+            late = took > limits.get(sent.kind, math.inf) and task.newest is sent
+            if late and not task.answered and task.asked < ATTEMPTS + len(task.lost):
                 yield task
 
     def _send(self, task: Task, worker: PoolWorker) -> None:
         del self.idle[worker]
         request = task.begun()
-        sent = Sent(task, worker, request.size, self.inbox.now())
+        kind = request.size, worker is task.worker
+        sent = Sent(task, worker, kind, self.inbox.now())
         self.running[sent] = None
+        task.newest = sent
         task.copies += 1
+        task.asked += 1
         self.counts["sent"] += 1
         worker.send(request, lambda answer: self.inbox.put((sent, answer)))
 
@@ -254,6 +268,6 @@ class Pool:
         else:
             self._losses.pop(worker, None)
             if answer.outcome == "ok":
-                known = self._durations.setdefault(sent.size, [])
+                known = self._durations.setdefault(sent.kind, [])
                 bisect.insort(known, self.inbox.now() - sent.started)
         self.idle[worker] = None

@@ -21,6 +21,9 @@ from attnpass.tuner.search.settings import REJECTED
 LEAST_DISTILLED = 0.1
 """Share of the time for whole plans below which none is distilled: little would be learnt."""
 
+LEAST_GAIN = 0.02
+"""Estimated speed-up, minus 1, below which a plan is not distilled."""
+
 REACH = 3
 """How many times the allowed drop a plan may lose before its global distillation."""
 
@@ -149,23 +152,26 @@ def corrections(candidates: Candidates) -> dict[str, tuple[float, float]]:
 def promising(candidates: Candidates, count: int) -> list[Candidate]:
     """Up to ``count`` plans that distillation may bring within the limit, or keep there.
 
-    Half of them the fastest that are within; the others the fastest of those that do less
-    damage than everything cheaper, before all those that lose too much to come back.
+    None that gains less than times can tell. Half of them the fastest that are within; the others
+    the fastest of those that do less damage than everything cheaper, before all those that lose
+    too much to come back, of which the one that loses least is first.
     """
-    chosen = allowed(candidates, None)[: count // 2]
+    told = [c for c in allowed(candidates, None) if gain(candidates, c) >= LEAST_GAIN]
+    chosen = told[: count // 2]
     least, front = REJECTED, []
     for c in sorted(candidates.tried.values(), key=_quickest):
-        if c.cost < candidates.base_ms and c.divergence < least:
+        if gain(candidates, c) >= LEAST_GAIN and c.divergence < least:
             least = c.divergence
             front.append(c)
-    front.sort(key=lambda c: _out_of_reach(candidates, c))
+    front.sort(key=lambda c: _beyond_reach(candidates, c))
     return chosen + [c for c in front if c not in chosen][: count - len(chosen)]
 
 
-def _out_of_reach(candidates: Candidates, candidate: Candidate) -> bool:
-    """Whether a plan loses more than distillation is likely to give back."""
+def _beyond_reach(candidates: Candidates, candidate: Candidate) -> float:
+    """The drop of a plan that loses more than distillation is likely to give back, else 0."""
     assert candidate.selection is not None
-    return candidate.selection.drop > REACH * candidates.inspection.settings.max_drop
+    drop = candidate.selection.drop
+    return drop if drop > REACH * candidates.inspection.settings.max_drop else 0.0
 
 
 def _quickest(candidate: Candidate) -> tuple[float, float]:

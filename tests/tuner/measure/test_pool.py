@@ -67,6 +67,13 @@ def test_what_takes_long_is_asked_of_an_idle_worker_and_counts_once():
     assert pool.counts["dropped"] == 1, "the late reply belongs to no job"
 
 
+def test_what_has_to_compile_is_not_late_beside_what_goes_on():
+    looks = [(30.0, OK), (1.0, OK), (1.0, OK), (1.0, OK)]
+    pool = made([*looks, *looks, (30.0, OK)], [*looks, (30.0, OK)])
+    found = dict(pool.gather({i: job(4) for i in range(3)}))
+    assert len(found) == 3 and pool.counts["copies"] == 0, "30 s are usual for a first look"
+
+
 def test_a_request_whose_worker_is_lost_is_asked_again():
     said = []
     pool = made([(10.0, OK)], [(5.0, Lost("no actor"))], say=said.append)
@@ -100,6 +107,20 @@ def test_a_timeout_does_not_count_while_another_worker_is_at_it():
     pool = made([(10.0, OK), (10.0, OK), (60.0, OK)], [(50.0, Failure("timeout", "late"))])
     assert [*gathered(pool, 3).values()] == [OK] * 3
     assert pool.counts["dropped"] == 1
+
+
+def test_a_third_worker_is_asked_where_the_second_takes_as_long():
+    hangs = (90.0, Failure("timeout", "late"))
+    pool = made([(10.0, OK), hangs], [(10.0, OK), hangs], [(10.0, OK)])
+    assert [*gathered(pool, 4).values()] == [OK] * 4
+    assert pool.inbox.time < 90 and pool.counts["copies"] == 2
+
+
+def test_no_more_than_three_workers_are_asked_the_same():
+    hangs = (90.0, Failure("timeout", "late"))
+    pool = made(*([(10.0, OK), hangs] for _ in range(6)))
+    found = gathered(pool, 7)
+    assert found[6] == hangs[1] and pool.counts["copies"] == 2
 
 
 def test_a_worker_that_never_answers_is_started_anew():

@@ -17,6 +17,7 @@ from attnpass.tuner.search.candidate import Candidate
 from attnpass.tuner.search.learned import Effects
 from attnpass.tuner.search.plan_row import Recovery
 from attnpass.tuner.search.racing import (
+    LEAST_GAIN,
     choose_finalists,
     corrections,
     gain,
@@ -104,6 +105,27 @@ def judged(tmp_path):
 def test_plans_out_of_reach_are_distilled_last(judged):
     candidates, made = judged
     assert promising(candidates, 2) == [made["near"], made["close"]]
+    assert promising(candidates, 4) == [made["near"], made["close"], made["far"]]
+
+
+def test_of_plans_out_of_reach_those_that_lose_least_are_first(judged):
+    candidates, made = judged
+    limit = candidates.inspection.settings.max_drop
+    drops = {"far": 40, "near": 20, "close": 5}
+    for name, drop in drops.items():
+        bound = replace(made[name].selection, drop=limit * drop)
+        candidates.tried[name] = replace(made[name], selection=bound)
+    assert [c.selection.drop / limit for c in promising(candidates, 3)] == [5, 20, 40]
+
+
+def test_a_plan_without_gain_is_not_distilled(judged):
+    candidates, made = judged
+    little = candidates.base_ms / (1 + LEAST_GAIN / 2)
+    for moved, drop in ((0.01, 0.0), (0.02, 1.5)):
+        scores = candidates.baseline.selection - candidates.inspection.settings.max_drop * drop
+        candidates.tried[moved] = replace(
+            made["close"], cost=little, divergence=moved, scores=scores
+        )
     assert promising(candidates, 4) == [made["near"], made["close"], made["far"]]
 
 
