@@ -510,6 +510,38 @@ def test_the_plan_for_the_built_in_task_is_the_committed_result():
     )
 
 
+def test_the_guide_is_of_committed_results():
+    text = flat("docs/recovery.md")
+    images = result("images_cpu.json")
+    best = next(r for r in images["front"] if r["plan"] == images["best"])
+    known = best["recovery"]
+    told = f"{known['seconds']:.0f} s and {known['steps']} steps of distillation of the whole plan"
+    assert f"{told} were enough for {best['latency']['ratio']['median']:.2f}x" in text
+    assert result("receptors_cpu.json")["best"] in (None, "")
+    drops = {
+        r["asked"]: r["drop"]
+        for case in ("minilm", "minilm_more")
+        for r in result(f"recovery_{case}_cpu.json")["rows"]
+        if (r["form"], r["stage"], r["seed"]) == ("hydra", "global", 0)
+    }
+    mean = [
+        r["drop"]
+        for r in result("recovery_minilm_cpu.json")["rows"]
+        if (r["form"], r["stage"], r["asked"]) == ("hydra", "global", 1000)
+    ]
+    hydra = f"1000 steps leave {sum(mean) / len(mean):.2%}, 4000 leave {drops[4000]:.2%}"
+    assert hydra in text
+    tables = result("tabular_cpu.json")
+    row, judged = tables["front"][0], tables["front"][0]["held_out"]
+    times, lossless = row["latency"]["ratio"], row["latency"]["over_lossless"]["median"]
+    speed = f"{times['median']:.2f}x [{times['low']:.2f}, {times['high']:.2f}]"
+    lost = (
+        f"{judged['drop']:.2%}, at most {judged['upper']:.2%} on {judged['items']} held-out rows"
+    )
+    assert f"{speed} over compiled SDPA ({lossless:.2f}x over the lossless plan)" in text
+    assert f"with a drop of {lost}" in text and tables["best"] is None
+
+
 def test_training_from_scratch_is_the_committed_result():
     row = result("from_scratch_cpu.json")
     text = flat("docs/recovery.md")

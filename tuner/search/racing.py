@@ -160,8 +160,12 @@ def promising(candidates: Candidates, count: int) -> list[Candidate]:
     chosen = told[: count // 2]
     least, front = REJECTED, []
     for c in sorted(candidates.tried.values(), key=_quickest):
-        if gain(candidates, c) >= LEAST_GAIN and c.divergence < least:
-            least = c.divergence
+        if gain(candidates, c) < LEAST_GAIN:
+            continue
+        # scores that ended early say that the limit is lost today, not after distillation
+        moved = c.divergence if c.divergence < REJECTED else candidates.divergence(c.plan)
+        if moved < least:
+            least = moved
             front.append(c)
     front.sort(key=lambda c: _beyond_reach(candidates, c))
     return chosen + [c for c in front if c not in chosen][: count - len(chosen)]

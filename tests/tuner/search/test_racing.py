@@ -29,6 +29,7 @@ from attnpass.tuner.search.racing import (
     worth,
 )
 from attnpass.tuner.search.racing import recovered as after_distillation
+from attnpass.tuner.search.settings import REJECTED
 
 
 def test_recovered_plans_are_ranked_beside_what_they_were(recovered):
@@ -116,6 +117,17 @@ def test_of_plans_out_of_reach_those_that_lose_least_are_first(judged):
         bound = replace(made[name].selection, drop=limit * drop)
         candidates.tried[name] = replace(made[name], selection=bound)
     assert [c.selection.drop / limit for c in promising(candidates, 3)] == [5, 20, 40]
+
+
+def test_a_plan_whose_scores_ended_early_may_be_distilled(judged, monkeypatch):
+    candidates, made = judged
+    limit = candidates.inspection.settings.max_drop
+    bound = replace(made["far"].selection, drop=limit * 9)
+    candidates.tried = {"early": replace(made["far"], divergence=REJECTED, selection=bound)}
+    monkeypatch.setattr(candidates, "divergence", lambda plan: 0.5)
+    assert promising(candidates, 2) == [candidates.tried["early"]]
+    monkeypatch.setattr(candidates, "divergence", lambda plan: REJECTED)
+    assert promising(candidates, 2) == []
 
 
 def test_a_plan_without_gain_is_not_distilled(judged):
