@@ -540,6 +540,14 @@ def test_the_guide_is_of_committed_results():
     )
     assert f"{speed} over compiled SDPA ({lossless:.2f}x over the lossless plan)" in text
     assert f"with a drop of {lost}" in text and tables["best"] is None
+    bytes_ = result("byte_model_cpu.json")
+    ratio = bytes_["facts"]["softmax_ratio"]
+    speed = f"{ratio['median']:.2f}x [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+    assert f"take the lossless plan, {speed}" in text and bytes_["best"] is None
+    row = next(r for r in bytes_["nearest"] if r["recovery"])
+    assert [*row["forms"].values()] == ["softmax"] * 5 + ["hydra"]
+    steps = f"{row['recovery']['steps']} steps and {row['recovery']['seconds']:.0f} s"
+    assert f"loses {row['selection']['drop']:.3f} bits per byte after {steps}" in text
 
 
 def test_training_from_scratch_is_the_committed_result():
