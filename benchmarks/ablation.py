@@ -216,7 +216,8 @@ def table(result: dict[str, Any]) -> list[str]:
     out = ["| change of the recipe | steps | drop | at most (95 %) | seconds |"]
     out.append("| --- " * 5 + "|")
     for name, row in result["rows"].items():
-        told = f"{row['drop']:.4f} | {row['upper']:.4f} | {row['seconds']:.0f} |"
+        seconds = "-" if row["seconds"] is None else f"{row['seconds']:.0f}"
+        told = f"{row['drop']:.4f} | {row['upper']:.4f} | {seconds} |"
         out.append(f"| {name} | {row['steps']} | {told}")
     return out
 

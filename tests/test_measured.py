@@ -7,6 +7,7 @@ import statistics
 import house
 import pytest
 from pages import encoder_speed, flat, recovery, result, search, train_forms
+from scripts import ablation
 
 from attnpass.tuner import show
 from attnpass.tuner.search import RunResult
@@ -508,6 +509,19 @@ def test_the_plan_for_the_built_in_task_is_the_committed_result():
     assert (
         show.verdict(RunResult.from_dict(row)) in text and f"`attnpass tune {row['task']} " in text
     )
+
+
+def test_the_ablation_is_the_committed_result():
+    row, text = result("ablation_tabular_cpu.json"), flat("docs/recovery.md")
+    assert all(line in text for line in ablation.table(row))
+    drops = {name: r["drop"] for name, r in row["rows"].items()}
+    seeds = [drops[name] for name in drops if name.startswith("the recipe")]
+    worse = {"calibrated only", "rate 0.2", "rate 0.1", "deltas of rank 4", "no deltas"}
+    worse |= {"attention's outputs only (local)"}
+    spread = max(seeds) - min(seeds)
+    assert {name for name, drop in drops.items() if drop > max(seeds)} == worse
+    assert min(drops.values()) > min(seeds) - spread, "nothing is better beyond the spread"
+    assert {r["items"] for r in row["rows"].values()} == {2944}
 
 
 def test_the_guide_is_of_committed_results():
