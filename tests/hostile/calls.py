@@ -27,7 +27,7 @@ OPTIONS = {
     "--mode": ["none", "\x1b[2J"],
     "--recover-budget": ["nan", "inf", "-1", "1e400h", "", "h"],
     "--recover-rank": ["-1"],
-    "--recover-steps": ["-1", "many"],
+    "--recover-steps": ["-1"],
     "--budget": ["nan", "inf", "-1", "1e400h", "h"],
     "--objective": ["", "\x1b[2J"],
     "--max-ms": ["nan", "inf", "-1"],
