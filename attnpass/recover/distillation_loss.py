@@ -81,13 +81,15 @@ class DistillationLoss(nn.Module):
                 "expected the plan's own parameters, got others in their place (shards of"
                 " fully_shard?); the plan is small, use DistributedDataParallel"
             )
-        ((_, loss),) = self._loss.losses(args or kwargs)
+        with buffers_kept(self._loss.student.model):
+            ((_, loss),) = self._loss.losses(args or kwargs)
         return loss
 
     def groups(self, rate: float = 0.05) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser, each with the learning rate that ``distil`` gives it.
+        """Parameter groups for an optimiser, each with a learning rate of its own.
 
-        A rate is relative to the size of what it changes (``DistilOptions.rate``).
+        It is relative to the size of what it changes, as in ``distil`` (``DistilOptions.rate``),
+        which also multiplies it by the initial loss, clamped to [0.01, 2], and by a schedule.
         """
         scale = rate * self._loss.share
         return [{"params": [t.parameter], "lr": scale * t.size} for t in self._loss.unit.trained]

@@ -69,4 +69,7 @@ class DistilOptions:
         unknown = ", ".join(sorted(given.keys() - set(known)))
         if unknown:
             raise OptionError(f"expected options of {', '.join(known)}; got {unknown}")
-        return cls(**given)
+        try:
+            return cls(**given)
+        except TypeError as error:
+            raise OptionError(f"expected options of other types: {error}") from error

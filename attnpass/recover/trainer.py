@@ -300,12 +300,13 @@ class Trainer:
         state = self.saved.interrupted
         if state is None or state.stage["name"] != self.done.name:
             return False
-        if state.names is None:
+        if state.names is None and len(state.parameters) == len(self.parameters):
             state = state.in_order([[t.place for t in u.trained] for u in self.units.values()])
         elif state.names != self._names:
+            stored = len(state.parameters)
             raise OptionError(
                 f"expected a checkpoint of {len(self._names)} parameters that learn here, got one"
-                f" of {len(state.names)} others at {self.saved.path}; delete it"
+                f" of {stored} others at {self.saved.path}; delete it"
             )
         self.done = Stage.of(state.stage)
         self._step_losses, self._evaluated_step = list(state.losses), state.looked

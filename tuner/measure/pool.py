@@ -1,8 +1,8 @@
 """Several workers that measure at once: which of them gets a request, and whose reply counts.
 
 A request is asked of one worker. Where workers are idle and nothing waits, one that takes long is
-asked of a second worker; the first reply counts and the other is dropped. A request whose worker
-is lost is asked again. Every request ends in exactly one reply.
+asked of a second worker, then of a third; the first reply counts, the others are dropped. A
+request whose worker is lost is asked again. Every request ends in exactly one reply.
 """
 
 from __future__ import annotations
@@ -229,6 +229,8 @@ class Pool:
         unsettled = isinstance(answer, Lost) or answer.outcome == "timeout"
         if task.answered or (unsettled and task.copies):
             self.counts["dropped"] += 1
+            if task.newest is sent:
+                task.newest = next((s for s in self.running if s.task is task), None)
             return None
         if isinstance(answer, Lost):
             task.lost.append(sent.worker)

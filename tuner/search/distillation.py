@@ -174,7 +174,7 @@ def _train_pieces(
         capture.use(plan)  # brings what was stored to the model's device
         add_deltas(capture, plan, distillation.options(1.0))
     capture.use(None)
-    objective = LocalLoss(capture, plans)
+    objective = LocalLoss(capture, dict(sorted(plans.items())))  # the order of a checkpoint
     if not objective.units:
         return {}
     context = _local_context(distillation, amount)

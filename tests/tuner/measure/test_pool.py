@@ -116,6 +116,13 @@ def test_a_third_worker_is_asked_where_the_second_takes_as_long():
     assert pool.inbox.time < 90 and pool.counts["copies"] == 2
 
 
+def test_another_worker_is_asked_where_the_second_is_lost():
+    hangs = (90.0, Failure("timeout", "late"))
+    pool = made([(10.0, OK), hangs], [(10.0, OK), (5.0, Lost("gone"))], [(10.0, OK)])
+    assert [*gathered(pool, 4).values()] == [OK] * 4
+    assert pool.inbox.time < 90 and pool.counts["copies"] == 2
+
+
 def test_no_more_than_three_workers_are_asked_the_same():
     hangs = (90.0, Failure("timeout", "late"))
     pool = made(*([(10.0, OK), hangs] for _ in range(6)))
