@@ -7,7 +7,7 @@ never ``compiled``.
 
 from __future__ import annotations
 
-from attnpass.capture.capture import Capture, buffers_kept, fresh_entry
+from attnpass.capture.capture import Capture, buffers_kept, fresh_entry, frozen_parameters
 from attnpass.capture.captured import CapturedGraph, Layer
 from attnpass.capture.conversion import convert
 from attnpass.capture.explanation import explain, find_sites
@@ -19,6 +19,7 @@ __all__ = [
     "Layer",
     "Seen",
     "buffers_kept",
+    "frozen_parameters",
     "convert",
     "explain",
     "find_sites",

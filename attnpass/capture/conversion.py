@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from attnpass.capture.capture import Capture, buffers_kept, fresh_entry
+from attnpass.capture.capture import Capture, buffers_kept, fresh_entry, frozen_parameters
 from attnpass.capture.captured import CapturedGraph
 from attnpass.capture.conversion_guards import Gradients, is_plain, needs
 from attnpass.capture.converted import Converted
@@ -322,7 +322,7 @@ def _gradients(capture: _Recorded, given: Any, state: list[Tensor], plain: bool)
         way = (grad, needs(_needing(leaves, wanted)))
         if way not in calls and gives_the_same(grad, wanted):
             calls.append(way)
-    with _frozen(capture.model):
+    with frozen_parameters(capture.model):
         frozen = needs(state)
         if frozen != own and gives_the_same(True, False):
             states.append(frozen)
@@ -337,19 +337,6 @@ def _needing(leaves: list[Any], wanted: bool) -> list[Any]:
             can = x.is_floating_point() or x.is_complex()
             own[id(x)] = x.detach().requires_grad_(wanted and can)
     return [own[id(x)] if isinstance(x, Tensor) else x for x in leaves]
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, no parameter needs gradients."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for p in trained:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in trained:
-            p.requires_grad_(True)
 
 
 def _fakes(graph: CapturedGraph, given: Any, leaves: list[Any]) -> dict[int, Tensor]:

@@ -57,11 +57,11 @@ class DistillationLoss(nn.Module):
             teacher = call(Capture(model, allow=allow).trace, example)
             teacher.use(plan, strict=True)
             teacher.use(None)
-        add_deltas(teacher, plan, chosen)
-        teacher.bind_plan(plan)
+            add_deltas(teacher, plan, chosen)
+            teacher.bind_plan(plan)
+            self._loss = GlobalLoss(model, teacher, plan, chosen.outputs, allow)
         plan.measured = {}  # these numbers were measured with other values
         self.plan = plan
-        self._loss = GlobalLoss(model, teacher, plan, chosen.outputs, allow)
         if not self._loss.unit.trained:
             raise OptionError("expected a plan in which something can learn, got none")
         self.learning = nn.ParameterList(self._loss.unit.parameters)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from attnpass.batch import Batch
-from attnpass.capture import Capture
+from attnpass.capture import Capture, frozen_parameters
 from attnpass.errors import OptionError
 from attnpass.plan import Plan
 from attnpass.recover.answers import Answer, answer
@@ -67,7 +66,7 @@ class GlobalLoss:
         """
         with torch.no_grad():
             want = answer(self.teacher, batch)
-        with _frozen(self.student.model):
+        with frozen_parameters(self.student.model):
             got = answer(self.student, batch)
         loss = self._output_loss(got, want)
         # a router may send other tokens to a part of the converted model: no pair to compare
@@ -100,16 +99,3 @@ class GlobalLoss:
             else:
                 errors.append(relative_error(a, b, rows))
         return total + torch.stack(errors).mean() if errors else total
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of the model gets a gradient, so that nothing is kept for one."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    try:
-        for p in learning:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in learning:
-            p.requires_grad_(True)
