@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: setup models minilm receptors lint types check tests test census census-packages fuzz faults paths examples demo bench case-images case-tabular case-byte-model case-receptors wheel clean
+.PHONY: setup models minilm receptors lint types check tests test browser census census-packages fuzz faults paths examples demo bench case-images case-tabular case-byte-model case-receptors wheel clean
 
 # torch first and pinned: an unpinned resolve would fetch the CUDA build
 .venv/ready: pyproject.toml constraints.txt
@@ -53,6 +53,11 @@ tests: .venv/models .venv/minilm .venv/receptors
 	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test: .venv/models .venv/minilm .venv/receptors lint types tests
+
+# the pages that people look at, in a real browser; it needs Debian's chromium
+browser: .venv/ready
+	$(PIP) playwright==1.65.2
+	ATTNPASS_BROWSER=1 $(BIN)/python -m pytest -q tests/tuner/show/test_report_in_browser.py
 
 # every attention of every model of the corpus, compared with the golden census
 census: .venv/models

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -29,13 +29,25 @@ def items(batch: Batch) -> int:
 
 def fewer(batch: Batch, most: int) -> Batch:
     """The first items of a batch; tensors whose first axis is another than theirs stay whole."""
+    return next(parts(batch, most)) if most > 0 else batch
+
+
+def parts(batch: Batch, most: int) -> Iterator[Batch]:
+    """A batch in parts of at most ``most`` > 0 items, in order.
+
+    Tensors whose first axis is another than the items' are in every part.
+    """
     count = items(batch)
-    if not 0 < most < count:
-        return batch
-    cut: Batch = pytree.tree_map(
-        lambda x: x[:most] if _is_batched(x) and x.shape[0] == count else x, batch
-    )
-    return cut
+    if count <= most:
+        yield batch
+        return
+    for start in range(0, count, most):
+
+        def cut(x: Any, start: int = start) -> Any:
+            own = _is_batched(x) and x.shape[0] == count
+            return x[start : start + most] if own else x
+
+        yield pytree.tree_map(cut, batch)
 
 
 def _is_batched(x: object) -> bool:

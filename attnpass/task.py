@@ -1,7 +1,8 @@
 """Task: a model, the data to tune it on and the score, as a user gives them to the tuner.
 
 A task is an import path, ``package.module:factory`` or ``file.py:factory``, so that a worker
-process can load it too; the factory takes no arguments and returns a ``Task``.
+process can load it too; the factory takes no arguments and returns a ``Task``. Or it is the
+description of a model and data, ``hf:FOLDER?data=FILE``, or a YAML file that holds one.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import hashlib
 import importlib.util
 import math
 import os
+import re
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +33,12 @@ from attnpass.text import shown
 from attnpass.torch_internals import pytree
 
 BUILT_IN = {"digits": "attnpass.tuner.digits:task"}
+
+WITHOUT_CODE = "attnpass.tuner.tasks"
+"""The module that makes tasks of a model and data, without code of the user's."""
+
+DESCRIBED = (r"(hf|st|timm|torchvision):", r".*\.ya?ml$")
+"""Beginnings of such a task's description, and the file that holds one."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +106,13 @@ class Task:
         judged += [list(self.examples)] if self.examples else []
         judged += [{name: (x.score, x.max_drop) for name, x in self.metrics.items()}]
         where = BUILT_IN.get(self.path, self.path).rpartition(":")[0]
+        if _is_described(self.path):
+            where = WITHOUT_CODE
         return contents(self.model, self.score, judged, [_module_name(where)])
 
 
 def load_task(path: str, *, limit: float = 0.0) -> Task:
-    """The task of a built-in name or an import path, its fields checked.
+    """The task of a built-in name, an import path or a description, its fields checked.
 
     ``limit``: seconds that importing and making it may take, 0 for any number.
 
@@ -109,19 +120,8 @@ def load_task(path: str, *, limit: float = 0.0) -> Task:
         TaskError: it does not import, is no Task, one of its fields is not usable, or it takes too
             long.
     """
-    target = BUILT_IN.get(path, path)
-    where, sep, name = target.rpartition(":")
-    if not sep:
-        raise TaskError(
-            f"expected a task '{', '.join(BUILT_IN)}', 'file.py:factory' or"
-            f" 'package.module:factory', got {shown(path)}"
-        )
     with _within(limit, path):
-        with users_code(f"task {path} to import"):
-            module = _module(where, path)
-        factory = getattr(module, name, None)
-        if not callable(factory):
-            raise TaskError(f"expected a function {name} in {where}, found none")
+        factory = _factory(path)
         with users_code(f"{path} to make a Task"):
             task = factory()
     if not isinstance(task, Task):
@@ -130,6 +130,35 @@ def load_task(path: str, *, limit: float = 0.0) -> Task:
         _check(task, path)
     task.path = path
     return task
+
+
+def _is_described(path: str) -> bool:
+    return any(re.match(start, path) for start in DESCRIBED)
+
+
+def _factory(path: str) -> Callable[[], object]:
+    """What makes the task of a path.
+
+    Raises:
+        TaskError: it does not import, or there is no such function.
+    """
+    if _is_described(path):
+        make: Callable[[str], object] = importlib.import_module(WITHOUT_CODE).make
+        return partial(make, path)
+    where, sep, name = BUILT_IN.get(path, path).rpartition(":")
+    if not sep:
+        raise TaskError(
+            f"expected a task '{', '.join(BUILT_IN)}', 'file.py:factory',"
+            " 'package.module:factory', 'hf:', 'st:', 'timm:' or 'torchvision:' with a model, or a"
+            f" YAML file; got {shown(path)}"
+        )
+    with users_code(f"task {path} to import"):
+        module = _module(where, path)
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise TaskError(f"expected a function {name} in {where}, found none")
+    found: Callable[[], object] = factory
+    return found
 
 
 @contextmanager

@@ -203,6 +203,7 @@ def tokens(texts: list[str], length: int = TOKENS) -> tuple[Tensor, Tensor]:
 
 def ranks(outputs: Tensor, sentences: Tensor) -> Tensor:
     """Ranks, from 1, at which its own sentence ``[N, D]`` finds each entry ``[N, D]``."""
+    outputs = outputs.to(sentences.dtype)
     similar = sentences @ outputs.T
     return (similar > similar.diag()[:, None]).sum(1) + 1
 
@@ -256,22 +257,28 @@ def lessons(ids: Tensor, keep: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(ids[i, : keep[i].sum(1).max()], keep[i, : keep[i].sum(1).max()]) for i in order]
 
 
-def task(count: int = ENTRIES, learn: int = LEARN, length: int = TOKENS) -> Task:
+def task(
+    count: int = ENTRIES,
+    learn: int = LEARN,
+    length: int = TOKENS,
+    dtype: torch.dtype = torch.float32,
+) -> Task:
     """Retrieval of ``count`` entries, with ``learn`` texts to learn from.
 
-    Every entry is cut or padded to ``length`` tokens (at most 512).
+    Every entry is cut or padded to ``length`` tokens (at most 512). The model computes in
+    ``dtype``; embeddings are compared in float32.
 
     Raises:
         MissingDependencyError: the weights are not installed.
     """
-    model, (judged, others) = encoder(), data(count, learn)
+    model, (judged, others) = encoder().to(dtype), data(count, learn)
     ids, keep = tokens([e.text for e in judged], length)
     with torch.no_grad():
         asked = [
             model(*tokens([e.sentence for e in judged[i : i + 100]], 64))
             for i in range(0, len(judged), 100)
         ]
-    sentences = torch.cat(asked)
+    sentences = torch.cat(asked).float()
     learn_from = tokens([e.text for e in others], length)
     full = keep.all(1).nonzero().flatten()[:BATCH]
     return Task(
@@ -304,3 +311,9 @@ def more() -> Task:
 def mrr_512() -> Task:
     """The same by mean reciprocal rank, with entries of up to 512 tokens, the model's maximum."""
     return replace(task(learn=LEARN_MOST, length=512), name="minilm_512", **MRR)
+
+
+def mrr_512_bf16() -> Task:
+    """The same in bfloat16: the model's weights, and the compiled model that plans are beside."""
+    found = task(learn=LEARN_MOST, length=512, dtype=torch.bfloat16)
+    return replace(found, name="minilm_512_bf16", **MRR)

@@ -22,6 +22,7 @@ ARROWS: dict[str, dict[str, str]] = {
     "errors": {"text": "a message is one printable line"},
     "site": {},
     "seeds": {},
+    "memory": {},
     "files": {},
     "torch_internals": {},
     "graph": {"errors": "a stage that does not keep its promise"},
@@ -105,6 +106,7 @@ ARROWS: dict[str, dict[str, str]] = {
     },
     "recover": {
         "batch": "learns from batches",
+        "memory": "how much of a batch is learned from at once",
         "capture": "runs the original and the converted model",
         "environment": "whether bfloat16 is quick here",
         "errors": "a loss that is not finite",
@@ -213,6 +215,7 @@ TUNER: dict[str, dict[str, str]] = {
         "tuner.measure": "the timing protocol",
         "tuner.progress": "says how far it is",
     },
+    "tuner.tasks": {"tuner.measure": "the first tensor of an output"},
     "tuner.check": {"tuner.measure": "scores and first tensors"},
     "tuner.show": {
         "tuner.check": "the similarities of layers",
@@ -226,6 +229,7 @@ TUNER: dict[str, dict[str, str]] = {
         "tuner.progress": "progress on stderr or none",
         "tuner.search": "tune",
         "tuner.show": "tables, pictures, the report",
+        "tuner.tasks": "a task without code, described by options",
         "tuner.tiles": "tiles",
         "tuner.track": "copies of a run",
     },

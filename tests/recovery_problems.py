@@ -115,7 +115,7 @@ class Stopped(Exception):
 class Scripted:
     """An objective whose losses on the selection are given."""
 
-    name, share, start, dtypes = "local", 1.0, 1.0, {torch.float32}
+    name, share, start, dtypes, recompute = "local", 1.0, 1.0, {torch.float32}, None
 
     def __init__(self, looks: list[float], late: bool = False) -> None:
         self.value = nn.Parameter(torch.zeros(2, 2))

@@ -206,4 +206,10 @@ def test_wheel_holds_everything_and_nothing_else(tmp_path):
     sources = [p for kind in ("cpp", "h") for p in (ROOT / "kernels").rglob(f"*.{kind}")]
     expected |= {f"attnpass/{p.relative_to(ROOT)}" for p in sources}
     assert sources
-    assert packages == expected | {"attnpass/py.typed", "attnpass/tuner/digits.safetensors"}
+    others = {
+        "py.typed",
+        "tuner/digits.safetensors",
+        "tuner/show/report.css",
+        "tuner/show/report.js",
+    }
+    assert packages == expected | {f"attnpass/{name}" for name in others}

@@ -32,7 +32,7 @@ def test_the_built_in_names_are_import_paths():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("nothing", "expected a task 'digits', 'file.py:factory' or .*got 'nothing'"),
+        ("nothing", "expected a task 'digits', 'file.py:factory', .*got 'nothing'"),
         ("none.py:task", "expected a file none.py for task none.py:task, found none"),
         ("no_such_module:task", "expected task .* to import, got ModuleNotFoundError"),
         (f"{TASKS}:none", "expected a function none in .*, found none"),

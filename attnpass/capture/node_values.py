@@ -14,6 +14,7 @@ from torch import fx
 from attnpass.batch import Batch, call
 from attnpass.capture.capture import Capture
 from attnpass.capture.captured import CapturedGraph, Layer
+from attnpass.capture.segments import Segments
 from attnpass.seeds import generators
 
 Seen = dict[str, Any]
@@ -42,10 +43,13 @@ def watched(
     capture: Capture,
     batch: Batch,
     wanted: Callable[[CapturedGraph, Layer], Collection[str]],
+    *,
+    recomputed: bool = False,
 ) -> tuple[Any, Ran]:
     """The model's output, and the values of the ``wanted`` nodes of every layer that ran.
 
-    Where the batch made new graphs, which nothing watched, it runs once more.
+    Where the batch made new graphs, which nothing watched, it runs once more. ``recomputed``:
+    gradients compute activations a second time (``Segments``).
     """
     known, ran, out = -1, Ran(), None
     devices = generators()
@@ -60,7 +64,7 @@ def watched(
         before = [(layer, layer.active) for _, layer in capture.layers]
         try:
             for graph, layer in capture.layers:
-                layer.active = _watch(graph, layer, wanted(graph, layer), ran)
+                layer.active = _watch(graph, layer, wanted(graph, layer), ran, recomputed)
             out = call(capture, batch)
         finally:
             for layer, active in before:
@@ -69,15 +73,18 @@ def watched(
 
 
 def _watch(
-    graph: CapturedGraph, layer: Layer, names: Collection[str], ran: Ran
+    graph: CapturedGraph, layer: Layer, names: Collection[str], ran: Ran, recomputed: bool
 ) -> Callable[..., Any]:
     active = layer.active
     assert isinstance(active, fx.GraphModule)
 
     def run(*inputs: Any) -> Any:
-        watcher = _Watcher(active, names)
-        out = watcher.run(*inputs)
-        ran.append((graph, layer, watcher.seen))
+        if recomputed and torch.is_grad_enabled():
+            out, seen = Segments(active, names).run(*inputs)
+        else:
+            watcher = _Watcher(active, names)
+            out, seen = watcher.run(*inputs), watcher.seen
+        ran.append((graph, layer, seen))
         return out
 
     return run

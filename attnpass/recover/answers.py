@@ -36,11 +36,16 @@ class Answer(NamedTuple):
     masks: list[Tensor]
 
 
-def answer(capture: Capture, batch: Batch) -> Answer:
-    """Run a captured model on a batch under the plan in use."""
-    out, layers = watched(
-        capture, batch, lambda graph, layer: {*_hidden_nodes(graph, layer), *_mask_nodes(layer)}
-    )
+def answer(capture: Capture, batch: Batch, *, recomputed: bool = False) -> Answer:
+    """Run a captured model on a batch under the plan in use.
+
+    ``recomputed``: gradients compute activations a second time.
+    """
+
+    def wanted(graph: CapturedGraph, layer: Layer) -> set[str]:
+        return {*_hidden_nodes(graph, layer), *_mask_nodes(layer)}
+
+    out, layers = watched(capture, batch, wanted, recomputed=recomputed)
     hidden, masks, reads = dict[str, Tensor](), list[Tensor](), Counter[str]()
     for graph, layer, values in layers:
         masks += [values[name] for name in _mask_nodes(layer)]

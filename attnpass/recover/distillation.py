@@ -88,6 +88,7 @@ def distil(
                 objective = LocalLoss(capture, {"": plan})
             else:
                 objective = GlobalLoss(model, capture, plan, chosen.outputs, allow)
+                objective.recomputed = chosen.recompute
             if any(unit.trained for unit in objective.units.values()):
                 Trainer(objective, chosen, share, saved).run(inputs, selection, progress)
     saved.remove()

@@ -30,7 +30,7 @@ class DistillationLoss(nn.Module):
         model: the original, on its device and in the mode in which it will run.
         plan: of this model, calibrated; it gets the deltas that ``rank`` and ``softmax`` say.
         example: the arguments of a call, positional (a tuple) or named (a dict).
-        rank, softmax, outputs, seed: as in ``DistilOptions``.
+        rank, softmax, outputs, seed, recompute: as in ``DistilOptions``.
         allow: what the caller accepts (``site.ALLOW``).
 
     Attributes:
@@ -52,7 +52,9 @@ class DistillationLoss(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        chosen = DistilOptions.named(options, of=("rank", "softmax", "outputs", "seed"))
+        chosen = DistilOptions.named(
+            options, of=("rank", "softmax", "outputs", "seed", "recompute")
+        )
         with torch.inference_mode(False), buffers_kept(model):
             teacher = call(Capture(model, allow=allow).trace, example)
             teacher.use(plan, strict=True)
@@ -60,6 +62,7 @@ class DistillationLoss(nn.Module):
             add_deltas(teacher, plan, chosen)
             teacher.bind_plan(plan)
             self._loss = GlobalLoss(model, teacher, plan, chosen.outputs, allow)
+            self._loss.recomputed = chosen.recompute
         plan.measured = {}  # these numbers were measured with other values
         self.plan = plan
         if not self._loss.unit.trained:

@@ -34,6 +34,7 @@ class GlobalLoss:
 
     Attributes:
         name, share, units, dtypes: see ``Objective``.
+        recomputed: whether the student's activations are computed a second time for gradients.
         unit: the only one, all sites that the plan changes.
         student: a capture of the model under the plan.
     """
@@ -57,6 +58,11 @@ class GlobalLoss:
         converted = [n for n, e in plan.sites.items() if e.changes]
         self.unit = trained_unit(plan, converted, weights)
         self.units: dict[UnitKey, Unit] = {("", ""): self.unit}
+        self.recomputed = False
+
+    def recompute(self) -> None:
+        """Keep no activations inside the student's blocks; compute them twice instead."""
+        self.recomputed = True
 
     def losses(self, batch: Batch) -> Iterator[tuple[UnitKey, Tensor]]:
         """The only unit with its loss.
@@ -67,7 +73,7 @@ class GlobalLoss:
         with torch.no_grad():
             want = answer(self.teacher, batch)
         with frozen_parameters(self.student.model):
-            got = answer(self.student, batch)
+            got = answer(self.student, batch, recomputed=self.recomputed)
         loss = self._output_loss(got, want)
         # a router may send other tokens to a part of the converted model: no pair to compare
         paired = [

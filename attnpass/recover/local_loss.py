@@ -37,10 +37,11 @@ class LocalLoss:
         plans: by label, their deltas in place.
 
     Attributes:
-        name, share, units, dtypes: see ``Objective``. A unit is one site of one plan.
+        name, share, units, dtypes, recompute: see ``Objective``. A unit is one site of one plan.
     """
 
     name, share = "local", 1.0
+    recompute = None
 
     def __init__(self, capture: Capture, plans: Mapping[str, Plan]) -> None:
         self.capture, self.plans = capture, plans

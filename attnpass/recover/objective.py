@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -26,6 +26,11 @@ class Objective(Protocol):
     share: float
     units: dict[UnitKey, Unit]
     dtypes: set[torch.dtype]
+
+    @property
+    def recompute(self) -> Callable[[], None] | None:
+        """Makes forward passes keep less for gradients from now on; None where they cannot."""
+        ...
 
     def losses(self, batch: Batch) -> Iterator[tuple[UnitKey, Tensor]]:
         """Losses on a batch, one after the other; a unit may come several times."""

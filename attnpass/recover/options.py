@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from attnpass.errors import OptionError
@@ -29,6 +29,12 @@ class DistilOptions:
             (relative squared error).
         autocast: whether products are in bfloat16 (``torch.autocast``); parameters keep their
             dtype. ``None``: where the device has instructions for it and the model is in float32.
+        micro_batch: items that are learned from at once; the gradients of a batch's parts are
+            added up. ``None``: whole batches where memory holds what their gradients need, else
+            as many items as it holds.
+        recompute: whether activations are computed a second time for the gradients of the global
+            stage (activation checkpointing): less memory, about a third more time. It is done
+            anyway where memory does not hold those of one item.
         seed: of the order of batches, of random inputs and of low-rank deltas.
 
     Raises:
@@ -44,6 +50,8 @@ class DistilOptions:
     outputs: str = "logits"
     autocast: bool | None = None
     seed: int = 0
+    micro_batch: int | None = field(default=None, repr=False)  # a checkpoint is known by the repr
+    recompute: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         rules = {
@@ -52,6 +60,7 @@ class DistilOptions:
             "a local share from 0 to 1": 0 <= self.local <= 1,
             "a rank >= 0, or None for full deltas": self.rank is None or self.rank >= 0,
             "a rate > 0": self.rate > 0,
+            "a micro_batch > 0, or None": self.micro_batch is None or self.micro_batch > 0,
             "outputs 'logits' or 'features'": self.outputs in ("logits", "features"),
         }
         for rule, kept in rules.items():
@@ -65,7 +74,7 @@ class DistilOptions:
         Raises:
             OptionError: an unknown name, or a value out of range.
         """
-        known = of or [field.name for field in fields(cls)]
+        known = of or [x.name for x in fields(cls)]
         unknown = ", ".join(sorted(given.keys() - set(known)))
         if unknown:
             raise OptionError(f"expected options of {', '.join(known)}; got {unknown}")

@@ -18,6 +18,7 @@ from attnpass.recover.checkpoint import Checkpoint
 from attnpass.recover.evaluation import PER_STAGE, TIME_SHARE, Evaluation
 from attnpass.recover.objective import Objective
 from attnpass.recover.options import DistilOptions
+from attnpass.recover.room import Room
 from attnpass.recover.schedule import Pace, batch_index, rate_factor
 from attnpass.recover.stage import Progress, Stage
 from attnpass.recover.stage_state import StageState
@@ -60,6 +61,7 @@ class Trainer:
         last: per unit the last loss that was finite.
         failures: per unit the steps in a row without one.
         evaluation: what the selection says.
+        room: how many items are learned from at once.
     """
 
     def __init__(
@@ -97,6 +99,9 @@ class Trainer:
         self.failures = Counter[UnitKey]()
         self._rated: set[UnitKey] = set()
         self.scale = LOSS_SCALE if torch.float16 in objective.dtypes else 1.0
+        needed = self.needs(())[0]
+        device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.room = Room(device, needed, options.micro_batch, objective.recompute)
         self._step_losses: list[float] = []
         self._evaluated_step = 0
         self._saved_at, self._save_interval = -math.inf, SAVE_SECONDS
@@ -180,20 +185,19 @@ class Trainer:
 
     def _step(self, inputs: Sequence[Batch]) -> float:
         """Take one step of the optimiser; returns the mean loss of the units."""
-        losses = []
+        losses, found = [], None
         self.optimiser.zero_grad()
         with self._conditions(self.done.steps):
             number = batch_index(self.done.steps, len(inputs), self.options.seed)
             batch: Batch = pytree.tree_map(_without_inference_mode, inputs[number])
-            found = None
-            for key, loss in self.objective.losses(batch):
-                found = float(loss.detach())
-                if math.isfinite(found):
-                    losses.append(found)
-                    self.last[key], self.failures[key] = found, 0
-                    self._add_gradients(key, loss)
-                else:
-                    self._count_failure(key, found)
+            for share, rows in self.room.learn(batch, self._gradients):
+                for key, found, gradients in rows:
+                    if math.isfinite(found):
+                        losses.append((share, found))
+                        self.last[key], self.failures[key] = found, 0
+                        self._add(key, gradients, share)
+                    else:
+                        self._count_failure(key, found)
         if found is not None and not self.last:
             raise self._not_finite(found)
         for unit in self.units.values():
@@ -206,8 +210,17 @@ class Trainer:
         self.done.steps += 1
         if not losses:
             return math.nan
-        self._step_losses.append(sum(losses) / len(losses))
+        whole = sum(share for share, _ in losses)
+        self._step_losses.append(sum(share * loss for share, loss in losses) / whole)
         return self._step_losses[-1]
+
+    def _gradients(self, batch: Batch) -> list[tuple[UnitKey, float, list[Tensor | None]]]:
+        """Every loss on a batch with its gradients; one that is not finite has none."""
+        rows = []
+        for key, loss in self.objective.losses(batch):
+            value = float(loss.detach())
+            rows.append((key, value, self._taken(key, loss) if math.isfinite(value) else []))
+        return rows
 
     def _count_failure(self, key: UnitKey, found: float) -> None:
         """Note a unit's loss that is not finite.
@@ -226,8 +239,12 @@ class Trainer:
             " all inputs? else a lower rate may help"
         )
 
-    def _add_gradients(self, key: UnitKey, loss: Tensor) -> None:
-        """Add the gradients of one loss; a float16 loss that overflows only halves the scale."""
+    def _taken(self, key: UnitKey, loss: Tensor) -> list[Tensor | None]:
+        """The gradients of one loss; a float16 loss that overflows has none, and halves the scale.
+
+        Raises:
+            MeasureError: gradients do not reach the loss.
+        """
         where = f"at step {self.done.steps} of the {self.done.name} stage"
         if not loss.requires_grad:
             raise MeasureError(
@@ -239,10 +256,14 @@ class Trainer:
         grads = torch.autograd.grad(loss * self.scale, parameters, allow_unused=True)
         if self.scale > 1 and not all(g is None or bool(g.isfinite().all()) for g in grads):
             self.scale /= 2
-            return
-        for p, g in zip(parameters, grads, strict=True):
+            return []
+        return [g if g is None or self.scale == 1 else g / self.scale for g in grads]
+
+    def _add(self, key: UnitKey, gradients: list[Tensor | None], share: float) -> None:
+        """Add the gradients of a part of the batch, times its share."""
+        for p, g in zip(self.units[key].parameters, gradients, strict=False):
             if g is not None:
-                g = g.contiguous() if self.scale == 1 else g / self.scale
+                g = g.contiguous() if share == 1 else g * share
                 p.grad = g if p.grad is None else p.grad + g
 
     def _set_rates(self) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
-import socket
+from datetime import timedelta
 
 import pytest
 import torch
@@ -77,7 +76,7 @@ def test_groups_have_the_rates_of_distil():
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"steps": 3}, "expected options of rank, softmax, outputs, seed; got steps"),
+        ({"steps": 3}, "expected options of rank, softmax, outputs, seed, recompute; got steps"),
         ({"rank": -1}, "expected a rank >= 0"),
     ],
 )
@@ -111,7 +110,7 @@ def test_the_model_is_frozen_only_while_the_student_runs(monkeypatch):
     loss = DistillationLoss(net, planned(net), (data(),))
     seen = []
 
-    def spied(capture: Capture, batch: Batch) -> Answer:
+    def spied(capture: Capture, batch: Batch, **_: bool) -> Answer:
         seen.append(any(p.requires_grad for p in net.parameters()))
         return answer(capture, batch)
 
@@ -121,10 +120,12 @@ def test_the_model_is_frozen_only_while_the_student_runs(monkeypatch):
     assert seen == [True, False] and not learns[0] and all(learns[1:])
 
 
-def _rank(rank: int, world: int, port: int, out: str) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _rank(rank: int, world: int, out: str) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    where, patience = f"file://{out}/store", timedelta(seconds=120)
+    torch.distributed.init_process_group(
+        "gloo", where, rank=rank, world_size=world, timeout=patience
+    )
     net = model()
     plan = planned(net)
     loss = nn.parallel.DistributedDataParallel(DistillationLoss(net, plan, batches()[0]))
@@ -135,10 +136,7 @@ def _rank(rank: int, world: int, port: int, out: str) -> None:
 
 @pytest.mark.slow
 def test_several_processes_take_the_mean_of_their_gradients(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (2, port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.spawn(_rank, (2, str(tmp_path)), nprocs=2)
     net = model()
     plan = planned(net)
     loss = DistillationLoss(net, plan, batches()[0])

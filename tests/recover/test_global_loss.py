@@ -89,7 +89,7 @@ def test_features_of_other_shapes_are_no_pair(monkeypatch):
     """A router may send other tokens to a part of the converted model: it has other rows."""
     net, x = random_model(), torch.rand(2, 1, 32, 32)
 
-    def routed(capture, batch):
+    def routed(capture, batch, **_):
         found = answer(capture, batch)
         if capture is objective.student:
             first = sorted(found.hidden)[0]

@@ -38,7 +38,7 @@ def test_padding_has_no_part_in_the_losses(form, outputs):
 class TwoRuns:
     """An objective whose unit ``a`` runs twice."""
 
-    name, share, units, dtypes = "local", 1.0, {}, {torch.float32}
+    name, share, units, dtypes, recompute = "local", 1.0, {}, {torch.float32}, None
 
     def losses(self, batch):
         assert not torch.is_grad_enabled()

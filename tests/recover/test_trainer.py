@@ -85,7 +85,7 @@ def test_rates_follow_the_loss_at_the_start(start, factor):
 class _Half:
     """A loss of a float16 product, times ``factor``."""
 
-    name, share, dtypes = "global", 1.0, frozenset({torch.float16})
+    name, share, dtypes, recompute = "global", 1.0, frozenset({torch.float16}), None
 
     def __init__(self, factor: float) -> None:
         self.factor, self.weight = factor, nn.Parameter(torch.ones(4))

@@ -17,7 +17,7 @@ from attnpass.batch import call
 from attnpass.capture import Capture
 from attnpass.task import Task
 from attnpass.torch_internals import pytree
-from attnpass.tuner.measure import first_tensor
+from attnpass.tuner.measure import first_tensor, relative
 
 FLOAT32 = 1e-5
 """Largest relative difference (norm over norm) in float32 and wider."""
@@ -90,9 +90,3 @@ def _double(task: Task) -> Tensor:
 
     model = copy.deepcopy(task.model).double()
     return first_tensor(call(model, pytree.tree_map(widen, task.example)))
-
-
-def relative(got: Tensor, expected: Tensor) -> float:
-    """Norm of the difference over the norm of ``expected``."""
-    expected = expected.double()
-    return float((got.double() - expected).norm() / expected.norm().clamp_min(1e-30))

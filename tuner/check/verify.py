@@ -50,7 +50,7 @@ def verify_plan(plan: Plan, task: Task) -> Verification:
         CaptureError: the model cannot be captured. TaskError: scores that are not usable.
     """
     capture = call(Capture(task.model).trace, task.example)
-    problems = [*_misfits(plan, capture), *_other_weights(plan, capture)]
+    problems = problems_of(plan, capture)
     batches = range(len(task.validation))
     base, converted = Counting(capture), Counting(capture)
     before = scores(task, base, batches).main
@@ -86,6 +86,11 @@ class Counting:
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 self.bad += int((~torch.isfinite(leaf)).sum())
         return out
+
+
+def problems_of(plan: Plan, capture: Capture) -> list[str]:
+    """Why a plan does not fit a captured model, one line each."""
+    return [*_misfits(plan, capture), *_other_weights(plan, capture)]
 
 
 def _misfits(plan: Plan, capture: Capture) -> list[str]:

@@ -10,6 +10,8 @@ from attnpass.tuner.cli import (
     building,
     checks,
     cleaning,
+    completing,
+    describing,
     plans,
     questions,
     runs,

@@ -114,6 +114,74 @@ def verify(name: str, task: str, load_timeout: float, as_json: bool, db: str | N
     return Answer(result.as_dict(), show, 1 if result.problems else 0)
 
 
+@main.command("serve-check")
+@click.argument("name", metavar="PLAN")
+@task_argument()
+@click.option(
+    "--slower",
+    default=0.1,
+    show_default=True,
+    help="Share of the promised speed-up that may be missing.",
+)
+@click.option(
+    "--max-drop", default=None, type=float, help="Allowed drop (default: what was proven)."
+)
+@click.option(
+    "--rounds", default=30, show_default=True, type=click.IntRange(7), help="Interleaved calls."
+)
+@click.option("--inner", default="inductor", show_default=True, help="Inner compiler.")
+@click.option("--mode", default=None, help="Inductor's mode.")
+@options
+def serve_check_(
+    name: str,
+    task: str,
+    load_timeout: float,
+    slower: float,
+    max_drop: float | None,
+    rounds: int,
+    inner: str,
+    mode: str | None,
+    as_json: bool,
+    db: str | None,
+) -> Answer:
+    """Measure a plan's latency, accuracy and outputs here; exit code 1 where a promise breaks."""
+    from rich.table import Table
+
+    from attnpass.store import Store
+    from attnpass.tuner.check import serve_check
+    from attnpass.tuner.cli.lookup import plan_named, task_named
+
+    if not 0 <= slower < 1:
+        raise OptionError(f"expected --slower from 0 to 1, got {slower}")
+    with Store(db, read=True) as store:
+        plan, tiles = plan_named(store, name), str(store.path)
+    loaded = task_named(task, load_timeout)
+    result = serve_check(
+        plan,
+        loaded,
+        inner=inner,
+        mode=mode,
+        db=tiles,
+        rounds=rounds,
+        slower=slower,
+        drop=max_drop,
+    )
+
+    def show(console: Console) -> None:
+        for line in result.problems:
+            console.print(line, style="red")
+        table = Table("", "promised", "here", "")
+        marks = {True: Text("kept", "green"), False: Text("BROKEN", "red"), None: Text("")}
+        for row in result.rows:
+            table.add_row(row.what, row.promised, row.found, marks[row.kept])
+        if result.rows:
+            console.print(table)
+        for what, told in result.elsewhere.items():
+            console.print(f"another {what}: {told}", markup=False)
+
+    return Answer(result.as_dict(), show, 0 if result.kept else 1)
+
+
 @main.command()
 @options
 def doctor(as_json: bool, db: str | None) -> Answer:

@@ -23,8 +23,9 @@ import click
 from rich.console import Console
 
 from attnpass.console import PlainConsole
-from attnpass.errors import AttnpassError
+from attnpass.errors import AttnpassError, OptionError
 from attnpass.text import one_line
+from attnpass.tuner.cli.examples import EXAMPLES, FIRST
 
 INTERRUPTED = "interrupted; what was measured is kept, the same command goes on"
 
@@ -61,6 +62,7 @@ def options(command: Command) -> Callable[..., None]:
     def run(as_json: bool, db: str | None, **given: Any) -> None:
         level = logging.ERROR if as_json else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("attnpass.tasks").setLevel(logging.INFO)  # how far loading is
         for stream in (sys.stdout, sys.stderr):
             # a name may hold what the terminal's encoding lacks
             if hasattr(stream, "reconfigure"):
@@ -175,8 +177,31 @@ def path_option(name: str, help_: str) -> Callable[[Callable[..., None]], Callab
     return click.option(name, type=click.Path(path_type=Path), default=None, help=help_)
 
 
-def task_argument(*, required: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The argument TASK, and how long its module may take to load."""
+DESCRIPTION = {
+    "--data": "A table (.jsonl, .csv, .parquet), a .txt file, a folder of images, or one that"
+    " datasets saved.",
+    "--learn": "The same, of items to learn from (default: a part of --data).",
+    "--kind": "text-classification, image-classification, token-classification, embedding,"
+    " masked-lm or causal-lm (default: by the model).",
+    "--metric": "What judges, e.g. accuracy, log-likelihood, MRR (default: by the kind).",
+    "--text-column": "The column of the texts, two for pairs: query,text (default: found).",
+    "--label-column": "The column of the labels (default: found).",
+    "--batch": "Items of a call as served (default: 16).",
+    "--length": "Tokens that texts are cut or padded to (default: most texts' own).",
+    "--items": "Judge by at most so many items (default: all).",
+    "--dtype": "float32, bfloat16 or float16 (default: the model's).",
+    "--device": "cpu or cuda (default: cpu).",
+}
+"""Options that describe a task without code, with their help."""
+
+
+def task_argument(
+    *, required: bool = True, described: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """The argument TASK, and how long its module may take to load.
+
+    ``described``: the options of a task without code, too; they become a part of TASK.
+    """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         limited = click.option(
@@ -185,13 +210,61 @@ def task_argument(*, required: bool = True) -> Callable[[Callable[..., Any]], Ca
             show_default=True,
             help="Seconds that the task may take to load; 0: any number.",
         )
-        return click.argument("task", required=required)(limited(command))
+        added = click.argument("task", required=required)(limited(command))
+        if not described:
+            return added
+
+        @wraps(added)
+        def run(task: str | None, **given: Any) -> Any:
+            asked = {x: given.pop(_field(x)) for x in DESCRIPTION}
+            try:
+                task = _described(task, asked)
+            except AttnpassError as error:
+                _fail(str(error), bool(given.get("as_json")))
+            return command(task=task, **given)
+
+        for name, told in reversed(DESCRIPTION.items()):
+            whole = name in ("--batch", "--length", "--items")
+            kind: Any = click.IntRange(min=1) if whole else str
+            run = click.option(name, _field(name), type=kind, default=None, help=told)(run)
+        return run
 
     return add
 
 
+def _field(option: str) -> str:
+    """The parameter of an option that describes a task."""
+    return "described_" + option.strip("-").replace("-", "_")
+
+
+def _described(task: str | None, asked: Mapping[str, Any]) -> str | None:
+    """TASK with the options that describe it.
+
+    Raises:
+        OptionError: options for a task that has code.
+    """
+    given = {k: v for k, v in asked.items() if v is not None}
+    if not given or task is None:
+        return task
+    from attnpass.tuner.tasks import SOURCES, described
+
+    found = described(task)
+    if found is None:
+        raise OptionError(
+            f"expected {', '.join(given)} with a TASK {':, '.join(SOURCES)}: or a YAML file, got"
+            f" {task}: a task with code says these itself"
+        )
+    names = {k.strip("-").removesuffix("-column"): v for k, v in given.items()}
+    return str(found.with_options(names))
+
+
 class Commands(click.Group):
     """The group; where its own help or usage cannot be printed, that is one line too."""
+
+    def add_command(self, cmd: click.Command, name: str | None = None) -> None:
+        """Add a command, whose help ends with an example."""
+        cmd.epilog = f"Example: {EXAMPLES[name or cmd.name or '']}"
+        super().add_command(cmd, name)
 
     def main(self, *args: Any, **given: Any) -> Any:
         """Run the command that the arguments name."""
@@ -213,10 +286,19 @@ class Commands(click.Group):
                 _discard_stdout()
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="attnpass")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Find softmax attention, rewrite chosen layers to cheaper forms, tune the choice.
 
-    TASK is 'digits', 'file.py:factory' or 'package.module:factory'.
+    TASK is 'digits', 'file.py:factory' or 'package.module:factory'; or without code 'hf:MODEL',
+    'st:MODEL', 'timm:MODEL' or 'torchvision:MODEL' with --data FILE, or a YAML file (attnpass
+    init).
     """
+    if context.invoked_subcommand is None:
+        click.echo(FIRST, nl=False)

@@ -178,13 +178,23 @@ def show(names: tuple[str, ...], as_json: bool, db: str | None) -> Answer:
 
 @main.command()
 @click.argument("run", default="last")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("attnpass.html"))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("attnpass.html"),
+    show_default=True,
+    help="The file to write: .html (with the picture as .png beside it), or .md for Markdown.",
+)
+@click.option("--open", "opened", is_flag=True, help="Show it in the browser.")
 @options
-def report(run: str, out: Path, as_json: bool, db: str | None) -> Answer:
-    """One HTML file with tables and picture (and the picture as PNG)."""
+def report(run: str, out: Path, opened: bool, as_json: bool, db: str | None) -> Answer:
+    """One file that says what to do next and shows every plan: HTML, or Markdown."""
     from attnpass.store import Store
-    from attnpass.tuner.show import write_report
+    from attnpass.tuner.show import write_markdown, write_report
 
+    write = write_markdown if out.suffix == ".md" else write_report
     with Store(db, read=True) as store:
-        path = write_report(result_named(store, run), out)
+        path = write(result_named(store, run), out)
+    if opened:
+        click.launch(str(path.resolve()))
     return Answer({"report": str(path)}, lambda c: c.print(f"report: {path}"))

@@ -11,7 +11,7 @@ from attnpass.tuner.cli.command import Answer, main, options, task_argument
 
 
 @main.command()
-@task_argument(required=False)
+@task_argument(required=False, described=False)
 @click.option("--shape", default=None, help="B,H,T,S,d instead of a task's shapes.")
 @click.option("--dtype", default="float32", show_default=True, help="With --shape.")
 @click.option("--h", default="sigmoid", show_default=True, help="With --shape: the function.")
@@ -20,7 +20,9 @@ from attnpass.tuner.cli.command import Answer, main, options, task_argument
 @click.option("--device", default="cpu", show_default=True, help="With --shape: cpu or cuda.")
 @click.option("--backward", is_flag=True, help="Tune forward and backward together.")
 @click.option("--trials", default=24, show_default=True, help="Tiles measured per shape.")
-@click.option("--seed", default=0, type=int)
+@click.option(
+    "--seed", default=0, show_default=True, type=int, help="Of everything that is drawn."
+)
 @click.option("--refresh", is_flag=True, help="Measure again what is stored.")
 @options
 def tiles(

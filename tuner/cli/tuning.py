@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     "--budget", default="0", help="Time that the run may take, e.g. 90s, 30m, 2h (0: any)."
 )
 @click.option("--tiles", default=None, type=int, help="Tiles tried per shape (0: none).")
-@click.option("--seed", default=0, type=int)
+@click.option(
+    "--seed", default=0, show_default=True, type=int, help="Of everything that is drawn."
+)
 @click.option("--inner", default="inductor", show_default=True, help="Inner compiler.")
 @click.option("--mode", default=None, help="Inductor's mode, e.g. max-autotune.")
 @click.option("--timeout", default=900.0, help="Seconds per compile-and-time request.")

@@ -31,6 +31,7 @@ from attnpass.tuner.measure.device_class import (
     identity,
 )
 from attnpass.tuner.measure.exchange import CompileSettings, Failure, Protocol, Reply, Times
+from attnpass.tuner.measure.gate import relative
 from attnpass.tuner.measure.host import Setup
 from attnpass.tuner.measure.latency import (
     LOOK,
@@ -43,7 +44,6 @@ from attnpass.tuner.measure.latency import (
     ratio,
 )
 from attnpass.tuner.measure.local_pool import local_devices, local_workers
-from attnpass.tuner.measure.memory import free_bytes
 from attnpass.tuner.measure.packing import PackedPlan, PackedRequest
 from attnpass.tuner.measure.pool import Job, Pool
 from attnpass.tuner.measure.pool_worker import Inbox, Lost, PoolWorker
@@ -87,7 +87,6 @@ __all__ = [
     "events",
     "first_tensor",
     "floor",
-    "free_bytes",
     "identity",
     "interleave",
     "mean_move",
@@ -102,6 +101,7 @@ __all__ = [
     "positions",
     "ratio",
     "ray_workers",
+    "relative",
     "scores",
     "split",
     "refuse_changed",

@@ -24,12 +24,10 @@ from attnpass.tuner.measure.ablation import AblationPlan
 from attnpass.tuner.measure.accuracy import first_tensor
 from attnpass.tuner.measure.conditions import Watch, limited
 from attnpass.tuner.measure.exchange import CeilingRequest, CompileSettings, Request, Times
+from attnpass.tuner.measure.gate import Gate
 from attnpass.tuner.measure.latency import interleave, median_ms
 from attnpass.tuner.measure.memory import peak_mib
 from attnpass.tuner.measure.trial import model_digest
-
-GATE = 2e-3
-"""Largest relative difference (float32, norm over norm) that compiled and captured may have."""
 
 Model = Callable[..., Any]
 """A compiled or captured model: arguments of a call to whatever the model returns."""
@@ -58,6 +56,7 @@ class Bench:
             )
         self.capture: Capture = self._run(Capture(self.task.model).trace)
         keep_recompile_limits()
+        self.gate = Gate(self.task)
         self.compiled: dict[tuple[str, int], Model] = {}
         self.ablations: dict[int, list[Model]] = {}
         self.train = settings.objective == "train"
@@ -152,21 +151,16 @@ class Bench:
         """
         self.capture.use(plan)
         with torch.set_grad_enabled(self.train):
-            expected = first_tensor(self._run(self.capture, items)).detach().double()
+            expected = first_tensor(self._run(self.capture, items)).detach()
             reset_report()
             compiled = self._compile(options)
-            got = first_tensor(self._run(compiled, items)).detach().double()
+            got = first_tensor(self._run(compiled, items)).detach()
         self.capture.use(None)
         # a graph that no entry changes runs without a plan, as under the empty one
         ran = compiled_report().plan or Plan({}).hash
         if plan is not None and ran != plan.hash:
             raise MeasureError(f"expected plan {plan.hash} to run, got {ran}")
-        off = float((got - expected).norm() / expected.norm().clamp_min(1e-30))
-        if not off <= GATE:
-            raise MeasureError(
-                f"expected the compiled plan within {GATE} of the captured one,"
-                f" got a relative difference of {off:.2g}"
-            )
+        self.gate.check(plan, fewer(self.task.example, items), expected, got)
         return compiled
 
     def _ceilings(self, items: int) -> list[Model]:

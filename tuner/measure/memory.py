@@ -1,4 +1,4 @@
-"""The peak memory of one call, beyond what the process held before it; and what is free."""
+"""The peak memory of one call, beyond what the process held before it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from attnpass.memory import line_bytes
+
 MIB = 2**20
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-MEMORY = Path("/proc/meminfo")
 
 
 def peak_mib(run: Callable[[], object], *, cuda: bool = False) -> float | None:
@@ -31,30 +32,14 @@ def peak_mib(run: Callable[[], object], *, cuda: bool = False) -> float | None:
     try:
         _give_back()
         CLEAR.write_text("5")
-        held = _bytes_of(STATUS, "VmRSS")
+        held = line_bytes(STATUS, "VmRSS")
         run()
-        return max(0.0, (_bytes_of(STATUS, "VmHWM") - held) / MIB)
+        return max(0.0, (line_bytes(STATUS, "VmHWM") - held) / MIB)
     except (OSError, KeyError):
         return None
-
-
-def free_bytes(device: torch.device) -> int:
-    """Bytes that a process may still take there; one GiB where nothing tells it."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        return _bytes_of(MEMORY, "MemAvailable")
-    except (OSError, KeyError):
-        return 2**30
 
 
 def _give_back() -> None:
     """Free memory goes back to the system, so that a call has to ask for it again."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _bytes_of(file: Path, name: str) -> int:
-    """Bytes of a line of a file that the kernel writes."""
-    rows = dict(line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
-    return int(rows[name].split()[0]) * 1024

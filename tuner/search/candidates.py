@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from attnpass import environment
+from attnpass.memory import free_bytes
 from attnpass.plan import Plan
 from attnpass.tuner.measure import (
     Rejection,
     bound,
     by_batch,
     divergence,
-    free_bytes,
     mean_move,
     moved,
     positions,

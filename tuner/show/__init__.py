@@ -1,13 +1,14 @@
 """Results for people: tables, a verdict in words, pictures, one HTML file. Decides nothing.
 
-May import the records of ``tuner.search`` and ``tuner.check``, and plans. Matplotlib is imported
-when a picture is drawn.
+May import the records of ``tuner.search`` and ``tuner.check``, and plans. Matplotlib and plotly
+are imported when something is drawn.
 """
 
 from __future__ import annotations
 
 from attnpass.tuner.show.history import comparison_table, measurements_table
 from attnpass.tuner.show.html import write_report
+from attnpass.tuner.show.markdown import write_markdown
 from attnpass.tuner.show.pictures import draw_front, draw_similarities
 from attnpass.tuner.show.plans import plan_table
 from attnpass.tuner.show.questions import choice_table, difference_table, solution_table
@@ -37,5 +38,6 @@ __all__ = [
     "solution_table",
     "tile_table",
     "verdict",
+    "write_markdown",
     "write_report",
 ]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attnpass.tuner.measure import memory
-from attnpass.tuner.measure.memory import free_bytes, peak_mib
+from attnpass.tuner.measure.memory import peak_mib
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's own peak")
@@ -25,11 +25,3 @@ def test_where_nothing_tells_it_none_is_said(monkeypatch, tmp_path):
     (tmp_path / "status").write_text("Name: x\n")
     monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
     assert peak_mib(lambda: None) is None
-
-
-def test_free_memory(monkeypatch, tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal:  9 kB\nMemAvailable:  3 kB\n")
-    monkeypatch.setattr(memory, "MEMORY", tmp_path / "meminfo")
-    assert free_bytes(torch.device("cpu")) == 3 * 1024
-    monkeypatch.setattr(memory, "MEMORY", tmp_path / "none")
-    assert free_bytes(torch.device("cpu")) == 2**30
