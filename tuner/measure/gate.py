@@ -68,13 +68,9 @@ class Gate:
             if self._copy is None:
                 self._copy = Capture(copy.deepcopy(self.task.model).float())
             capture = self._copy
-            own = None if plan is None else plan.copy()
             with torch.no_grad():
                 call(capture, wide)
-                if own is not None:
-                    for entry in own.sites.values():
-                        entry.weights = ""  # the digest is of the narrow weights
-                capture.use(own)
+                capture.use(plan if plan is None or not plan.deltas else _unbound(plan))
                 found = first_tensor(call(capture, wide))
                 capture.use(None)
         except MeasureError:
@@ -85,6 +81,14 @@ class Gate:
                 f" {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             ) from error
         return found
+
+
+def _unbound(plan: Plan) -> Plan:
+    """A copy that does not say which weights its deltas belong to: they were narrow ones."""
+    own = plan.copy()
+    for entry in own.sites.values():
+        entry.weights = ""
+    return own
 
 
 def relative(got: Tensor, expected: Tensor) -> float:

@@ -13,6 +13,7 @@ from attnpass.batch import call
 from attnpass.errors import MeasureError
 from attnpass.task import load_task
 from attnpass.tuner.measure import gate as module
+from attnpass.tuner.measure.ablation import AblationPlan
 from attnpass.tuner.measure.gate import GATE, Gate, relative
 
 
@@ -46,6 +47,12 @@ def test_rounding_passes_and_another_result_does_not(dtype, form):
     other = outputs(task, Plan.create(task.model, *task.example, form="relu"))
     with pytest.raises(MeasureError, match="expected the compiled plan within"):
         checked.check(plan, task.example, want, other)
+
+
+def test_an_ablation_is_compared_with_itself():
+    task = narrow(torch.bfloat16)
+    plan = AblationPlan.of(Capture(task.model).trace(*task.example).sites)
+    assert relative(outputs(task, plan), Gate(task)._exact(plan, task.example)) < 0.05
 
 
 def test_trained_deltas_are_no_foreign_weights_to_the_copy(warnings_):
